@@ -1,0 +1,208 @@
+"""The configuration of one run, as dataclasses that the command line and the YAML files share."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class DataConfig:
+    """Where images and words come from."""
+
+    shards: str = "demo/shards"
+    """Folder or URL (any fsspec scheme) that holds manifest.json and the tar shards."""
+    words: str = "demo/words.txt"
+    """Word vectors: word2vec .txt or .bin, fastText .vec, GloVe .txt, .npz or .mat."""
+    missing_words: Literal["error", "drop"] = "error"
+    """A class without a word vector stops the run ("error") or is left out ("drop")."""
+    cache: str | None = None
+    """Folder for features of the frozen backbone, shared by runs and safe to delete; by default
+    `features` beside local shards, and `cache` in the storage folder for remote ones."""
+    max_damaged: float = 0.01
+    """Share of unreadable images, in 0..1, above which a run stops."""
+
+
+@dataclass
+class BackboneConfig:
+    """The network θ that turns a patch into features."""
+
+    name: str = "efficientnet-lite0"
+    """efficientnet-lite0, or any torchvision classification model by name."""
+    weights: str = "default"
+    """"default" (the model's own pretrained weights), "none", or a state-dict file."""
+    train: Literal["none", "last", "all"] = "none"
+    """Which part of θ learns. "none" computes features once and trains on the cache."""
+    patch_size: int = 64
+    """Side P of a patch in pixels."""
+    image_size: int = 128
+    """Side in pixels of the whole image that gives the image features for zero-shot learning."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of θ; "auto" takes bfloat16 where the hardware multiplies in it."""
+
+
+@dataclass
+class ModelConfig:
+    """The clustering layer H and what stands before it."""
+
+    num_clusters: int = 150
+    """D_v, the number of visual clusters and the length of a class embedding."""
+    temperature: float = 0.1
+    """τ of a = softmax(cosine / τ); 0.03 to 0.1 work, 1 makes assignments flat."""
+    projection: int = 256
+    """Output size of the PCA that follows θ; 0 leaves features as they are."""
+    train_projection: bool = True
+    """Whether the projection learns after its PCA start."""
+    init: Literal["kmeans", "random"] = "kmeans"
+    """How the cluster prototypes start."""
+    max_points_per_centroid: int = 1000
+    """Patches sampled for each centroid of the k-means."""
+
+
+@dataclass
+class LossConfig:
+    """Weights of the four losses; 0 switches one off."""
+
+    classification: float = 1.0
+    """λ_cls of the cross-entropy of Q a."""
+    semantic: float = 1.0
+    """λ_sem of the distance between S a and the class's word vector."""
+    consistency: float = 0.1
+    """λ_clu of the agreement between a patch and its nearest neighbour in the queue."""
+    entropy: float = 0.5
+    """λ_ent of Σ ā ln ā, which keeps all clusters in use."""
+    queue_size: int = 4096
+    """Patches of recent steps, over all workers, among which neighbours are sought."""
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images in a step, over all workers: changing the workers keeps the optimisation."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of prototypes and projection: AdamW, a short warm-up, cosine to zero."""
+    regressor_learning_rate: float = 3e-2
+    """Peak learning rate of Q and S: far above the prototypes', which otherwise flee the losses
+    of regressors that have not learned yet (fewer clusters in use, less of the classes in them)."""
+    backbone_learning_rate: float = 1e-4
+    """Peak learning rate of the trainable part of θ."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    classes: Literal["seen", "train"] = "seen"
+    """Train on all seen classes, or leave the validation classes out (for a search)."""
+
+
+@dataclass
+class RelationConfig:
+    """How unseen classes follow from seen ones."""
+
+    alpha: float = 0.0
+    """Lower bound of a relation weight: 0 for mixtures, -1 to allow differences."""
+    ridge: float = 1e-8
+    """Tie-break of the quadratic program, relative to the largest eigenvalue."""
+    num_neighbours: int = 5
+    """Seen classes that the weighted average (WAvg) looks at."""
+    eta: float = 5.0
+    """Sharpness of the weighted average."""
+
+
+@dataclass
+class EvaluationConfig:
+    """Zero-shot evaluation."""
+
+    models: list[str] = field(default_factory=lambda: ["eszsl", "sje", "prototype"])
+    """Zero-shot models of the table."""
+    normalise: Literal["none", "l2", "z"] = "z"
+    """What models get: raw embeddings, unit rows, or z-scores over the seen classes."""
+    holdout: float = 0.2
+    """Share of each seen class's training images held out when choosing hyper-parameters."""
+
+
+@dataclass
+class ClusterConfig:
+    """The Ray cluster."""
+
+    address: str | None = None
+    """Ray address; none starts a cluster on this machine (or joins the job's own)."""
+    num_workers: int = 2
+    """Training workers."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """Give every worker a GPU; "auto" does so where the cluster has enough."""
+    cpus_per_worker: float = 1
+    """CPUs a worker reserves."""
+    loader_workers: int = 0
+    """Loader processes of each training worker."""
+    max_failures: int = 3
+    """Restarts after dead workers or nodes before the run gives up."""
+
+
+@dataclass
+class RunConfig:
+    """One training run, from shards to class embeddings and their evaluation."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    relations: RelationConfig = field(default_factory=RelationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    storage: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seed of every random choice."""
+
+
+def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
+    """Field, its value, smallest and largest value allowed."""
+    many = float("inf")
+    loss, training, model = config.loss, config.training, config.model
+    return [
+        ("data.max_damaged", config.data.max_damaged, 0, 1),
+        ("backbone.patch_size", config.backbone.patch_size, 8, 1024),
+        ("backbone.image_size", config.backbone.image_size, 8, 2048),
+        ("model.num_clusters", model.num_clusters, 2, 1_000_000),
+        ("model.temperature", model.temperature, 1e-4, 100),
+        ("model.projection", model.projection, 0, 100_000),
+        ("model.max_points_per_centroid", model.max_points_per_centroid, 1, many),
+        ("loss.classification", loss.classification, 0, many),
+        ("loss.semantic", loss.semantic, 0, many),
+        ("loss.consistency", loss.consistency, 0, many),
+        ("loss.entropy", loss.entropy, 0, many),
+        ("loss.queue_size", loss.queue_size, 1, many),
+        ("training.epochs", training.epochs, 1, many),
+        ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
+        ("training.learning_rate", training.learning_rate, 0, many),
+        ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
+        ("training.backbone_learning_rate", training.backbone_learning_rate, 0, many),
+        ("training.weight_decay", training.weight_decay, 0, many),
+        ("relations.alpha", config.relations.alpha, -1, 1),
+        ("relations.ridge", config.relations.ridge, 1e-15, 1),
+        ("relations.num_neighbours", config.relations.num_neighbours, 1, many),
+        ("relations.eta", config.relations.eta, 0, many),
+        ("evaluation.holdout", config.evaluation.holdout, 0.01, 0.9),
+        ("cluster.num_workers", config.cluster.num_workers, 1, 100_000),
+        ("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 0, many),
+        ("cluster.loader_workers", config.cluster.loader_workers, 0, 1000),
+        ("cluster.max_failures", config.cluster.max_failures, -1, many),
+    ]
+
+
+def validate(config: RunConfig) -> None:
+    """Check every number against its range.
+
+    Raises:
+        ValueError: naming the field, its value and the range.
+    """
+    for name, value, low, high in _bounds(config):
+        if not low <= value <= high:
+            limit = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
+            raise ValueError(f"{name} is {value}; it must be {limit}")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and scalars, ready for YAML or JSON."""
+    return asdict(config)
