@@ -1,0 +1,41 @@
+"""Fixtures that several test files share."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests are small: threads only get in their way
+
+from collections.abc import Iterator
+
+import pytest
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+
+@pytest.fixture(scope="session")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """What each of two gloo workers found, see gloo_workers."""
+    import gloo_workers
+    from safetensors.torch import load_file
+
+    folder = tmp_path_factory.mktemp("workers")
+    spawn(gloo_workers.run, (str(folder),), nprocs=gloo_workers.WORLD)
+    return [load_file(folder / f"worker{rank}.safetensors") for rank in range(gloo_workers.WORLD)]
+
+
+@pytest.fixture(scope="session")
+def one_worker() -> dict[str, Tensor]:
+    """What one worker finds with the joint batch."""
+    import gloo_workers
+
+    return gloo_workers.joint()
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests: starting it costs more than most of them."""
+    from distributed.cluster import ray_cluster
+    from vgse.config import ClusterConfig
+
+    # Four CPUs in name: as many workers as the README's cluster example asks for.
+    with ray_cluster(ClusterConfig(num_workers=4)):
+        yield

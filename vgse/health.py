@@ -1,0 +1,121 @@
+"""How good the clusters are by themselves: what unseen accuracy cannot reveal."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def normalised_mutual_information(contingency: NDArray[np.integer]) -> float:
+    """NMI of two partitions from their contingency table, arithmetic normalisation, in 0..1.
+
+    Args:
+        contingency: counts [classes, clusters].
+
+    Returns:
+        2 I(X; Y) / (H(X) + H(Y)); 0 when both are constant.
+    """
+    joint = contingency / max(1, contingency.sum())
+    rows, columns = joint.sum(1), joint.sum(0)
+    inside = joint > 0
+    information = float(
+        (joint[inside] * np.log(joint[inside] / np.outer(rows, columns)[inside])).sum()
+    )
+    total = _entropy(rows) + _entropy(columns)
+    return max(0.0, 2 * information / total) if total > 0 else 0.0
+
+
+def _entropy(shares: NDArray[np.floating]) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+def nearest_class_mean(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    class_means: NDArray[np.floating],
+    classes: NDArray[np.integer],
+) -> float:
+    """Per-class mean accuracy, in 0..1, of giving each image the class with the nearest mean.
+
+    Args:
+        embeddings: a_n [M, D_v].
+        labels: [M].
+        class_means: [C, D_v].
+        classes: the classes to choose among; images of others are left out.
+
+    Returns:
+        NaN where no image is left.
+    """
+    keep = np.isin(labels, classes)
+    points, truth = embeddings[keep].astype(np.float64), labels[keep]
+    means = class_means[classes].astype(np.float64)
+    distances = (means**2).sum(1) - 2 * points @ means.T  # ‖x‖² does not change the order
+    distances[:, np.isnan(means).any(1)] = np.inf  # classes without images have no mean
+    right = classes[distances.argmin(1)] == truth
+    per_class = [right[truth == c].mean() for c in classes if (truth == c).any()]
+    return float(np.mean(per_class)) if per_class else math.nan
+
+
+def usage(counts: NDArray[np.integer]) -> tuple[int, float]:
+    """Clusters that hold any patch, and the entropy of cluster usage relative to ln D_v (0..1)."""
+    shares = counts / max(1, counts.sum())
+    ceiling = math.log(max(2, len(counts)))
+    return int((counts > 0).sum()), _entropy(shares) / ceiling
+
+
+def findings(
+    metrics: list[dict[str, Any]], num_clusters: int, num_classes: int
+) -> list[dict[str, str]]:
+    """Named causes, each with a sentence that says what to change.
+
+    Args:
+        metrics: the lines of metrics.jsonl, one an epoch.
+        num_clusters: D_v.
+        num_classes: classes that were trained on.
+
+    Returns:
+        A list of {"cause", "sentence"}; empty when nothing is wrong.
+    """
+    if not metrics:
+        return []
+    found: list[dict[str, str]] = []
+
+    def say(cause: str, sentence: str) -> None:
+        found.append({"cause": cause, "sentence": sentence})
+
+    last = metrics[-1]
+    if not math.isfinite(last.get("loss", 0.0)):
+        say(
+            "diverged",
+            f"the loss is {last['loss']} in epoch {last.get('epoch', len(metrics))}: lower "
+            "training.learning_rate, or check that features and word vectors are finite",
+        )
+    if last["used_clusters"] < 0.5 * num_clusters:
+        say(
+            "dead clusters",
+            f"only {last['used_clusters']} of {num_clusters} clusters hold patches: raise "
+            "loss.entropy, lower model.num_clusters, or start from kmeans",
+        )
+    classification = last.get("classification")
+    if len(metrics) > 1 and classification and classification > 0.98 * math.log(num_classes):
+        say(
+            "stuck at ln S",
+            f"the class loss stays at {classification:.2f}, that of guessing among {num_classes} "
+            "classes: lower model.temperature, raise training.learning_rate, or check the labels",
+        )
+    if last["usage_entropy"] < 0.5:
+        say(
+            "uneven clusters",
+            f"cluster usage has {last['usage_entropy']:.0%} of the largest entropy: a few clusters "
+            "take most patches; raise loss.entropy",
+        )
+    stall = last.get("loader_stall", 0.0)
+    if stall > 0.2:
+        say(
+            "slow loading",
+            f"training waited for data {stall:.0%} of the time: raise cluster.loader_workers, or "
+            "bring the shards nearer",
+        )
+    return found
