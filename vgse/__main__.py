@@ -1,0 +1,214 @@
+"""Late stages of a run, without Ray: `python -m vgse relate | evaluate | export | report RUN`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+Normalisation = Literal["none", "l2", "z"]
+
+
+def relate(
+    run: Path,
+    alpha: float | None = None,
+    ridge: float | None = None,
+    num_neighbours: int | None = None,
+    eta: float | None = None,
+) -> None:
+    """Solve the relations of unseen to seen classes anew.
+
+    Rewrites relations.npz, class_embeddings.npz and class_embeddings.safetensors of the run.
+    What is not given comes from the run's config.yaml.
+
+    Args:
+        run: Run folder.
+        alpha: Lower bound of a weight: 0 for mixtures, -1 to allow differences.
+        ridge: Tie-break of the quadratic program, relative to the largest eigenvalue.
+        num_neighbours: Seen classes that the weighted average looks at.
+        eta: Sharpness of the weighted average.
+    """
+    from vgse.config import RelationConfig
+    from vgse.relate import relation_summary
+    from vgse.run_folder import read_config, relate_run
+
+    config = read_config(run, "relations", RelationConfig)
+    _override(config, alpha=alpha, ridge=ridge, num_neighbours=num_neighbours, eta=eta)
+    classes, related = relate_run(run, config)
+    quality = relation_summary(related, config.alpha)
+    print(
+        f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones at alpha = "
+        f"{config.alpha:g}: largest relative gap {quality['max_gap']:.1e}, half of them use "
+        f"{quality['median_support']:.0f} classes or fewer"
+    )
+    print(run / "class_embeddings.npz")
+
+
+def evaluate(
+    run: Path | None = None,
+    embeddings: Path | None = None,
+    features: Path | None = None,
+    splits: Path | None = None,
+    words: str | None = None,
+    models: list[str] | None = None,
+    normalise: Normalisation | None = None,
+    holdout: float | None = None,
+    seed: int = 0,
+    num_seeds: int = 1,
+    out: Path | None = None,
+) -> None:
+    """Print the zero-shot table of a run folder, or of files from elsewhere.
+
+    A run: `evaluate RUN` rewrites its evaluation.json. Others' files: `evaluate --embeddings
+    att_splits.mat --features res101.mat` shows the given embeddings beside random ones. All
+    hyper-parameters are chosen on validation classes, and test images are opened once.
+
+    Args:
+        run: Run folder.
+        embeddings: File of class embeddings from elsewhere: .mat with att, or .npz or .safetensors
+            with class_names and embeddings.
+        features: Image features for them in the form of res101.mat.
+        splits: File in the form of att_splits.mat that holds the splits, if --embeddings does not.
+        words: Word vectors for a further row: word2vec, GloVe, fastText, .npz or .mat.
+        models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae or
+            conse.
+        normalise: Raw embeddings, unit rows, or z-scores over the seen classes.
+        holdout: Share of each seen class's training images held out when choosing.
+        seed: Seed of everything random.
+        num_seeds: Repetitions of what is random; above 1 the file holds mean and std.
+        out: JSON file for the result of others' files.
+    """
+    from vgse.config import EvaluationConfig, RelationConfig
+    from vgse.formats import write_json
+    from vgse.run_folder import evaluate_run, read_config
+    from vgse.zsl.given import evaluate_files
+    from vgse.zsl.show import evaluation_table
+
+    if (run is None) == (embeddings is None):
+        raise ValueError("evaluate needs either a run folder or --embeddings with --features")
+    given = {"models": models, "normalise": normalise, "holdout": holdout}
+    if run is not None:
+        if features or splits or words or out:
+            raise ValueError(
+                "--features, --splits, --words and --out go with --embeddings, not with a run"
+            )
+        config = read_config(run, "evaluation", EvaluationConfig)
+        _override(config, **given)
+        relations = read_config(run, "relations", RelationConfig)
+        evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds)
+        written: Path | None = run / "evaluation.json"
+    else:
+        if embeddings is None or features is None:
+            raise ValueError("--embeddings needs --features, a file in the form of res101.mat")
+        config = _override(EvaluationConfig(), **given)
+        evaluation = evaluate_files(
+            embeddings, features, splits, words, config, seed, num_seeds=num_seeds
+        )
+        written = out
+        if out is not None:
+            write_json(out, evaluation)
+    console = Console()
+    console.print(evaluation_table(evaluation))
+    console.print(evaluation["summary"], highlight=False)
+    if written is not None:
+        print(written)
+
+
+def export(
+    run: Path,
+    out: Path | None = None,
+    normalise: Normalisation = "l2",
+    like: Path | None = None,
+    features: bool = False,
+) -> None:
+    """Write the .mat files that zero-shot code loads.
+
+    VGSE_SMO_splits.mat has the form of att_splits.mat: att and original_att [D x C],
+    allclasses_names and the split fields, which count from 1.
+
+    Args:
+        run: Run folder.
+        out: Folder for the files; the run folder by default.
+        normalise: What att gets; original_att stays raw.
+        like: An att_splits.mat whose class order and split fields are copied, to go with features
+            that you have.
+        features: Also write res101.mat with the run's own image features.
+    """
+    from vgse.run_folder import export_features, export_splits
+
+    if like is not None and features:
+        raise ValueError("--features writes the run's own images, to which --like does not belong")
+    print(export_splits(run, out or run, normalise=normalise, like=like))
+    if features:
+        print(export_features(run, out or run))
+
+
+def report(run: Path) -> None:
+    """Write report.html, one file with all pictures in it.
+
+    Args:
+        run: Run folder.
+    """
+    from vgse.report import write_report
+
+    print(write_report(run))
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "relate": relate,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+}
+
+
+def _override(config: Any, **values: Any) -> Any:
+    """Sets the fields of `config` that were given on the command line."""
+    for name, value in values.items():
+        if value is not None:
+            setattr(config, name, value)
+    return config
+
+
+def make_parser() -> ArgumentParser:
+    """The command line: one subcommand a stage."""
+    parser = ArgumentParser(
+        prog="python -m vgse",
+        description="Late stages of a run, from its folder and without Ray.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, function in _COMMANDS.items():
+        description, _, _ = (function.__doc__ or "").partition("Args:")
+        command = ArgumentParser(description=" ".join(description.split()), allow_abbrev=False)
+        optional = name == "evaluate"
+        command.add_argument(
+            "run",
+            type=Path | None if optional else Path,
+            nargs="?" if optional else None,
+            metavar="RUN",
+            help="Run folder.",
+        )
+        flags = {"features"} if name == "export" else set()
+        command.add_function_arguments(function, as_group=False, skip={"run", *flags})
+        if flags:  # a flag without a value, which signatures cannot say
+            command.add_argument("--features", action="store_true", help="Also write res101.mat.")
+        commands.add_subcommand(name, command, help=description.strip().splitlines()[0])
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    options = make_parser().parse_args(arguments)
+    try:
+        _COMMANDS[options.command](**vars(options[options.command]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
