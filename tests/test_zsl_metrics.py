@@ -1,0 +1,73 @@
+"""Metrics against counts by hand and against brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vgse.zsl.metrics import (
+    GeneralisedScores,
+    best_gamma,
+    calibrated_stacking,
+    harmonic_mean,
+    per_class_top1,
+)
+
+
+def test_per_class_top1_is_a_mean_over_classes_and_not_over_images():
+    labels = [0, 0, 0, 0, 1, 1, 3]
+    predictions = [0, 0, 0, 1, 1, 0, 3]
+    assert per_class_top1(predictions, labels) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+
+
+def test_a_class_without_images_does_not_count():
+    assert per_class_top1([5, 5], [5, 5]) == 1
+
+
+def test_per_class_top1_refuses_an_empty_split():
+    with pytest.raises(ValueError, match="empty"):
+        per_class_top1([], [])
+
+
+def test_harmonic_mean_by_hand():
+    assert harmonic_mean(0.6, 0.3) == pytest.approx(0.4)
+    assert harmonic_mean(0.6, 0.0) == 0
+    assert harmonic_mean(0.0, 0.0) == 0
+
+
+def _scores(rng: np.random.Generator, num_seen: int, num_unseen: int, images: int, scale: float):
+    total = num_seen + num_unseen
+    labels_seen = rng.integers(0, num_seen, images)
+    labels_unseen = rng.integers(num_seen, total, images)
+    of_seen, of_unseen = scale * rng.normal(size=(2, images, total))
+    of_seen[np.arange(images), labels_seen] += scale
+    of_unseen[np.arange(images), labels_unseen] += scale
+    of_unseen[:, :num_seen] += scale  # the usual bias towards seen classes
+    return GeneralisedScores(of_seen, of_unseen, labels_seen, labels_unseen, num_seen)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1e-4, 1.0, 1e4]))
+def test_the_chosen_gamma_is_the_best_of_a_dense_grid_at_any_scale(seed, scale):
+    scores = _scores(np.random.default_rng(seed), 4, 3, 25, scale)
+    gamma, best = best_gamma(scores)
+    grid = [calibrated_stacking(scores, g) for g in np.linspace(-8, 8, 4001) * scale]
+    assert best == calibrated_stacking(scores, gamma)
+    assert best.harmonic_mean >= max(g.harmonic_mean for g in grid) - 1e-12
+
+
+def test_calibration_helps_where_scores_lean_towards_seen_classes():
+    scores = _scores(np.random.default_rng(0), 6, 4, 400, 1.0)
+    gamma, best = best_gamma(scores)
+    plain = calibrated_stacking(scores, 0.0)
+    assert gamma > 0.3
+    assert best.harmonic_mean > plain.harmonic_mean + 0.02
+
+
+def test_equal_scores_do_not_hide_a_gamma():
+    constant = np.ones((6, 4))
+    labels = np.array([0, 0, 1, 1, 0, 1])
+    scores = GeneralisedScores(constant, constant, labels, labels + 2, 2)
+    gamma, best = best_gamma(scores)
+    assert np.isfinite(gamma)
+    assert best.harmonic_mean == 0

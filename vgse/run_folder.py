@@ -1,0 +1,200 @@
+"""The late stages of a run, from its folder alone: relate, evaluate, export."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from vgse.config import EvaluationConfig, RelationConfig
+from vgse.formats import (
+    ClassEmbeddings,
+    Indices,
+    read_arrays,
+    read_npz,
+    write_arrays,
+    write_json,
+    write_npz,
+    write_safetensors,
+)
+from vgse.relate import Related, predict_unseen, relate, relation_arrays, relation_summary
+from vgse.xlsa17 import (
+    AttSplits,
+    read_att_splits,
+    split_locations,
+    write_att_splits,
+    write_res101,
+)
+from vgse.zsl.data import ZslData, with_validation
+from vgse.zsl.summary import summary_sentence
+from vgse.zsl.table import evaluate
+
+SPLITS = ("train", "test_seen", "test_unseen")
+
+_Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """One row an image of a run."""
+
+    features: NDArray[np.float16]  # [M, D_f] of whole images
+    labels: Indices  # [M] into class_names
+    split: NDArray[np.uint8]  # [M] into SPLITS
+    keys: list[str]
+    assignments: NDArray[np.float16]  # [M, D_v] mean over an image's patches
+
+
+def write_image_features(run: Path, images: ImageFeatures) -> None:
+    """Writes image_features.npz."""
+    write_arrays(
+        run / "image_features.npz",
+        {
+            "features": np.asarray(images.features, np.float16),
+            "labels": np.asarray(images.labels, np.int64),
+            "split": np.asarray(images.split, np.uint8),
+            "split_names": np.array(SPLITS),
+            "keys": np.array(images.keys),
+            "assignments": np.asarray(images.assignments, np.float16),
+        },
+    )
+
+
+def read_image_features(run: Path) -> ImageFeatures:
+    """Reads image_features.npz; ValueError where it is missing or damaged."""
+    path = run / "image_features.npz"
+    arrays = read_arrays(path, "features", "labels", "split", "split_names", "keys", "assignments")
+    names = [str(name) for name in arrays.pop("split_names")]
+    unknown = sorted(set(names) - set(SPLITS))
+    if unknown:
+        raise ValueError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
+    order = np.array([SPLITS.index(name) for name in names], np.uint8)
+    keys = [str(key) for key in arrays.pop("keys")]
+    return ImageFeatures(**{**arrays, "split": order[arrays["split"]]}, keys=keys)
+
+
+def write_classes(run: Path, classes: ClassEmbeddings, related: Related) -> None:
+    """Writes class_embeddings.npz, class_embeddings.safetensors and relations.npz."""
+    write_npz(run / "class_embeddings.npz", classes)
+    write_safetensors(run / "class_embeddings.safetensors", classes)
+    write_arrays(run / "relations.npz", relation_arrays(classes, related))
+
+
+def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
+    """The evaluation's data; images of classes without a role are left out."""
+    known = np.isin(images.labels, np.concatenate([classes.seen, classes.unseen]))
+    train, test_seen, test_unseen = (
+        np.flatnonzero(known & (images.split == SPLITS.index(name))) for name in SPLITS
+    )
+    return ZslData(
+        images.features.astype(np.float32),
+        images.labels,
+        train,
+        test_seen,
+        test_unseen,
+        classes.class_names,
+        classes.seen,
+        classes.unseen,
+        classes.val,
+    )
+
+
+def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
+    """One section of the run's config.yaml as `kind`; its defaults where there is no file."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return kind()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        given = content.get(section, {})
+        unknown = sorted(set(given) - {field.name for field in fields(kind)})
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if unknown:
+        raise ValueError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
+    return kind(**given)
+
+
+def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related]:
+    """Solves the relations anew and rewrites class_embeddings.* and relations.npz."""
+    classes = read_npz(run / "class_embeddings.npz")
+    related = relate(classes.word_vectors, classes.seen, classes.unseen, config)
+    own = classes.own_embeddings
+    embeddings = predict_unseen(own, related, classes.seen, classes.unseen)
+    classes = replace(classes, embeddings=embeddings)
+    write_classes(run, classes, related)
+    return classes, related
+
+
+def evaluate_run(
+    run: Path,
+    config: EvaluationConfig,
+    relations: RelationConfig,
+    seed: int,
+    *,
+    num_seeds: int = 1,
+    clusters: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run folder and writes its evaluation.json.
+
+    `clusters` are the measures of the clusters; without them those of the file that is there stay.
+    """
+    path = run / "evaluation.json"
+    classes = read_npz(run / "class_embeddings.npz")
+    data = with_validation(zsl_data_of(classes, read_image_features(run)))
+    words = classes.word_vectors.astype(np.float64)
+    evaluation = evaluate(
+        data, classes.own_embeddings, words, config, relations, seed, num_seeds=num_seeds
+    )
+    if clusters is None and path.is_file():
+        try:
+            clusters = json.loads(path.read_text(encoding="utf-8")).get("clusters")
+        except (json.JSONDecodeError, AttributeError):
+            raise ValueError(f"{path}: is no evaluation; remove it") from None
+    if clusters:
+        evaluation["clusters"] = clusters
+    related = relate(words, data.seen, data.unseen, relations)
+    evaluation["relations"] = relation_summary(related, relations.alpha)
+    evaluation["summary"] = summary_sentence(evaluation)
+    write_json(path, evaluation)
+    return evaluation
+
+
+def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | None = None) -> Path:
+    """Writes VGSE_SMO_splits.mat into the folder `out` and returns its path.
+
+    `normalise` is what `att` gets (`original_att` stays raw). With `like`, an att_splits.mat, the
+    classes stand in its order and its split fields are copied, so that the file goes with the
+    features it was made for; without, the splits index the rows of image_features.npz.
+    """
+    classes = read_npz(run / "class_embeddings.npz")
+    if like is None:
+        locations = split_locations(zsl_data_of(classes, read_image_features(run)))
+        names, order = classes.class_names, np.arange(len(classes.class_names))
+    else:
+        given = read_att_splits(like)
+        names, locations = given.class_names, given.locations
+        missing = sorted(set(names) - set(classes.class_names))
+        if missing:
+            raise ValueError(
+                f"{like}: {len(missing)} of its classes are not in {run}, such as {missing[0]}; "
+                "give the split file of the data that the run was trained on"
+            )
+        order = np.array([classes.class_names.index(name) for name in names])
+    # MATLAB code fails on NaN, which marks classes that were left out.
+    att = np.nan_to_num(classes.normalised(normalise)[order].astype(np.float64))
+    raw = np.nan_to_num(classes.embeddings[order].astype(np.float64))
+    path = out / "VGSE_SMO_splits.mat"
+    write_att_splits(path, AttSplits(names, att, raw, locations))
+    return path
+
+
+def export_features(run: Path, out: Path) -> Path:
+    """Writes the image features as res101.mat into the folder `out` and returns its path."""
+    images = read_image_features(run)
+    path = out / "res101.mat"
+    write_res101(path, images.features, images.labels, images.keys)
+    return path

@@ -1,0 +1,184 @@
+"""The .mat files that zero-shot code loads: att_splits.mat and res101.mat of Xian et al.
+
+Indices and labels in the files count from 1; everything here counts from 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from vgse.formats import Indices, written_whole
+from vgse.zsl.data import ZslData
+
+LOCATIONS = ("trainval_loc", "train_loc", "val_loc", "test_seen_loc", "test_unseen_loc")
+_MAX_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class AttSplits:
+    """An att_splits.mat, with indices into the images of the res101.mat beside it."""
+
+    class_names: list[str]
+    att: NDArray[np.float64]  # [C, D] as models get it, in xlsa17 at unit length
+    original_att: NDArray[np.float64]  # [C, D]
+    locations: dict[str, Indices]  # the five LOCATIONS
+
+
+def split_locations(data: ZslData) -> dict[str, Indices]:
+    """The five LOCATIONS of `data`: train_loc and val_loc hold different classes."""
+    is_val = np.isin(data.labels[data.train], data.val)
+    return {
+        "trainval_loc": data.train,
+        "train_loc": data.train[~is_val],
+        "val_loc": data.train[is_val],
+        "test_seen_loc": data.test_seen,
+        "test_unseen_loc": data.test_unseen,
+    }
+
+
+def write_att_splits(path: Path, splits: AttSplits) -> None:
+    """Writes att and original_att [D, C] as float64, allclasses_names [C, 1] and the splits."""
+    content: dict[str, Any] = {
+        "att": np.ascontiguousarray(splits.att.T, np.float64),
+        "original_att": np.ascontiguousarray(splits.original_att.T, np.float64),
+        "allclasses_names": _cells(splits.class_names),
+    }
+    # int32 indexes arrays and becomes a tensor in every version of numpy and torch.
+    for name in LOCATIONS:
+        content[name] = (splits.locations[name] + 1).astype(np.int32)[:, None]
+    _save(path, content)
+
+
+def write_res101(
+    path: Path, features: NDArray[np.floating], labels: Indices, image_files: Sequence[str]
+) -> None:
+    """Writes features [D_f, M] as float32, labels [M, 1] and image_files [M, 1].
+
+    `features` are [M, D_f]. Raises ValueError where they do not fit the format's 2 GB.
+    """
+    if features.size * 4 > _MAX_BYTES:
+        raise ValueError(
+            f"{path}: {features.shape[0]} x {features.shape[1]} features exceed the 2 GB of a .mat "
+            "array; use image_features.npz"
+        )
+    _save(
+        path,
+        {
+            "features": np.asarray(features, np.float32).T,
+            "labels": (labels + 1).astype(np.int32)[:, None],
+            "image_files": _cells(image_files),
+        },
+    )
+
+
+def read_att_splits(path: Path) -> AttSplits:
+    """An att_splits.mat; train_loc and val_loc may be missing and are empty then."""
+    mat = _load(path, "att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
+    names = _texts(mat["allclasses_names"])
+    att = _finite(mat["att"], f"{path}: att").T
+    if len(att) != len(names):
+        raise ValueError(
+            f"{path}: att has {len(att)} columns, but allclasses_names holds {len(names)}: "
+            "att is [dimensions x classes]"
+        )
+    original = np.asarray(mat.get("original_att", mat["att"]), np.float64).T
+    locations = {name: _indices(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
+    return AttSplits(names, att, original, locations)
+
+
+def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
+    """Features [M, D_f], labels [M] from 0 and image_files ([] where there are none)."""
+    mat = _load(path, "features", "labels")
+    features = np.ascontiguousarray(mat["features"].T, np.float32)
+    labels = _indices(mat["labels"], f"{path}: labels")
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"{path}: features have {len(features)} columns, but there are {len(labels)} labels: "
+            "features is [dimensions x images]"
+        )
+    files = _texts(mat["image_files"]) if "image_files" in mat else []
+    return features, labels, files
+
+
+def zsl_data(features: NDArray[np.float32], labels: Indices, splits: AttSplits) -> ZslData:
+    """The protocol's data: seen are the classes of trainval_loc, val those only in val_loc.
+
+    Raises ValueError where the two files contradict each other.
+    """
+    at = splits.locations
+    for name, images in at.items():
+        if len(images) and not 0 <= images.min() <= images.max() < len(labels):
+            raise ValueError(
+                f"{name} reaches image {images.max() + 1}, but there are features of "
+                f"{len(labels)}: the two files belong to different data"
+            )
+    return ZslData(
+        features,
+        labels,
+        at["trainval_loc"],
+        at["test_seen_loc"],
+        at["test_unseen_loc"],
+        splits.class_names,
+        np.unique(labels[at["trainval_loc"]]),
+        np.unique(labels[at["test_unseen_loc"]]),
+        np.setdiff1d(labels[at["val_loc"]], labels[at["train_loc"]]),
+    )
+
+
+def _cells(texts: Sequence[str]) -> NDArray[np.object_]:
+    cells = np.empty((len(texts), 1), object)
+    cells[:, 0] = texts
+    return cells
+
+
+def _texts(cells: NDArray[Any]) -> list[str]:
+    texts = []
+    for cell in np.ravel(cells):
+        text = cell
+        while isinstance(text, np.ndarray):  # a cell holds an array that holds a string
+            text = text.ravel()[0] if text.size else ""
+        texts.append(str(text).strip())
+    return texts
+
+
+def _finite(array: NDArray[Any], where: str) -> NDArray[np.float64]:
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{where} is no matrix of numbers")
+    values = np.asarray(array, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} holds NaN or infinity; leave those classes out")
+    return values
+
+
+def _indices(array: Any, where: str) -> Indices:
+    indices = np.asarray(array).ravel().astype(np.int64) - 1
+    if len(indices) and indices.min() < 0:
+        raise ValueError(f"{where} holds 0; indices count from 1 in this format")
+    return indices
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    with written_whole(path) as stream:
+        # The stubs know paths only; scipy takes open files, and writes no other name then.
+        scipy.io.savemat(stream, content, do_compression=True)  # type: ignore[arg-type]
+
+
+def _load(path: Path, *needed: str) -> dict[str, Any]:
+    try:
+        mat: dict[str, Any] = scipy.io.loadmat(str(path), appendmat=False)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except NotImplementedError:
+        raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with -v7") from None
+    except Exception as error:  # scipy raises many kinds on damaged files
+        raise ValueError(f"{path}: is no readable .mat file ({error})") from None
+    missing = [name for name in needed if name not in mat]
+    if missing:
+        there = ", ".join(name for name in mat if not name.startswith("__"))
+        raise ValueError(f"{path}: holds no {', '.join(missing)}, only {there}")
+    return mat

@@ -1,0 +1,1 @@
+"""Zero-shot evaluation of class embeddings on frozen image features."""

@@ -1,0 +1,82 @@
+"""Image features as zero-shot models get them: unit length, centred, in their principal axes.
+
+Turning features into the axes of XᵀX changes no model here (all of them are invariant to
+rotations), and makes XᵀX diagonal: one eigendecomposition a split serves every ridge of every
+row of the table.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Features = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+_BLOCK = 4096
+_NO_VARIANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Centre and principal axes of the training images' unit-length features."""
+
+    mean: Features  # [D_f]
+    rotation: Features  # [D_f, D], D ≤ D_f: axes without variance are left out
+
+    def transform(self, features: Features) -> Features:
+        """[M, D]: rows of `features` [M, D_f] at unit length, minus the mean, in the axes."""
+        out = np.empty((len(features), self.rotation.shape[1]), np.float32)
+        for start in range(0, len(features), _BLOCK):
+            block = unit_rows(features[start : start + _BLOCK]) - self.mean
+            out[start : start + _BLOCK] = block @ self.rotation
+        return out
+
+
+def unit_rows(rows: NDArray[np.floating]) -> Features:
+    """`rows` [M, D] as float32 at Euclidean length 1; a row of zeros stays."""
+    rows = np.asarray(rows, np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    return np.asarray(rows / lengths, np.float32)
+
+
+def principal_axes(features: Features) -> Axes:
+    """The axes of the training images `features` [M, D_f], the largest variance first."""
+    size = features.shape[1]
+    total, gram = np.zeros(size), np.zeros((size, size))
+    for start in range(0, len(features), _BLOCK):
+        block = unit_rows(features[start : start + _BLOCK])
+        total += block.sum(0, dtype=np.float64)
+        gram += block.T @ block
+    mean = total / len(features)
+    values, vectors = np.linalg.eigh(gram / len(features) - np.outer(mean, mean))
+    kept = values > _NO_VARIANCE * max(values[-1], 1e-30)
+    rotation = np.ascontiguousarray(vectors[:, kept][:, ::-1], np.float32)
+    return Axes(mean.astype(np.float32), rotation)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a model learns from, besides class embeddings.
+
+    `labels` count the split's seen classes from 0 in the order of the embeddings' rows.
+    """
+
+    features: Features  # [M, D], columns orthogonal to each other
+    labels: Indices  # [M] in 0..S-1
+    spectrum: NDArray[np.float64]  # [D] the diagonal of XᵀX
+    class_sums: NDArray[np.float64]  # [S, D] sum of the features of each class
+    counts: Indices  # [S] images of each class
+
+
+def training_set(features: Features, labels: Indices, num_classes: int) -> Training:
+    """Sums over `features` [M, D], which come from `Axes.transform` of training images."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=num_classes)
+    sums = np.zeros((num_classes, features.shape[1]))
+    ends = np.cumsum(counts)
+    for label, (start, end) in enumerate(zip(ends - counts, ends, strict=True)):
+        sums[label] = features[order[start:end]].sum(0, dtype=np.float64)
+    spectrum = np.einsum("md,md->d", features, features, dtype=np.float64)
+    return Training(features, labels, spectrum, sums, counts)

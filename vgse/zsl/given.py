@@ -1,0 +1,71 @@
+"""The table for class embeddings, features and splits that others made."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgse.config import EvaluationConfig
+from vgse.formats import read_arrays, read_safetensors
+from vgse.words import load_word_vectors, normalise_words, words_of
+from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
+from vgse.zsl.data import with_validation
+from vgse.zsl.table import evaluate_given
+
+
+def evaluate_files(
+    embeddings: Path,
+    features: Path,
+    splits: Path | None,
+    words: str | None,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """The table of `embeddings` on the images of `features`; see `evaluate_given`.
+
+    `embeddings` is a .mat like att_splits.mat, or an .npz or .safetensors file with class_names
+    and embeddings; the latter two need `splits`, an att_splits.mat whose class order counts.
+    Where the splits name no validation classes, a seeded fifth of the seen classes is taken.
+    """
+    if splits is None and embeddings.suffix != ".mat":
+        raise ValueError(f"{embeddings} holds no splits; give an att_splits.mat with --splits")
+    protocol = read_att_splits(splits or embeddings)
+    image_features, labels, _ = read_res101(features)
+    try:
+        data = zsl_data(image_features, labels, protocol)
+    except ValueError as error:
+        raise ValueError(f"{features} and {splits or embeddings}: {error}") from None
+    data = with_validation(data, seed=seed)
+    names = protocol.class_names
+    rows = protocol.att if splits is None else _rows_by_name(embeddings, names)
+    vectors = None
+    if words is not None:
+        found = load_word_vectors(words, {name: words_of(name) for name in names})
+        vectors = normalise_words(found.vectors, data.seen)
+    return evaluate_given(data, rows, vectors, config, seed, num_seeds=num_seeds)
+
+
+def _rows_by_name(path: Path, class_names: list[str]) -> NDArray[np.floating]:
+    """[C, D] rows of the file in the order of `class_names`."""
+    if path.suffix == ".mat":
+        given = read_att_splits(path)
+        names, rows = given.class_names, given.att
+    elif path.suffix == ".safetensors":
+        classes = read_safetensors(path)
+        names, rows = classes.class_names, classes.embeddings.astype(np.float64)
+    elif path.suffix == ".npz":
+        arrays = read_arrays(path, "class_names", "embeddings")
+        names, rows = [str(name) for name in arrays["class_names"]], arrays["embeddings"]
+    else:
+        raise ValueError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
+    position = {name: index for index, name in enumerate(names)}
+    missing = [name for name in class_names if name not in position]
+    if missing:
+        raise ValueError(
+            f"{path}: no embedding for {len(missing)} of {len(class_names)} classes: "
+            + ", ".join(missing[:20])
+        )
+    return rows[[position[name] for name in class_names]]

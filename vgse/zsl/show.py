@@ -1,0 +1,51 @@
+"""The zero-shot table for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from vgse.zsl.models import MODELS
+
+_MAX_MODELS = 4
+
+
+def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) -> Table:
+    """The rows of evaluation.json in percent: T1 of each model, then u, s and H of `model`.
+
+    Without `model` the one whose VGSE-SMO row (or last row) did best on validation is taken.
+    At most four models get a column, so that the table fits 100 columns.
+    """
+    names = evaluation["models"][:_MAX_MODELS]
+    rows = evaluation["rows"]
+    model = model or _best_on_validation(rows, evaluation["models"])
+    table = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        caption=f"percent, mean over classes; T1: unseen classes among themselves "
+        f"(chance {100 * evaluation['chance']:.1f}); u, s, H: among all classes, {_label(model)}",
+        caption_justify="left",
+    )
+    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=36)
+    for name in names:
+        table.add_column(f"{_label(name)}\nT1", justify="right", no_wrap=True, min_width=5)
+    for symbol in ("u", "s", "H"):
+        table.add_column(symbol, justify="right", no_wrap=True, min_width=4)
+    for index, row in enumerate(rows):
+        results = row["results"]
+        chosen = results[model]
+        cells = [f"{100 * results[name]['zsl']:.1f}" for name in names]
+        cells += [f"{100 * chosen[key]:.1f}" for key in ("unseen", "seen", "harmonic_mean")]
+        last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
+        table.add_row(row["label"], *cells, end_section=last)
+    return table
+
+
+def _label(model: str) -> str:
+    return MODELS[model].label if model in MODELS else model
+
+
+def _best_on_validation(rows: list[Mapping[str, Any]], models: list[str]) -> str:
+    row = next((row for row in rows if row["name"] == "smo"), rows[-1])
+    return max(models, key=lambda name: row["results"][name]["val_harmonic_mean"])

@@ -1,0 +1,206 @@
+"""The zero-shot table: every choice on validation classes, then every row on the test images."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgse.config import EvaluationConfig, RelationConfig
+from vgse.zsl.bilinear import Embeddings
+from vgse.zsl.data import TestGuard, ZslData
+from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
+from vgse.zsl.models import Model, find_model
+from vgse.zsl.rows import Row, RowInputs, assembled, given_rows, table_rows
+from vgse.zsl.select import Choice, choose, final_result
+from vgse.zsl.summary import summary_sentence
+
+_SEEDED_ROWS = ("random", "permuted")
+
+
+def evaluate(
+    data: ZslData,
+    own_embeddings: NDArray[np.floating],
+    word_vectors: NDArray[np.floating],
+    config: EvaluationConfig,
+    relations: RelationConfig,
+    seed: int,
+    *,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """The default table: baselines, VGSE by each relation, controls and oracles.
+
+    Args:
+        data: features, labels and splits; `data.val` must name some seen classes.
+        own_embeddings: [C, D_v], every class from its own images.
+        word_vectors: [C, D_w], centred and at unit length.
+        config: models, normalisation and the share held out.
+        relations: how SMO and WAvg are solved.
+        seed: seed of random rows, permutations, held-out images and stochastic models.
+        num_seeds: repetitions of whatever is random, with seeds `seed`, `seed + 1`, …; above 1
+            each result is a mean and holds `std`, its standard deviation over the seeds.
+
+    Returns:
+        The contents of evaluation.json without its keys `clusters` and `relations`; whoever adds
+        them calls `summary_sentence` again. All accuracies lie in 0..1.
+    """
+    rows = table_rows(relations, seed)
+    return evaluate_rows(
+        data, rows, own_embeddings, word_vectors, config, seed, relations, num_seeds
+    )
+
+
+def evaluate_given(
+    data: ZslData,
+    embeddings: NDArray[np.floating],
+    word_vectors: NDArray[np.floating] | None,
+    config: EvaluationConfig,
+    seed: int,
+    *,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """The table of class embeddings [C, D_e] from elsewhere, beside random vectors and words."""
+    rows = given_rows(word_vectors is not None, seed)
+    return evaluate_rows(data, rows, embeddings, word_vectors, config, seed, None, num_seeds)
+
+
+def evaluate_rows(
+    data: ZslData,
+    rows: list[Row],
+    own: NDArray[np.floating],
+    words: NDArray[np.floating] | None,
+    config: EvaluationConfig,
+    seed: int,
+    relations: RelationConfig | None = None,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """Evaluates `rows`; `evaluate` and `evaluate_given` say what the arguments hold."""
+    models = [find_model(name) for name in config.models]
+    if not models:
+        raise ValueError("evaluation.models is empty: name at least one, such as eszsl")
+    _check_shapes(data, own, words)
+    guard = TestGuard(data)
+
+    fold = validation_fold(data, config.holdout, seed)
+    prepared = prepare(data, fold)
+    inputs = _inputs(data, fold, own, words)
+    choices = {
+        (row.name, model.name): choose(
+            model, prepared, _embeddings(row, inputs, fold, data, config), seed
+        )
+        for row in rows
+        for model in models
+    }
+    guard.note(
+        f"{len(choices)} choices of hyper-parameters on {len(fold.unseen)} validation classes"
+    )
+
+    fold = final_fold(data, guard.open("final table"))
+    prepared = prepare(data, fold)
+    inputs = _inputs(data, fold, own, words)
+    evaluation: dict[str, Any] = {
+        "version": 1,
+        "chance": 1 / len(fold.unseen),
+        "models": list(config.models),
+        "rows": [],
+        "protocol": {
+            "normalise": config.normalise,
+            "holdout": config.holdout,
+            "validation_classes": [data.class_names[c] for c in np.sort(data.val)],
+            "num_seeds": num_seeds,
+        },
+        "test_opened": guard.log,
+    }
+    for row in rows:
+        variants = [row]
+        if row.name in _SEEDED_ROWS and num_seeds > 1:
+            variants += [_reseeded(row, relations, seed + i) for i in range(1, num_seeds)]
+        embeddings = [_embeddings(r, inputs, fold, data, config) for r in variants]
+        evaluation["rows"].append(
+            {
+                "name": row.name,
+                "label": row.label,
+                "group": row.group,
+                "dimension": embeddings[0].shape[1],
+                "results": {
+                    model.name: _result(
+                        model, prepared, embeddings, choices[row.name, model.name], seed, num_seeds
+                    )
+                    for model in models
+                },
+            }
+        )
+    evaluation["summary"] = summary_sentence(evaluation)
+    return evaluation
+
+
+def _check_shapes(
+    data: ZslData, own: NDArray[np.floating], words: NDArray[np.floating] | None
+) -> None:
+    for name, array in (("class embeddings", own), ("word vectors", words)):
+        if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
+            raise ValueError(
+                f"{name} have the shape {array.shape}, but there are {len(data.class_names)} "
+                "classes: give one row a class, in the order of the class names"
+            )
+
+
+def _inputs(
+    data: ZslData, fold: Fold, own: NDArray[np.floating], words: NDArray[np.floating] | None
+) -> RowInputs:
+    """What rows may look at in `fold`: classes outside of it are NaN."""
+    images = np.concatenate([fold.train, fold.test_unseen])
+    outside = np.setdiff1d(np.arange(len(data.class_names)), np.union1d(fold.seen, fold.unseen))
+    hidden = []
+    for array in (own, words):
+        copy = None if array is None else np.array(array, np.float64)
+        if copy is not None:
+            copy[outside] = np.nan
+        hidden.append(copy)
+    assert hidden[0] is not None
+    means = class_means(data.features, data.labels, images, len(data.class_names))
+    return RowInputs(hidden[0], hidden[1], means)
+
+
+def _embeddings(
+    row: Row, inputs: RowInputs, fold: Fold, data: ZslData, config: EvaluationConfig
+) -> Embeddings:
+    blocks = row.embed(inputs, fold.seen, fold.unseen)
+    bad = ~np.isfinite(np.concatenate(blocks, axis=1)).all(axis=1)
+    if bad.any():
+        missing = np.concatenate([fold.seen, fold.unseen])[bad]
+        names = ", ".join(data.class_names[c] for c in missing[:5])
+        raise ValueError(
+            f"row {row.name!r}: no finite embedding for {names}: "
+            "give these classes images and word vectors, or leave them out"
+        )
+    return assembled(blocks, len(fold.seen), config.normalise)
+
+
+def _reseeded(row: Row, relations: RelationConfig | None, seed: int) -> Row:
+    rows = given_rows(False, seed) if relations is None else table_rows(relations, seed)
+    return next(other for other in rows if other.name == row.name)
+
+
+def _result(
+    model: Model,
+    fold: PreparedFold,
+    embeddings: list[Embeddings],
+    choice: Choice,
+    seed: int,
+    num_seeds: int,
+) -> dict[str, Any]:
+    """One cell of evaluation.json; repeats over seeds where the row or the model is random."""
+    repeats = num_seeds if model.stochastic or len(embeddings) > 1 else 1
+    runs = [
+        asdict(final_result(model, fold, embeddings[i % len(embeddings)], choice, seed + i))
+        for i in range(repeats)
+    ]
+    result: dict[str, Any] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+    if num_seeds > 1:
+        result["std"] = {key: float(np.std([run[key] for run in runs])) for key in runs[0]}
+    return result | {
+        "params": choice.params,
+        "val_zsl": choice.val_zsl,
+        "val_harmonic_mean": choice.val_harmonic_mean,
+    }
