@@ -1,0 +1,132 @@
+"""python -m shards pack | check."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jsonargparse
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from shards.config import PackConfig
+from shards.entries import SPLITS
+from shards.manifest import Manifest
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """The command line: `pack` takes the fields of PackConfig, `check` a folder or URL."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m shards", description="Image folders to tar shards, and their check."
+    )
+    pack = jsonargparse.ArgumentParser(
+        description="Turn a folder of images into tar shards with patch boxes and a manifest. "
+        "Can be stopped and started again: finished shards are kept."
+    )
+    pack.add_argument("--config", action="config", help="YAML file with any of these options.")
+    pack.add_class_arguments(PackConfig)
+    check = jsonargparse.ArgumentParser(
+        description="Read every shard and say what is wrong; exit code 1 if anything is. "
+        "Draws some pictures with their boxes into check.png."
+    )
+    check.add_argument("folder", type=str, help="Folder or URL with manifest.json.")
+    check.add_argument("--picture", type=str | None, help="Where to draw; default DIR/check.png.")
+    check.add_argument("--workers", type=int | None, help="Processes; default one a core.")
+    commands = parser.add_subcommands()
+    commands.add_subcommand("pack", pack, help="images to shards")
+    commands.add_subcommand("check", check, help="are the shards sound?")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns 0, 1 (check found damage) or 2 (one line on stderr says why)."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.subcommand == "pack":
+            return _pack(options.pack)
+        return _check(options.check)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _pack(options: jsonargparse.Namespace) -> int:
+    from shards.pack import Progress, pack
+    from shards.run import choose
+
+    values = options.as_dict()
+    values.pop("config", None)
+    config = PackConfig(**values)
+    columns = (
+        TextColumn("packing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images, {task.fields[damaged]} damaged,"),
+        TimeRemainingColumn(),
+    )
+    console = Console()
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("pack", total=None, damaged=0)
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task, total=progress.total, completed=progress.done, damaged=progress.damaged
+            )
+
+        manifest = pack(config, run=choose(config.workers, config.ray), on_progress=show)
+    console.print(_table(manifest))
+    for line in manifest.damaged[:10]:
+        console.print(f"left out: {line}", markup=False)
+    console.print(f"{Path(manifest.url, 'manifest.json')}", markup=False)
+    return 0
+
+
+def _check(options: jsonargparse.Namespace) -> int:
+    from shards.check import check, draw_samples
+    from shards.manifest import load_manifest
+    from shards.run import choose
+    from shards.storage import is_remote
+
+    manifest = load_manifest(options.folder, check_files=False)
+    found = check(manifest, run=choose(options.workers))
+    console = Console()
+    console.print(_table(manifest))
+    for problem in found:
+        console.print(problem, markup=False, soft_wrap=True)
+    local = None if is_remote(manifest.url) else str(Path(manifest.url, "check.png"))
+    picture = options.picture or local
+    if picture and not found:
+        console.print(f"boxes drawn in {draw_samples(manifest, picture)}", markup=False)
+    console.print("sound" if not found else f"{len(found)} problems")
+    return 1 if found else 0
+
+
+def _table(manifest: Manifest) -> Table:
+    table = Table(title=f"{manifest.source}: {len(manifest.classes)} classes")
+    for column in ("split", "classes", "images", "fewest", "most", "shards", "MB"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in SPLITS:
+        shards = manifest.shards_of(split)
+        counts: Counter[str] = Counter()
+        for shard in shards:
+            counts.update(shard.class_counts)
+        megabytes = sum(shard.bytes for shard in shards) / 1e6
+        numbers = [len(counts), counts.total(), min(counts.values(), default=0)]
+        numbers += [max(counts.values(), default=0), len(shards)]
+        table.add_row(split, *map(str, numbers), f"{megabytes:.1f}")
+    table.caption = (
+        f"{len(manifest.seen)} seen ({len(manifest.val)} of them for validation), "
+        f"{len(manifest.unseen)} unseen; {manifest.num_patches} patches "
+        f"({manifest.patches.method}); {len(manifest.damaged)} damaged images left out"
+    )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

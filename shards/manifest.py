@@ -1,0 +1,218 @@
+"""The manifest: what a folder of shards holds, and the checks that it can be trusted."""
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards import storage
+from shards.entries import SPLITS, ClassEntry, ImageSpec, PatchSpec, ShardEntry
+from shards.soundness import find_problems
+
+VERSION = 1
+FILE = "manifest.json"
+LABELS = "labels.npy"
+
+__all__ = [
+    "FILE",
+    "LABELS",
+    "SPLITS",
+    "VERSION",
+    "ClassEntry",
+    "ImageSpec",
+    "Manifest",
+    "PatchSpec",
+    "ShardEntry",
+    "dump",
+    "file_problems",
+    "load_labels",
+    "load_manifest",
+    "problems",
+]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A packed data set. Class indices and labels count along `class_names`."""
+
+    url: str
+    version: int
+    classes: list[ClassEntry]
+    shards: list[ShardEntry]
+    patches: PatchSpec
+    image: ImageSpec
+    source: str
+    licence: str
+    damaged: list[str]
+    stride: int = 64
+    plan: str = ""
+    labels_sha256: str = ""
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of all C classes, sorted."""
+        return sorted(entry.name for entry in self.classes)
+
+    def _indices(self, *roles: str) -> list[int]:
+        chosen = {entry.name for entry in self.classes if entry.role in roles}
+        return [i for i, name in enumerate(self.class_names) if name in chosen]
+
+    @cached_property
+    def seen(self) -> list[int]:
+        """Indices of the seen classes, validation classes among them."""
+        return self._indices("train", "val")
+
+    @cached_property
+    def val(self) -> list[int]:
+        """Indices of the seen classes on which choices are made."""
+        return self._indices("val")
+
+    @cached_property
+    def unseen(self) -> list[int]:
+        """Indices of the unseen classes."""
+        return self._indices("unseen")
+
+    @cached_property
+    def class_words(self) -> dict[str, list[str]]:
+        """Words of every class name, in the order of class_names."""
+        words = {entry.name: entry.words for entry in self.classes}
+        return {name: words[name] for name in self.class_names}
+
+    @property
+    def num_patches(self) -> int:
+        """N, the boxes of every picture."""
+        return self.patches.num_patches
+
+    def shards_of(self, split: str) -> list[ShardEntry]:
+        """The shards of "train", "test_seen" or "test_unseen", in the order of their names."""
+        if split not in SPLITS:
+            raise ValueError(f"{self.url}: no split {split!r}; take one of {', '.join(SPLITS)}")
+        return sorted((s for s in self.shards if s.split == split), key=lambda shard: shard.file)
+
+    def num_images(self, split: str) -> int:
+        """How many pictures a split holds."""
+        return sum(shard.count for shard in self.shards_of(split))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over everything but the url: equal for copies of the same shards."""
+        content = {key: value for key, value in asdict(self).items() if key != "url"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
+    """The manifest of a local folder or any fsspec URL (or of a path to its manifest.json).
+
+    `check_files` also looks, without reading them, whether all shards are there with the
+    right length. Raises ValueError in one line for whatever cannot be trusted.
+    """
+    folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
+    if not storage.is_remote(folder):
+        folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
+    where = storage.join(folder, FILE)
+    try:
+        content = json.loads(storage.read(where))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{where}: no such file; make it with `python -m shards pack --out {folder}`"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); pack again") from None
+    manifest = _parse(content, folder, where)
+    for problem in problems(manifest):
+        raise ValueError(f"{where}: {problem}")
+    if check_files:
+        for problem in file_problems(manifest):
+            raise ValueError(f"{where}: {problem}")
+    return manifest
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON text, one class or shard a line so that changes show in a diff."""
+    lines = []
+    for key, value in asdict(manifest).items():
+        if key == "url":
+            continue
+        if isinstance(value, list) and value:
+            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)
+            lines.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
+    """Labels of every sample by shard file, [count] each, without opening a shard."""
+    where = storage.join(manifest.url, LABELS)
+    try:
+        data = storage.read(where)
+    except FileNotFoundError:
+        raise ValueError(f"{where}: no such file; pack again") from None
+    if hashlib.sha256(data).hexdigest() != manifest.labels_sha256:
+        raise ValueError(f"{where}: does not belong to the manifest beside it; pack again")
+    labels = np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64)
+    ends = np.cumsum([shard.count for shard in manifest.shards])
+    parts = np.split(labels, ends[:-1])
+    return {shard.file: part for shard, part in zip(manifest.shards, parts, strict=True)}
+
+
+def _parse(content: Any, folder: str, where: str) -> Manifest:
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise ValueError(
+            f"{where}: field version is {version!r}, this program reads {VERSION}; "
+            "pack again or update the program"
+        )
+    try:
+        return Manifest(
+            **{
+                **_known(Manifest, content),
+                "url": folder,
+                "classes": [ClassEntry(**_known(ClassEntry, row)) for row in content["classes"]],
+                "shards": [ShardEntry(**_known(ShardEntry, row)) for row in content["shards"]],
+                "patches": PatchSpec(**_known(PatchSpec, content["patches"])),
+                "image": ImageSpec(**_known(ImageSpec, content["image"])),
+            }
+        )
+    except KeyError as error:
+        raise ValueError(f"{where}: field {error.args[0]} is missing; pack again") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: {error}; pack again") from None
+
+
+def _known(kind: type, row: dict[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in row.items() if key in names}
+
+
+def problems(manifest: Manifest) -> list[str]:
+    """What is wrong within the manifest, a line each; empty if nothing is."""
+    return find_problems(
+        manifest.classes,
+        manifest.shards,
+        num_patches=manifest.num_patches,
+        stride=manifest.stride,
+    )
+
+
+def file_problems(manifest: Manifest) -> list[str]:
+    """Shards that are not there or have another length than the manifest says, a line each."""
+    sizes = storage.sizes(manifest.url)
+    missing = [s.file for s in manifest.shards if s.file not in sizes]
+    found = []
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        found.append(f"missing shards: {', '.join(missing[:5])}{more}; copy them or pack again")
+    for shard in manifest.shards:
+        if shard.file in sizes and sizes[shard.file] != shard.bytes:
+            found.append(
+                f"shard {shard.file!r} has {sizes[shard.file]} bytes, not {shard.bytes}: "
+                "copied in part or changed; copy it again or pack again"
+            )
+    return found
