@@ -1,0 +1,208 @@
+"""What a training step sees: patches from the shards, or cached features in the same order."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distributed.features import UNIT, Unit, UnitFeatures, read_unit
+from shards.batches import Batch, Batches, Cut, make_loader
+from shards.cursor import Cursor, Selection, order_of, select
+from shards.manifest import Manifest, load_manifest
+from shards.order import Order, pieces
+from shards.plan import Plan, batch_counts, reader_ranges, reader_steps, split_ranges
+from vgse.patches import cut_patches
+
+if TYPE_CHECKING:
+    from distributed.loop import TrainingJob
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One worker's part of a step."""
+
+    inputs: Tensor  # patches uint8/float [B, N, 3, P, P], or features float16 [B, N, D_f]
+    labels: Tensor  # int64 [B], in 0..S-1
+    images: Tensor  # int64 [B], an id of each image
+    weights: Tensor  # float32 [B], 0 for padding
+    total_images: int  # of the step over all workers
+    done_before: float  # share of the epoch, in 0..1, that was done before this step
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The training images that a run uses, and where they are read from."""
+
+    manifest: Manifest
+    selection: Selection
+    label_of: Tensor  # int64 [C], class -> 0..S-1, or -1
+    folder: str | None  # feature cache; None reads pixels
+    cut: Cut
+    batch_size: int  # over all workers
+    loader_workers: int
+    max_damaged: float
+
+
+def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
+    """The data of a job; reads the manifest and, to leave classes out, the labels."""
+    manifest = load_manifest(job.url, check_files=False)
+    label_of = torch.full((len(manifest.class_names),), -1)
+    label_of[job.classes] = torch.arange(len(job.classes))
+    config = job.config
+    frozen = config.backbone.train == "none"
+    if device.type == "cpu":
+        cut = Cut("patches", config.backbone.patch_size)
+    else:  # ship one picture and cut it on the accelerator
+        cut = Cut("images", manifest.image.largest or manifest.image.short_side)
+    return Dataset(
+        manifest=manifest,
+        selection=select(manifest, "train", job.classes),
+        label_of=label_of,
+        folder=job.folder if frozen else None,
+        cut=cut,
+        batch_size=config.training.batch_size,
+        loader_workers=0 if frozen else config.cluster.loader_workers,
+        max_damaged=config.data.max_damaged,
+    )
+
+
+def plan_epoch(dataset: Dataset, cursor: Cursor, num_workers: int) -> Plan:
+    """How the rest of the cursor's epoch is dealt out."""
+    return split_ranges(cursor.remaining, num_workers, dataset.loader_workers, dataset.batch_size)
+
+
+def epoch_batches(
+    dataset: Dataset,
+    cursor: Cursor,
+    plan: Plan,
+    rank: int,
+    *,
+    patch_size: int,
+    device: torch.device,
+) -> Iterator[StepBatch]:
+    """The batches of one rank for the rest of an epoch; every rank gets equally many.
+
+    A rank whose part of a step is empty gets one image of weight 0, since all ranks must take
+    part in the step's collective calls.
+    """
+    order = order_of(cursor, dataset.selection)
+    totals = batch_counts(plan).sum(0)
+    before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
+    shares = before / cursor.total
+    parts = (
+        _pixel_parts(dataset, order, plan, rank, patch_size, device)
+        if dataset.folder is None
+        else _feature_parts(dataset, order, plan, rank)
+    )
+    blank: tuple[Tensor, Tensor, Tensor] | None = None
+    for step, (inputs, labels, images) in enumerate(parts):
+        weights = torch.ones(len(labels))
+        if not len(labels):
+            inputs, labels, images = blank or _blank(inputs)
+            weights = torch.zeros(1)
+        elif blank is None:
+            blank = (inputs[:1].clone(), labels[:1].clone(), images[:1].clone())
+        yield StepBatch(
+            inputs, labels, images, weights, max(1, int(totals[step])), float(shares[step])
+        )
+
+
+def _blank(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    zero = torch.zeros(1, dtype=torch.int64)
+    return inputs.new_zeros(1, *inputs.shape[1:]), zero, zero - 1
+
+
+def _pixel_parts(
+    dataset: Dataset, order: Order, plan: Plan, rank: int, patch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    batches = Batches(
+        dataset.manifest,
+        dataset.selection,
+        order,
+        plan,
+        rank,
+        dataset.cut,
+        max_damaged=dataset.max_damaged,
+    )
+    for batch in make_loader(batches, pin_memory=device.type == "cuda"):
+        yield _patches(batch, patch_size, device), dataset.label_of[batch.labels], _ids(batch.keys)
+
+
+def _patches(batch: Batch, patch_size: int, device: torch.device) -> Tensor:
+    if batch.patches is not None:
+        return batch.patches.permute(0, 1, 4, 2, 3)
+    assert batch.images is not None
+    images = batch.images.to(device, non_blocking=True)
+    return cut_patches(images, batch.boxes.to(device, non_blocking=True), patch_size)
+
+
+def _ids(keys: list[str]) -> Tensor:
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
+
+
+def _feature_parts(
+    dataset: Dataset, order: Order, plan: Plan, rank: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    assert dataset.folder is not None and plan.loader_workers == 0
+    store = _FeatureStore(dataset, dataset.folder)
+    places = np.concatenate(
+        [
+            np.empty((0, 2), np.int64),
+            *(
+                store.places(piece.shard, piece.indices)
+                for start, stop in reader_ranges(plan, rank, 0)
+                for piece in pieces(order, start, stop)
+            ),
+        ]
+    )
+    at = 0
+    for _, count in reader_steps(plan, rank, 0):
+        yield store.read(places[at : at + count])
+        at += count
+
+
+class _FeatureStore:
+    """Units of the cache, mapped on first use; the system pages them in and out."""
+
+    def __init__(self, dataset: Dataset, folder: str) -> None:
+        self.dataset = dataset
+        self.folder = folder
+        self.units: dict[tuple[int, int], UnitFeatures] = {}
+
+    def places(self, shard: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(shard, index in the shard) of samples of the selection, [n, 2]."""
+        chosen = self.dataset.selection.indices[shard]
+        inside = indices if chosen is None else chosen[indices]
+        return np.stack([np.full_like(inside, shard), inside], 1)
+
+    def read(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [n, N, D_f], labels and ids; images that were damaged are left out."""
+        features, labels, ids = [], [], []
+        for shard, index in places.tolist():
+            unit = self._unit(shard, index // UNIT)
+            row = int(torch.searchsorted(unit.rows, index))
+            if row == len(unit.rows) or int(unit.rows[row]) != index:
+                continue
+            features.append(unit.patches[row])
+            labels.append(unit.labels[row])
+            ids.append((shard << 40) + index)
+        if not features:
+            like = self._unit(0, 0).patches
+            return like[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        mapped = self.dataset.label_of[torch.stack(labels)]
+        return torch.stack(features), mapped, torch.tensor(ids, dtype=torch.int64)
+
+    def _unit(self, shard: int, number: int) -> UnitFeatures:
+        key = (shard, number)
+        if key not in self.units:
+            entry = self.dataset.selection.shards[shard]
+            start = number * UNIT
+            unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
+            self.units[key] = read_unit(self.folder, unit)
+        return self.units[key]

@@ -1,0 +1,103 @@
+"""Checkpoints without pickle: safetensors for tensors, JSON for the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vgse.model import TrainingModel
+
+VERSION = 1
+
+
+def save_checkpoint(
+    folder: Path,
+    model: TrainingModel,
+    optimizer: torch.optim.Optimizer,
+    cursor: dict[str, Any],
+    step: int,
+    fingerprint: str,
+) -> None:
+    """Write model, optimiser, neighbour queue and cursor into an empty folder.
+
+    Random numbers need no state: they are drawn from (seed, epoch, rank) anew each epoch.
+    """
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    save_file(
+        {k: v.cpu().contiguous() for k, v in model.queue.state().items()},
+        folder / "queue.safetensors",
+    )
+    tensors, scalars = _split_state(optimizer.state_dict()["state"])
+    save_file(tensors, folder / "optimizer.safetensors")
+    state = {
+        "version": VERSION,
+        "cursor": cursor,
+        "step": step,
+        "fingerprint": fingerprint,
+        "optimizer_scalars": scalars,
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def load_checkpoint(
+    folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, fingerprint: str
+) -> tuple[dict[str, Any], int]:
+    """Restore what `save_checkpoint` wrote, in place; returns the data cursor and the step.
+
+    Raises:
+        ValueError: another version, or a run with another configuration or other data.
+    """
+    state = json.loads((folder / "state.json").read_text())
+    if state["version"] != VERSION:
+        raise ValueError(
+            f"{folder}: checkpoint version {state['version']}, this program reads {VERSION}; "
+            "start a new run with another --run-id"
+        )
+    if state["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{folder}: made with another configuration or other data; "
+            "start a new run with another --run-id"
+        )
+    device = next(model.parameters()).device
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    queue = load_file(folder / "queue.safetensors")
+    model.queue.restore({key: value.to(device) for key, value in queue.items()})
+    restored = optimizer.state_dict()
+    restored["state"] = _join_state(
+        load_file(folder / "optimizer.safetensors"), state["optimizer_scalars"]
+    )
+    optimizer.load_state_dict(restored)
+    return state["cursor"], state["step"]
+
+
+def load_module(folder: Path, prefix: str, module: nn.Module) -> None:
+    """Fill a part of the model, such as "head", from a checkpoint."""
+    state = load_file(folder / "model.safetensors")
+    own = {k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")}
+    module.load_state_dict(own)
+
+
+def _split_state(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, scalars = {}, {}
+    for index, values in state.items():
+        for name, value in values.items():
+            key = f"{index}.{name}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach().cpu().contiguous()
+            else:
+                scalars[key] = value
+    return tensors, scalars
+
+
+def _join_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **scalars}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    return state

@@ -1,0 +1,241 @@
+"""Features of a frozen backbone, computed once, cached as files and read back by mmap.
+
+A unit is a run of at most 256 consecutive images of one shard: the piece of work of one Ray
+task, one file of the cache, and one block of the epoch's order. Files are written under a
+temporary name and renamed, so that any number of runs and trials can share a cache.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shards.manifest import Manifest, load_manifest
+from shards.stream import Sample, decode, label_index, parse_meta, read_raw
+from vgse.backbones import Backbone, build_backbone
+from vgse.clusters import patch_hashes
+from vgse.config import BackboneConfig
+from vgse.devices import autocast
+from vgse.patches import cut_patches_opencv
+
+UNIT = 256
+_PATCHES_A_PASS = 288  # 32 images of 9 patches: larger gains nothing on a CPU
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is computed: all a cache's key depends on, apart from the data."""
+
+    name: str
+    weights: str
+    patch_size: int
+    image_size: int
+    precision: str
+    seed: int | None = None
+    """None: features of all patches. Otherwise only of the sample that starts the clusters."""
+    sample_below: int = 2**64 - 1
+    """Patches whose hash lies below this are the sample."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Images start..stop of a shard."""
+
+    shard: str
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Name of the unit's file in the cache."""
+        return f"{self.shard.removesuffix('.tar')}-{self.start:07d}.safetensors"
+
+
+@dataclass(frozen=True)
+class UnitFeatures:
+    """What the cache holds of a unit; tensors are views of the mapped file."""
+
+    keys: list[str]
+    labels: Tensor  # int64 [n]
+    images: Tensor  # float16 [n, D_f], whole pictures
+    patches: Tensor  # float16 [n, N, D_f], or [m, D_f] of the sampled patches
+    rows: Tensor  # int64 [n], each image's place in its shard
+
+
+def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
+    """The spec of a frozen backbone, all patches."""
+    weights = config.weights
+    if weights not in ("default", "none"):
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+        weights = f"{weights}#{digest}"
+    return FeatureSpec(config.name, weights, config.patch_size, config.image_size, precision)
+
+
+def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
+    """All units of some splits, in the order of the shards' names."""
+    return [
+        Unit(shard.file, split, start, min(start + UNIT, shard.count))
+        for split in splits
+        for shard in manifest.shards_of(split)
+        for start in range(0, shard.count, UNIT)
+    ]
+
+
+def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> Path:
+    """The folder of one data set and spec below the cache's root."""
+    content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
+    return Path(root) / f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+@functools.lru_cache(maxsize=1)
+def _backbone(name: str, weights: str, device: str) -> Backbone:
+    return build_backbone(name, weights).to(device)
+
+
+@functools.lru_cache(maxsize=4)
+def _manifest(url: str) -> Manifest:
+    return load_manifest(url, check_files=False)
+
+
+def compute_unit(
+    url: str, unit: Unit, spec: FeatureSpec, folder: str, device: str
+) -> tuple[int, list[str]]:
+    """Compute and write one unit's file; returns its images and the keys of damaged ones."""
+    target = Path(folder) / unit.file
+    manifest = _manifest(url)
+    samples, damaged = _decode_unit(manifest, unit)
+    backbone = _backbone(spec.name, spec.weights.partition("#")[0], device)
+    keys = [sample.key for sample in samples]
+    chosen = _chosen_patches(keys, manifest.num_patches, spec)
+    tensors = {
+        "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+        "rows": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        "images": _whole_features(samples, backbone, spec, device),
+        "patches": _patch_features(samples, chosen, backbone, spec, device),
+    }
+    if spec.seed is None:
+        tensors["patches"] = tensors["patches"].view(
+            len(samples), manifest.num_patches, backbone.num_features
+        )
+    write_tensors(target, tensors, {"keys": json.dumps(keys)})
+    return unit.stop - unit.start, damaged
+
+
+def _decode_unit(manifest: Manifest, unit: Unit) -> tuple[list[Sample], list[str]]:
+    shard = next(s for s in manifest.shards if s.file == unit.shard)
+    labels = label_index(manifest)
+    samples, damaged = [], []
+    for raw in read_raw(manifest, shard, start=unit.start, stop=unit.stop):
+        meta = parse_meta(raw, labels, manifest.num_patches)
+        try:
+            image = decode(raw)
+        except ValueError:
+            damaged.append(raw.key)
+            continue
+        samples.append(Sample(raw.key, raw.index, image, meta.boxes, meta.label, meta.source))
+    return samples, damaged
+
+
+def _chosen_patches(keys: list[str], num_patches: int, spec: FeatureSpec) -> np.ndarray:
+    if spec.seed is None:
+        return np.ones((len(keys), num_patches), bool)
+    return patch_hashes(keys, num_patches, spec.seed) < np.uint64(spec.sample_below)
+
+
+def _run(pictures: list[np.ndarray], backbone: Backbone, spec: FeatureSpec, device: str) -> Tensor:
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [n, 3, P, P]
+    with torch.inference_mode(), autocast(device, spec.precision):
+        return backbone(stacked.to(device)).to("cpu", torch.float16)
+
+
+def _patch_features(
+    samples: list[Sample], chosen: np.ndarray, backbone: Backbone, spec: FeatureSpec, device: str
+) -> Tensor:
+    done: list[Tensor] = []
+    waiting: list[np.ndarray] = []
+    for sample, mask in zip(samples, chosen, strict=True):
+        if mask.any():
+            waiting += list(cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size))
+        if len(waiting) >= _PATCHES_A_PASS:
+            done.append(_run(waiting, backbone, spec, device))
+            waiting = []
+    if waiting:
+        done.append(_run(waiting, backbone, spec, device))
+    empty = torch.empty(0, backbone.num_features, dtype=torch.float16)
+    return torch.cat(done) if done else empty
+
+
+def patch_features(
+    url: str, unit: Unit, spec: FeatureSpec, backbone: Backbone, device: str
+) -> Tensor:
+    """Features of all patches of a unit from its pixels, float32 [n, N, D_f]."""
+    manifest = _manifest(url)
+    samples, _ = _decode_unit(manifest, unit)
+    chosen = np.ones((len(samples), manifest.num_patches), bool)
+    flat = _patch_features(samples, chosen, backbone, spec, device)
+    return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()
+
+
+def _whole_features(
+    samples: list[Sample], backbone: Backbone, spec: FeatureSpec, device: str
+) -> Tensor:
+    done = []
+    for start in range(0, len(samples), 64):
+        pictures = [whole_picture(s.image, spec.image_size) for s in samples[start : start + 64]]
+        done.append(_run(pictures, backbone, spec, device))
+    empty = torch.empty(0, backbone.num_features, dtype=torch.float16)
+    return torch.cat(done) if done else empty
+
+
+def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole picture as a square: uint8 [H, W, 3] -> [size, size, 3]."""
+    shrinks = min(image.shape[:2]) > size
+    return cv2.resize(
+        image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+
+
+def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file under a temporary name, then rename it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+    os.close(handle)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_unit(folder: str | Path, unit: Unit) -> UnitFeatures:
+    """A unit of the cache, mapped rather than read.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = Path(folder) / unit.file
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = json.loads(file.metadata()["keys"])
+            names = ("labels", "images", "patches", "rows")
+            labels, images, patches, rows = (file.get_tensor(name) for name in names)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: missing from the feature cache; run again to compute it"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({error}); delete the file and run again") from None
+    return UnitFeatures(keys, labels, images, patches, rows)

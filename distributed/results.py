@@ -1,0 +1,184 @@
+"""What a run leaves behind: embeddings, relations, evaluation, pictures, health and report."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed.display import Display
+from distributed.embed import Embedded
+from distributed.metrics import read_metrics
+from distributed.pictures import gather_pictures
+from distributed.prepare import Prepared
+from vgse import health
+from vgse.config import RunConfig
+from vgse.embeddings import ClassSums, class_embeddings
+from vgse.formats import ClassEmbeddings, write_arrays, write_json
+from vgse.relate import predict_unseen, relate
+from vgse.report import write_report
+from vgse.run_folder import (
+    SPLITS,
+    ImageFeatures,
+    evaluate_run,
+    export_splits,
+    write_classes,
+    write_image_features,
+)
+from vgse.zsl.show import evaluation_table
+
+
+def write_results(
+    config: RunConfig, prepared: Prepared, embedded: Embedded, run: Path, display: Display
+) -> None:
+    """Relate, evaluate and report; each step writes its files before the next begins."""
+    with display.stage("relations") as stage:
+        classes, gap = relate_classes(config, prepared, embedded, run)
+        stage.summary = (
+            f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones, "
+            f"largest duality gap {gap:.0e}"
+        )
+    with display.stage("pictures") as stage:
+        arrays = gather_pictures(
+            prepared.manifest,
+            embedded.images,
+            prepared.seen,
+            prepared.unseen,
+            config.model.num_clusters,
+            config.seed,
+        )
+        write_arrays(run / "pictures.npz", arrays)
+        stage.summary = f"{len(arrays['cluster_ids'])} clusters, {len(classes.class_names)} classes"
+    clusters = cluster_measures(prepared, embedded, config.model.num_clusters)
+    found = write_health(run, config, prepared, clusters)
+    with display.stage("evaluation") as stage:
+        evaluation = evaluate_run(
+            run, config.evaluation, config.relations, config.seed, clusters=clusters
+        )
+        rows, models = len(evaluation["rows"]), len(evaluation["models"])
+        stage.summary = f"{rows} rows by {models} zero-shot models"
+    with display.stage("report") as stage:
+        write_report(run)
+        stage.summary = "report.html"
+    display.console.print(evaluation_table(evaluation))
+    display.line(evaluation["summary"])
+    for finding in found:
+        display.line(f"[yellow]{finding['cause']}[/yellow]: {finding['sentence']}")
+
+
+def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64]:
+    """φ of every class from its own images [C, D_v]: seen ones from training images, unseen ones
+    from their test images; NaN for classes that are left out."""
+    own = class_embeddings(embedded.sums["train"])
+    own[prepared.unseen] = class_embeddings(embedded.sums["test_unseen"])[prepared.unseen]
+    kept = np.union1d(prepared.seen, prepared.unseen)
+    own[np.setdiff1d(np.arange(len(own)), kept)] = np.nan
+    return own
+
+
+def relate_classes(
+    config: RunConfig, prepared: Prepared, embedded: Embedded, run: Path
+) -> tuple[ClassEmbeddings, float]:
+    """Solve the relations and write embeddings, relations and image features.
+
+    Returns:
+        The class embeddings and the largest relative duality gap.
+    """
+    own = own_embeddings(prepared, embedded)
+    words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
+    related = relate(words, seen, unseen, config.relations)
+    classes = ClassEmbeddings(
+        class_names=prepared.manifest.class_names,
+        embeddings=predict_unseen(own, related, seen, unseen),
+        own_embeddings=own.astype(np.float32),
+        word_vectors=words.astype(np.float32),
+        seen=seen,
+        unseen=unseen,
+        val=prepared.val,
+    )
+    images = embedded.images
+    write_image_features(
+        run,
+        ImageFeatures(
+            features=np.concatenate(images.features),
+            labels=np.concatenate(images.labels),
+            split=np.array([SPLITS.index(name) for name in images.splits], np.uint8),
+            keys=images.keys,
+            assignments=np.concatenate(images.assignments).astype(np.float16),
+        ),
+    )
+    write_classes(run, classes, related)
+    export_splits(run, run)
+    return classes, float(related.smo.gap.max())
+
+
+def cluster_measures(prepared: Prepared, embedded: Embedded, num_clusters: int) -> dict[str, Any]:
+    """The clusters by themselves, on held-out images, trained and (with a frozen θ) as k-means
+    left them."""
+    measures = _measures(prepared, embedded.sums, embedded.images.assignments, embedded)
+    if embedded.start_sums:
+        start = _measures(
+            prepared, embedded.start_sums, embedded.images.start_assignments, embedded
+        )
+        measures |= {f"{name}_kmeans": value for name, value in start.items()}
+    used, entropy = health.usage(embedded.sums["train"].contingency.sum(0))
+    return {
+        **measures,
+        "used_clusters": used,
+        "usage_entropy": entropy,
+        "num_clusters": num_clusters,
+    }
+
+
+def _measures(
+    prepared: Prepared,
+    sums: dict[str, ClassSums],
+    assignments: list[NDArray[np.float32]],
+    embedded: Embedded,
+) -> dict[str, float]:
+    labels = np.concatenate(embedded.images.labels)
+    images = np.concatenate(assignments)
+    split = np.array(embedded.images.splits)
+    means = class_embeddings(sums["train"])
+    measures = {}
+    held_out = split == "test_seen"
+    if held_out.any():
+        measures["nmi"] = health.normalised_mutual_information(sums["test_seen"].contingency)
+        measures["nearest_class_mean"] = health.nearest_class_mean(
+            images[held_out], labels[held_out], means, prepared.seen
+        )
+    # An unseen class has no training images: half of its images make the mean, half are scored.
+    unseen = np.flatnonzero(split == "test_unseen")
+    half = np.arange(len(unseen)) % 2 == 0
+    halves = np.full_like(means, np.nan)
+    for label in prepared.unseen:
+        own = unseen[half & (labels[unseen] == label)]
+        if len(own):
+            halves[label] = images[own].mean(0, dtype=np.float64)
+    known = prepared.unseen[np.isfinite(halves[prepared.unseen]).all(1)]
+    scored = unseen[~half]
+    measures["nearest_class_mean_unseen"] = health.nearest_class_mean(
+        images[scored], labels[scored], halves, known
+    )
+    return measures
+
+
+def write_health(
+    run: Path, config: RunConfig, prepared: Prepared, clusters: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Write health.json; returns its findings."""
+    metrics = read_metrics(run)
+    found = health.findings(metrics, config.model.num_clusters, len(prepared.trained))
+    last = metrics[-1] if metrics else {}
+    manifest = prepared.manifest
+    write_json(
+        run / "health.json",
+        {
+            "findings": found,
+            "images_per_second": last.get("images_per_second"),
+            "loader_stall": last.get("loader_stall"),
+            "clusters": clusters,
+            "data": {"name": manifest.source, "licence": manifest.licence},
+        },
+    )
+    return found

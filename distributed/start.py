@@ -1,0 +1,133 @@
+"""How the clustering layer starts: a hashed sample of patch features, their PCA, k-means."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed.features import Unit, UnitFeatures, read_unit
+from vgse.clusters import (
+    Centroids,
+    Projection,
+    fit_centroids,
+    fit_projection,
+    patch_hashes,
+    project,
+)
+from vgse.config import ModelConfig
+from vgse.formats import written_whole
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The k patches with the smallest hashes, sorted by image key and place."""
+
+    features: NDArray[np.float16]  # [k, D_f]
+    population: int  # patches they were drawn from
+
+
+def sample_patches(
+    folder: str,
+    units: Sequence[Unit],
+    labels: Sequence[int],
+    *,
+    sample_size: int,
+    seed: int,
+    num_patches: int,
+    below: int,
+) -> Sample:
+    """Bottom-k sample of the cached patch features of some classes.
+
+    The result does not depend on the number of workers nor on the order of the units. Memory is
+    bounded by the sample: hashes are gathered first, features of the chosen patches after.
+
+    Args:
+        folder: the cache's folder.
+        units: units of the training split.
+        labels: classes to draw from.
+        sample_size: k.
+        seed: seed of the hash.
+        num_patches: N, patches an image.
+        below: hash bound under which the cache holds features, 2**64 - 1 for all.
+    """
+    hashes, owners, population = [], [], 0
+    for number, content in enumerate(_walk(folder, units)):
+        keep = np.isin(content.labels.numpy(), labels)
+        drawn = patch_hashes(content.keys, num_patches, seed)
+        population += int(keep.sum()) * num_patches
+        flat = np.flatnonzero((keep[:, None] & (drawn < np.uint64(below))).ravel())
+        hashes.append(drawn.ravel()[flat])
+        owners.append(np.stack([np.full(len(flat), number), flat], 1))
+    all_hashes, all_owners = np.concatenate(hashes), np.concatenate(owners)
+    if len(all_hashes) > sample_size:
+        smallest = np.argpartition(all_hashes, sample_size - 1)[:sample_size]
+        all_owners = all_owners[smallest]
+
+    rows, names = [], []
+    for number, content in enumerate(_walk(folder, units)):
+        flat = np.sort(all_owners[all_owners[:, 0] == number, 1])
+        rows.append(_patch_rows(content, flat, num_patches, seed, below))
+        names += [
+            f"{content.keys[place // num_patches]}/{place % num_patches:04d}" for place in flat
+        ]
+    features = np.concatenate(rows)
+    return Sample(features[np.argsort(np.array(names), kind="stable")], population)
+
+
+def _walk(folder: str, units: Sequence[Unit]) -> Iterator[UnitFeatures]:
+    for unit in units:
+        yield read_unit(folder, unit)
+
+
+def _patch_rows(
+    content: UnitFeatures, flat: NDArray[np.int64], num_patches: int, seed: int, below: int
+) -> NDArray[np.float16]:
+    if content.patches.dim() == 3:
+        return content.patches.flatten(0, 1)[flat].numpy()
+    # Only the sampled patches are stored, in their order within the unit.
+    stored = np.flatnonzero(
+        patch_hashes(content.keys, num_patches, seed).ravel() < np.uint64(below)
+    )
+    return content.patches[np.searchsorted(stored, flat)].numpy()
+
+
+def fit_start(
+    sample: Sample, config: ModelConfig, seed: int
+) -> tuple[Projection | None, Centroids]:
+    """PCA and k-means of the sample, as the configuration asks for them."""
+    projection = fit_projection(sample.features, config.projection) if config.projection else None
+    embedded = project(sample.features, projection)
+    centroids = fit_centroids(
+        embedded,
+        config.num_clusters,
+        seed=seed,
+        max_points_per_centroid=config.max_points_per_centroid,
+    )
+    return projection, centroids
+
+
+def save_start(folder: Path, projection: Projection | None, centroids: Centroids) -> None:
+    """Write `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
+    whose last column is the bias."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if projection is not None:
+        joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
+        _write_array(folder / "projection.npy", joined)
+    _write_array(folder / "centroids.npy", centroids.vectors)  # last: its presence says complete
+
+
+def load_start(folder: Path) -> tuple[Projection | None, NDArray[np.float32]]:
+    """What `save_start` wrote."""
+    centroids = np.load(folder / "centroids.npy", allow_pickle=False)
+    path = folder / "projection.npy"
+    if not path.is_file():
+        return None, centroids
+    joined = np.load(path, allow_pickle=False)
+    return Projection(np.ascontiguousarray(joined[:, :-1]), joined[:, -1].copy()), centroids
+
+
+def _write_array(path: Path, array: NDArray[np.floating]) -> None:
+    with written_whole(path) as stream:
+        np.save(stream, array, allow_pickle=False)
