@@ -110,9 +110,9 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
         cursor = cursors.restore(state, dataset.manifest, dataset.selection)
     wrapped: nn.Module = model
     if world_size() > 1:
-        moving = job.config.backbone.train != "none"  # batch statistics are buffers
         wrapped = ray.train.torch.prepare_model(
-            model, parallel_strategy_kwargs={"broadcast_buffers": moving}
+            model,
+            parallel_strategy_kwargs={"broadcast_buffers": False},  # they never change
         )
     for epoch in range(cursor.epoch, job.config.training.epochs):
         # Drawn anew from these three, random numbers need no place in a checkpoint.

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "words.txt", folder / "glove.txt")
     (folder / "configs").mkdir()
     config = {
-        "data": {"shards": "shards", "words": "words.txt"},
+        "data": {"shards": "packed", "words": "words.txt"},
         "model": {"num_clusters": 20, "projection": 64},
         "training": {"epochs": 2, "batch_size": 60},
     }

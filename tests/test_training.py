@@ -12,10 +12,11 @@ from tiny import make_tiny
 
 from distributed.batches import StepBatch, epoch_batches, open_dataset, plan_epoch
 from distributed.checkpoint import load_module
+from distributed.controls import shuffle_labels
 from distributed.display import Display
 from distributed.driver import train
 from distributed.embed import Encoder, embed_units
-from distributed.features import read_unit, units_of, write_tensors
+from distributed.features import read_unit, units_of
 from distributed.loop import TrainingJob, build_model, build_optimizer, learning_rate
 from distributed.metrics import read_metrics
 from distributed.prepare import prepare
@@ -39,9 +40,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_config(root: Path) -> RunConfig:
     return RunConfig(
-        data=DataConfig(shards=str(root / "shards"), words=str(root / "words.txt")),
+        data=DataConfig(shards=str(root / "packed"), words=str(root / "words.txt")),
         model=ModelConfig(num_clusters=20, projection=64),
-        training=TrainingConfig(epochs=EPOCHS, batch_size=60),
+        training=TrainingConfig(epochs=EPOCHS, batch_size=60, learning_rate=1e-2),
         storage=str(root / "runs"),
     )
 
@@ -107,16 +108,9 @@ def test_training_brings_clusters_nearer_to_the_classes_than_kmeans(
 
 
 def test_with_shuffled_labels_it_does_not(run: Path, job: TrainingJob, root: Path) -> None:
-    manifest = open_dataset(job, CPU).manifest
     shuffled = root / "shuffled"
-    units = units_of(manifest, ["train"])
-    labels = torch.cat([read_unit(job.folder, unit).labels for unit in units])
-    moved = iter(labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))])
-    for unit in units:
-        content = read_unit(job.folder, unit)
-        tensors = {"images": content.images, "patches": content.patches, "rows": content.rows}
-        tensors["labels"] = torch.stack([next(moved) for _ in content.keys])
-        write_tensors(shuffled / unit.file, tensors, {"keys": json.dumps(content.keys)})
+    units = units_of(open_dataset(job, CPU).manifest, ["train"])
+    shuffle_labels(job.folder, units, shuffled, seed=0)
     (root / "runs" / "shuffled").mkdir()
     (root / "runs" / "shuffled" / "init").symlink_to(run / "init")
     lied_to = replace(job, folder=str(shuffled), run=str(root / "runs" / "shuffled"))
@@ -234,11 +228,30 @@ def test_a_resumed_finished_run_gives_the_same_embeddings(run: Path, root: Path)
     assert len(read_metrics(run)) == EPOCHS
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(run: Path, root: Path) -> None:
+def test_a_backbone_that_learns_is_trained_from_pixels(
+    ray_session: None, root: Path, tmp_path: Path
+) -> None:
     config = make_config(root)
-    config.loss.entropy = 0.3
-    with pytest.raises(ValueError, match="made with another configuration or other data"):
-        train(config, "real", resume=True)
+    config.backbone.train = "last"
+    config.training.epochs = 1
+    config.model.max_points_per_centroid = 20  # so that only a sample of patches is cached
+    config.cluster.loader_workers = 1
+    run = train(config, "pixels")
+    model = build_model(replace(pixel_job(config, run), run=str(run)))
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}  # type: ignore[union-attr]
+    load_module(last_checkpoint(run), "backbone", model.backbone)  # type: ignore[arg-type]
+    after = model.backbone.state_dict()  # type: ignore[union-attr]
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any("_conv_head" in key for key in changed)
+    assert not any("_conv_stem" in key or "_blocks.0." in key for key in changed)
+    assert read_metrics(run)[0]["used_clusters"] >= 10
+
+
+def pixel_job(config: RunConfig, run: Path) -> TrainingJob:
+    prepared = prepare(config)
+    with Display() as display:
+        spec, folder = run_features(config, prepared, False, display)
+    return training_job(config, prepared, spec, folder, run)
 
 
 def test_splits_are_embedded_once_each(run: Path, job: TrainingJob) -> None:

@@ -57,14 +57,14 @@ def write_words(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def make_tiny(root: Path) -> Manifest:
-    """The packed set in root/shards, its words in root/words.txt."""
-    draw_tree(root / "images")
+def make_tiny(root: Path, train: int = 24, test: int = 10) -> Manifest:
+    """The packed set in root/packed, its words in root/words.txt."""
+    draw_tree(root / "images", train, test)
     write_words(root / "words.txt")
     (root / "unseen.txt").write_text("\n".join(UNSEEN) + "\n")
     config = PackConfig(
         source=f"folder:{root / 'images'}",
-        out=str(root / "shards"),
+        out=str(root / "packed"),
         unseen=str(root / "unseen.txt"),
         num_patches=4,
         short_side=64,

@@ -30,7 +30,6 @@ class Backbone(nn.Module):
         self.network = network
         self.num_features = num_features
         self._last_block = tuple(last_block)  # a tuple, so that weights are registered once
-        self._learns: Literal["none", "last", "all"] = "none"
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -39,20 +38,20 @@ class Backbone(nn.Module):
 
     def learn(self, part: Literal["none", "last", "all"]) -> "Backbone":
         """Let nothing, the last block or everything learn; the rest is frozen. Returns itself."""
-        self._learns = part
         self.requires_grad_(part == "all")
         if part == "last":
             for block in self._last_block:
                 block.requires_grad_(True)
-        return self.train(self.training)
+        return self
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As nn.Module.train, but frozen parts keep their batch statistics."""
-        super().train(mode and self._learns == "all")
-        if mode and self._learns == "last":
-            for block in self._last_block:
-                block.train()
-        self.training = mode
+        """As nn.Module.train, but the network keeps its batch statistics and drops nothing out.
+
+        The clusters start from features under these statistics: under those of a batch they
+        would no longer fit (of 20 clusters 2 stayed in use).
+        """
+        super().train(mode)
+        self.network.eval()
         return self
 
     def forward(self, pictures: Tensor) -> Tensor:
