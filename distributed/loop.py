@@ -127,12 +127,13 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
         cursor = cursors.start_of(dataset.manifest, dataset.selection, seed=seed, epoch=epoch + 1)
         with tempfile.TemporaryDirectory() as folder:
             saved = None
-            if rank == 0:
+            due = (epoch + 1) % job.config.training.checkpoint_epochs == 0
+            if rank == 0 and (due or epoch + 1 == job.config.training.epochs):
                 state = cursor.to_dict()
                 save_checkpoint(Path(folder), model, optimizer, state, step, job.fingerprint)
                 saved = ray.train.Checkpoint.from_directory(folder)
-                if job.board is not None:
-                    ray.get(job.board.metrics.remote(row))
+            if rank == 0 and job.board is not None:
+                job.board.metrics.remote(row)
             ray.train.report(row, checkpoint=saved)
 
 

@@ -79,6 +79,8 @@ class TrainingConfig:
 
     epochs: int = 10
     """Passes over the training images."""
+    checkpoint_epochs: int = 1
+    """Epochs between two checkpoints; the last epoch always makes one."""
     batch_size: int = 256
     """Images in a step, over all workers: changing the workers keeps the optimisation."""
     learning_rate: float = 1e-3
@@ -115,7 +117,8 @@ class EvaluationConfig:
     models: list[str] = field(default_factory=lambda: ["eszsl", "sje", "prototype"])
     """Zero-shot models of the table."""
     normalise: Literal["none", "l2", "z"] = "z"
-    """What models get: raw embeddings, unit rows, or z-scores over the seen classes."""
+    """What models get: raw embeddings, unit rows, or z-scores over the seen classes as unit
+    rows."""
     holdout: float = 0.2
     """Share of each seen class's training images held out when choosing hyper-parameters."""
 
@@ -174,6 +177,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("loss.entropy", loss.entropy, 0, many),
         ("loss.queue_size", loss.queue_size, 1, many),
         ("training.epochs", training.epochs, 1, many),
+        ("training.checkpoint_epochs", training.checkpoint_epochs, 1, many),
         ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
         ("training.learning_rate", training.learning_rate, 0, many),
         ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
