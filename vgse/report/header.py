@@ -50,7 +50,8 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
     epochs = len(run.metrics) or _part(run.config, "training").get("epochs", "")
     rows.append(("Epochs", esc(epochs)))
     rows.append(("Seed", esc(run.config.get("seed", ""))))
-    rows.append(("Licence", esc(_part(run.health, "data").get("licence") or "")))
+    licence = _part(run.health, "data").get("licence")
+    rows.append(("Licence", f"<small>{esc(licence)}</small>" if licence else ""))
     return [(term, value) for term, value in rows if value]
 
 
