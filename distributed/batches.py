@@ -15,7 +15,7 @@ from shards.batches import Batch, Batches, Cut, make_loader
 from shards.cursor import Cursor, Selection, order_of, select
 from shards.manifest import Manifest, load_manifest
 from shards.order import Order, pieces
-from shards.plan import Plan, batch_counts, reader_ranges, reader_steps, split_ranges
+from shards.plan import Plan, batch_counts, reader_ranges, reader_steps
 from vgse.patches import cut_patches
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class StepBatch:
     labels: Tensor  # int64 [B], in 0..S-1
     images: Tensor  # int64 [B], an id of each image
     weights: Tensor  # float32 [B], 0 for padding
+    num_images: int  # without padding
     total_images: int  # of the step over all workers
     done_before: float  # share of the epoch, in 0..1, that was done before this step
 
@@ -71,11 +72,6 @@ def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
     )
 
 
-def plan_epoch(dataset: Dataset, cursor: Cursor, num_workers: int) -> Plan:
-    """How the rest of the cursor's epoch is dealt out."""
-    return split_ranges(cursor.remaining, num_workers, dataset.loader_workers, dataset.batch_size)
-
-
 def epoch_batches(
     dataset: Dataset,
     cursor: Cursor,
@@ -93,22 +89,29 @@ def epoch_batches(
     order = order_of(cursor, dataset.selection)
     totals = batch_counts(plan).sum(0)
     before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
-    shares = before / cursor.total
+    shares = before / cursor.total  # counted through the whole plan, from its step 0
     parts = (
         _pixel_parts(dataset, order, plan, rank, patch_size, device)
         if dataset.folder is None
         else _feature_parts(dataset, order, plan, rank)
     )
     blank: tuple[Tensor, Tensor, Tensor] | None = None
-    for step, (inputs, labels, images) in enumerate(parts):
+    for step, (inputs, labels, images) in enumerate(parts, plan.first_step):
         weights = torch.ones(len(labels))
+        num_images = len(labels)
         if not len(labels):
             inputs, labels, images = blank or _blank(inputs)
             weights = torch.zeros(1)
         elif blank is None:
             blank = (inputs[:1].clone(), labels[:1].clone(), images[:1].clone())
         yield StepBatch(
-            inputs, labels, images, weights, max(1, int(totals[step])), float(shares[step])
+            inputs,
+            labels,
+            images,
+            weights,
+            num_images,
+            max(1, int(totals[step])),
+            float(shares[step]),
         )
 
 

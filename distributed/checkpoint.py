@@ -10,18 +10,20 @@ from torch import Tensor, nn
 
 from vgse.model import TrainingModel
 
-VERSION = 1
+VERSION = 2
 
 
 def save_checkpoint(
     folder: Path,
     model: TrainingModel,
     optimizer: torch.optim.Optimizer,
-    cursor: dict[str, Any],
-    step: int,
+    position: dict[str, Any],
+    sums: Tensor | None,
     fingerprint: str,
 ) -> None:
-    """Write model, optimiser, neighbour queue and cursor into an empty folder.
+    """Write model, optimiser, neighbour queue and position into an empty folder.
+
+    `sums` are the figures of the epoch so far, where it is not finished.
 
     Random numbers need no state: they are drawn from (seed, epoch, rank) anew each epoch.
     """
@@ -35,10 +37,11 @@ def save_checkpoint(
     )
     tensors, scalars = _split_state(optimizer.state_dict()["state"])
     save_file(tensors, folder / "optimizer.safetensors")
+    if sums is not None:
+        save_file({"sums": sums}, folder / "sums.safetensors")
     state = {
         "version": VERSION,
-        "cursor": cursor,
-        "step": step,
+        "position": position,
         "fingerprint": fingerprint,
         "optimizer_scalars": scalars,
     }
@@ -47,8 +50,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> tuple[dict[str, Any], int]:
-    """Restore what `save_checkpoint` wrote, in place; returns the data cursor and the step.
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Restore what `save_checkpoint` wrote, in place; returns the position and the sums.
 
     Raises:
         ValueError: another version, or a run with another configuration or other data.
@@ -73,7 +76,8 @@ def load_checkpoint(
         load_file(folder / "optimizer.safetensors"), state["optimizer_scalars"]
     )
     optimizer.load_state_dict(restored)
-    return state["cursor"], state["step"]
+    path = folder / "sums.safetensors"
+    return state["position"], load_file(path)["sums"] if path.is_file() else None
 
 
 def load_module(folder: Path, prefix: str, module: nn.Module) -> None:

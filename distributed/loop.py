@@ -4,8 +4,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from distributed.batches import StepBatch, epoch_batches, open_dataset, plan_epoch
+from distributed.batches import Dataset, StepBatch, epoch_batches, open_dataset
 from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.epoch_sums import EpochSums
 from distributed.features import FeatureSpec
+from distributed.position import Position, epoch_start, plan_of, restore_position
 from distributed.start import load_start
-from shards import cursor as cursors
-from vgse import health
 from vgse.backbones import build_backbone
 from vgse.config import RunConfig
 from vgse.devices import autocast
@@ -94,149 +92,136 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
     """Train from the last checkpoint, or from k-means, to the last epoch."""
     job = arguments["job"]
     logging.getLogger("ray").setLevel(logging.ERROR)
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
+    rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     model = build_model(job).to(device)
     optimizer = build_optimizer(model, job.config)
     dataset = open_dataset(job, device)
-    seed = job.config.seed
-    cursor = cursors.start_of(dataset.manifest, dataset.selection, seed=seed)
+    seed, config = job.config.seed, job.config.training
+    sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
+    position = epoch_start(dataset, 0, 0, seed, world_size())
     checkpoint = ray.train.get_checkpoint()
-    step = 0
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state, step = load_checkpoint(Path(folder), model, optimizer, job.fingerprint)
-        cursor = cursors.restore(state, dataset.manifest, dataset.selection)
+            state, sums.base = load_checkpoint(Path(folder), model, optimizer, job.fingerprint)
+        position = restore_position(state, dataset, world_size())
     wrapped: nn.Module = model
     if world_size() > 1:
         wrapped = ray.train.torch.prepare_model(
             model,
             parallel_strategy_kwargs={"broadcast_buffers": False},  # they never change
         )
-    for epoch in range(cursor.epoch, job.config.training.epochs):
-        # Drawn anew from these three, random numbers need no place in a checkpoint.
-        torch.manual_seed(hash((seed, epoch, rank)) % 2**63)
-        plan = plan_epoch(dataset, cursor, world_size())
+    worker = Worker(job, model, wrapped, optimizer, dataset, device, rank)
+    while position.cursor.epoch < config.epochs:
+        # Drawn anew from these, random numbers need no place in a checkpoint.
+        place = (seed, position.cursor.epoch, position.plan_step, rank)
+        torch.manual_seed(hash(place) % 2**63)
+        worker.finish_epoch(position, sums)
+        epoch, step = position.cursor.epoch + 1, worker.step
+        rate = optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch, "step": step, **sums.row(job.config.loss), "learning_rate": rate}
+        if rank == 0 and job.board is not None:
+            job.board.metrics.remote(row)
+        position = epoch_start(dataset, epoch, step, seed, world_size())
+        sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
+        due = epoch % config.checkpoint_epochs == 0 or epoch == config.epochs
+        worker.report(row, position if due else None, None)
+
+
+@dataclass
+class Worker:
+    """What a training worker holds between steps."""
+
+    job: TrainingJob
+    model: TrainingModel
+    wrapped: nn.Module  # the model, under DDP where there are several workers
+    optimizer: torch.optim.Optimizer
+    dataset: Dataset
+    device: torch.device
+    rank: int
+    step: int = 0
+
+    def finish_epoch(self, position: Position, sums: EpochSums) -> None:
+        """Do what is left of an epoch, with a checkpoint every `checkpoint_steps` steps."""
+        plan = plan_of(position, self.dataset)
+        # Loader workers take turns: a plan can go on only where a round of them ended.
+        every = -(-self.job.config.training.checkpoint_steps // plan.readers) * plan.readers
+        self.step = position.step
         batches = epoch_batches(
-            dataset, cursor, plan, rank, patch_size=job.config.backbone.patch_size, device=device
+            self.dataset,
+            position.cursor,
+            plan,
+            self.rank,
+            patch_size=self.job.config.backbone.patch_size,
+            device=self.device,
         )
-        row = _train_epoch(job, wrapped, optimizer, batches, epoch, rank, device)
-        step += plan.steps
-        row = {"epoch": epoch + 1, "step": step, **row}
-        cursor = cursors.start_of(dataset.manifest, dataset.selection, seed=seed, epoch=epoch + 1)
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            due = (epoch + 1) % job.config.training.checkpoint_epochs == 0
-            if rank == 0 and (due or epoch + 1 == job.config.training.epochs):
-                state = cursor.to_dict()
-                save_checkpoint(Path(folder), model, optimizer, state, step, job.fingerprint)
-                saved = ray.train.Checkpoint.from_directory(folder)
-            if rank == 0 and job.board is not None:
-                job.board.metrics.remote(row)
-            ray.train.report(row, checkpoint=saved)
+        self.model.train()
+        posted = entered = asked = time.monotonic()
+        waited = 0.0
+        for plan_step in range(plan.first_step, plan.steps):
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            self._step(batch, position.cursor.epoch, sums)
+            done = plan_step + 1
+            if every and done % every == 0 and done < plan.steps:
+                sums.add_time(waited, time.monotonic() - entered)
+                here = replace(position, plan_step=done, step=self.step)
+                self._checkpoint_within(here, sums)
+                entered, waited = time.monotonic(), 0.0
+            if self.rank == 0 and time.monotonic() - posted > _POST_INTERVAL_S:
+                posted = time.monotonic()
+                self._post(position.cursor.epoch, batch.done_before)
+            asked = time.monotonic()
+        sums.add_time(waited, time.monotonic() - entered)
 
-
-def _train_epoch(
-    job: TrainingJob,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[StepBatch],
-    epoch: int,
-    rank: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    config = job.config
-    model.train()
-    sums = _EpochSums(len(job.classes), config.model.num_clusters, device)
-    started = posted = time.monotonic()
-    waited = 0.0
-    while True:
-        asked = time.monotonic()
-        batch = next(batches, None)
-        waited += time.monotonic() - asked
-        if batch is None:
-            break
-        progress = (epoch + batch.done_before) / config.training.epochs
-        for group in optimizer.param_groups:
+    def _step(self, batch: StepBatch, epoch: int, sums: EpochSums) -> None:
+        progress = (epoch + batch.done_before) / self.job.config.training.epochs
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(progress)
-        with autocast(device.type, job.precision if model_has_backbone(model) else "float32"):
-            output = model(
-                batch.inputs.to(device, non_blocking=True),
-                batch.labels.to(device),
-                batch.images.to(device),
-                batch.weights.to(device),
+        precision = self.job.precision if self.model.backbone is not None else "float32"
+        with autocast(self.device.type, precision):
+            output = self.wrapped(
+                batch.inputs.to(self.device, non_blocking=True),
+                batch.labels.to(self.device, non_blocking=True),
+                batch.images.to(self.device, non_blocking=True),
+                batch.weights.to(self.device, non_blocking=True),
                 batch.total_images,
             )
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
-        optimizer.step()
-        sums.add(output.terms, output.contingency, batch)
-        if rank == 0 and job.board is not None and time.monotonic() - posted > _POST_INTERVAL_S:
-            posted = time.monotonic()
-            job.board.progress.remote({"epoch": epoch, "share": batch.done_before})
-    seconds = time.monotonic() - started
-    rate = optimizer.param_groups[0]["lr"]
-    row = sums.reduce(config, waited, seconds)
-    return {**row, "learning_rate": rate}
+        self.optimizer.step()
+        self.step += 1
+        sums.add(output, batch.num_images, batch.total_images)
 
+    def _post(self, epoch: int, share: float) -> None:
+        if self.job.board is not None:
+            self.job.board.progress.remote({"epoch": epoch, "share": share})
 
-def model_has_backbone(model: nn.Module) -> bool:
-    """Whether θ is part of the training step."""
-    raw = getattr(model, "module", model)
-    return isinstance(raw, TrainingModel) and raw.backbone is not None
+    def _checkpoint_within(self, position: Position, sums: EpochSums) -> None:
+        sums.base = sums.total()
+        sums.values.zero_()
+        row = {"epoch": position.cursor.epoch, "step": position.step, "partial": True}
+        self.report(row, position, sums.base)
+        place = (self.job.config.seed, position.cursor.epoch, position.plan_step, self.rank)
+        torch.manual_seed(hash(place) % 2**63)
 
+    def report(self, row: dict[str, Any], position: Position | None, sums: Tensor | None) -> None:
+        """Report to Ray (a barrier), with a checkpoint of `position` from rank 0.
 
-class _EpochSums:
-    """Figures of an epoch, kept on the device and read once at its end."""
-
-    def __init__(self, num_classes: int, num_clusters: int, device: torch.device) -> None:
-        self.shape = (num_classes, num_clusters)
-        self.device = device
-        self.terms: dict[str, Tensor] = {}
-        self.contingency = torch.zeros(num_classes * num_clusters, device=device)
-        self.images = 0.0
-        self.weight = 0.0
-
-    def add(self, terms: dict[str, Tensor], cells: Tensor, batch: StepBatch) -> None:
-        for name, term in terms.items():
-            # Terms are scaled to be averaged over workers; weigh a step by its images.
-            share = term * (batch.total_images / world_size())
-            self.terms[name] = self.terms.get(name, torch.zeros((), device=self.device)) + share
-        self.contingency += torch.bincount(cells, minlength=len(self.contingency))
-        self.images += float(batch.weights.sum())
-        self.weight += batch.total_images
-
-    def reduce(self, config: RunConfig, waited: float, seconds: float) -> dict[str, Any]:
-        names = sorted(self.terms)
-        packed = torch.cat(
-            [
-                torch.stack([self.terms[n] for n in names]).double()
-                if names
-                else torch.zeros(0, dtype=torch.float64, device=self.device),
-                torch.tensor([self.images, waited], dtype=torch.float64, device=self.device),
-                self.contingency.double(),
-            ]
-        )
-        if world_size() > 1:
-            dist.all_reduce(packed)
-        values = packed.cpu().numpy()
-        terms = dict(zip(names, (values[: len(names)] / self.weight).tolist(), strict=True))
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
-            raise ValueError(
-                f"the {bad[0]} loss is not finite: lower training.learning_rate, or check the "
-                "data for broken images"
+        The upload goes on while training does; Ray deletes the local folder afterwards.
+        """
+        saved = None
+        if self.rank == 0 and position is not None:
+            folder = tempfile.mkdtemp(prefix="vgse-checkpoint-")
+            save_checkpoint(
+                Path(folder),
+                self.model,
+                self.optimizer,
+                position.to_dict(),
+                sums,
+                self.job.fingerprint,
             )
-        images, waited = values[len(names)], values[len(names) + 1] / world_size()
-        contingency = values[len(names) + 2 :].reshape(self.shape).astype(np.int64)
-        used, entropy = health.usage(contingency.sum(0))
-        return {
-            "loss": sum(getattr(config.loss, name) * value for name, value in terms.items()),
-            **terms,
-            "used_clusters": used,
-            "usage_entropy": entropy,
-            "nmi": health.normalised_mutual_information(contingency),
-            "images_per_second": images / seconds,
-            "loader_stall": waited / seconds,
-        }
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            row, checkpoint=saved, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC
+        )

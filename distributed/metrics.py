@@ -35,6 +35,8 @@ class KeepMetrics(ray.train.UserCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Called by Ray's controller with the report of every rank; all are alike."""
+        if metrics[0].get("partial"):
+            return  # a checkpoint within an epoch
         from torch.utils.tensorboard import SummaryWriter
 
         append_metrics(Path(self.run), metrics[0])

@@ -138,7 +138,8 @@ def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.floa
     """Of all that decides what is learned: a checkpoint goes on only under the same."""
     content = to_dict(config)
     learned = {key: content[key] for key in ("backbone", "model", "loss", "training", "seed")}
-    del learned["training"]["checkpoint_epochs"]
+    for name in ("checkpoint_epochs", "checkpoint_steps"):
+        del learned["training"][name]
     digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode())
     digest.update(manifest.fingerprint.encode())
     digest.update(np.ascontiguousarray(vectors).tobytes())

@@ -6,7 +6,7 @@ number of ranks and workers, so that each position is read exactly once.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ class Plan:
     world_size: int
     loader_workers: int
     steps: int
+    first_step: int = 0
+    """Steps before this one were done already: `continue_at` sets it."""
 
     @property
     def total(self) -> int:
@@ -60,6 +62,21 @@ def split_ranges(
     return Plan(ranges, world_size, loader_workers, steps)
 
 
+def continue_at(plan: Plan, step: int) -> Plan:
+    """The same plan with its first `step` steps done: what is left keeps its batches.
+
+    Raises:
+        ValueError: a step outside of 0..J, or one at which the readers of a rank, which take
+            turns, would go on in another order.
+    """
+    if not 0 <= step <= plan.steps or step % plan.readers:
+        raise ValueError(
+            f"step is {step}; it must be a multiple of {plan.readers} loader workers in "
+            f"0..{plan.steps}"
+        )
+    return replace(plan, first_step=step)
+
+
 def batch_counts(plan: Plan) -> NDArray[np.int64]:
     """Images of each rank in each step, [W, J]; the column sums are the global batches."""
     steps = np.arange(plan.steps)
@@ -75,13 +92,14 @@ def batch_counts(plan: Plan) -> NDArray[np.int64]:
 def reader_ranges(plan: Plan, rank: int, reader: int) -> list[Range]:
     """The positions that a reader of a rank goes through, in the order of its batches."""
     first, count = _reader_batches(plan, reader)
-    return _cut(plan.remaining, _edge(plan, rank, first), _edge(plan, rank, first + count))
+    low = _edge(plan, rank, first + _done(plan, reader, plan.first_step))
+    return _cut(plan.remaining, low, _edge(plan, rank, first + count))
 
 
 def reader_steps(plan: Plan, rank: int, reader: int) -> Iterator[tuple[int, int]]:
     """(step, number of images) of each batch of a reader; readers take turns, as in torch."""
     first, count = _reader_batches(plan, reader)
-    for number in range(count):
+    for number in range(_done(plan, reader, plan.first_step), count):
         low = _edge(plan, rank, first + number)
         high = _edge(plan, rank, first + number + 1)
         yield reader + number * plan.readers, high - low
@@ -95,7 +113,7 @@ def remaining_after(plan: Plan, step: int) -> tuple[Range, ...]:
     for rank in range(plan.world_size):
         for reader in range(plan.readers):
             first, count = _reader_batches(plan, reader)
-            done = min(count, max(0, _ceil(step - reader, plan.readers)))
+            done = _done(plan, reader, step)
             low, high = _edge(plan, rank, first + done), _edge(plan, rank, first + count)
             left += _cut(plan.remaining, low, high)
     return _merge(left)
@@ -144,6 +162,12 @@ def _reader_batches(plan: Plan, reader: int) -> tuple[int, int]:
     sizes = [_ceil(plan.steps - r, plan.readers) for r in range(plan.readers)]
     sizes = [max(0, size) for size in sizes]
     return sum(sizes[:reader]), sizes[reader]
+
+
+def _done(plan: Plan, reader: int, step: int) -> int:
+    """Batches that a reader has given once `step` steps are finished."""
+    _, count = _reader_batches(plan, reader)
+    return min(count, max(0, _ceil(step - reader, plan.readers)))
 
 
 def _batch_index(plan: Plan, steps: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from shards.plan import (
     Plan,
     Range,
     batch_counts,
+    continue_at,
     reader_ranges,
     reader_steps,
     remaining_after,
@@ -211,6 +212,29 @@ def test_two_resumes_with_other_world_sizes_see_each_sample_once(
         remaining = tuple((a, b) for a, b in json.loads(json.dumps(remaining)))
     assert remaining == ()
     assert set(seen.values()) <= {1} and seen.total() == sum(counts)
+
+
+@given(st.integers(1, 400), world, workers, batch, st.data())
+def test_a_plan_that_is_continued_gives_the_batches_that_were_left(
+    total: int, world_size: int, loader_workers: int, batch_size: int, data: st.DataObject
+) -> None:
+    plan = split_ranges([(0, total)], world_size, loader_workers, batch_size)
+    step = data.draw(st.integers(0, plan.steps // plan.readers)) * plan.readers
+    rest = continue_at(plan, step)
+    for rank in range(world_size):
+        for reader in range(plan.readers):
+            whole = list(reader_steps(plan, rank, reader))
+            left = [pair for pair in whole if pair[0] >= step]
+            assert list(reader_steps(rest, rank, reader)) == left
+            mine = positions(reader_ranges(plan, rank, reader))
+            count = sum(size for _, size in left)
+            assert positions(reader_ranges(rest, rank, reader)) == mine[len(mine) - count :]
+
+
+def test_a_plan_goes_on_only_where_a_round_of_readers_ended() -> None:
+    plan = split_ranges([(0, 100)], 1, 2, 10)
+    with pytest.raises(ValueError, match=r"step is 3; it must be a multiple of 2 loader workers"):
+        continue_at(plan, 3)
 
 
 def test_readers_take_turns_each_on_a_run_of_its_own() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import make_tiny
 
-from distributed.batches import StepBatch, epoch_batches, open_dataset, plan_epoch
+from distributed.batches import StepBatch, epoch_batches, open_dataset
 from distributed.checkpoint import load_module
 from distributed.controls import shuffle_labels
 from distributed.display import Display
@@ -19,9 +19,9 @@ from distributed.embed import Encoder, embed_units
 from distributed.features import read_unit, units_of
 from distributed.loop import TrainingJob, build_model, build_optimizer, learning_rate
 from distributed.metrics import read_metrics
+from distributed.position import epoch_start, plan_of
 from distributed.prepare import prepare
 from distributed.stages import run_features, run_training, training_job
-from shards import cursor as cursors
 from shards.entries import SPLITS
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vgse.embeddings import class_embeddings
@@ -125,12 +125,10 @@ def test_with_shuffled_labels_it_does_not(run: Path, job: TrainingJob, root: Pat
 def joint_batches(job: TrainingJob, epoch: int, num_workers: int) -> Iterator[StepBatch]:
     """What all workers see in each step, as one batch."""
     dataset = open_dataset(job, CPU)
-    cursor = cursors.start_of(
-        dataset.manifest, dataset.selection, seed=job.config.seed, epoch=epoch
-    )
-    plan = plan_epoch(dataset, cursor, num_workers)
+    position = epoch_start(dataset, epoch, 0, job.config.seed, num_workers)
+    plan = plan_of(position, dataset)
     ranks = [
-        epoch_batches(dataset, cursor, plan, rank, patch_size=64, device=CPU)
+        epoch_batches(dataset, position.cursor, plan, rank, patch_size=64, device=CPU)
         for rank in range(num_workers)
     ]
     for parts in zip(*ranks, strict=True):
@@ -139,8 +137,9 @@ def joint_batches(job: TrainingJob, epoch: int, num_workers: int) -> Iterator[St
                 torch.cat([getattr(part, name) for part in parts])
                 for name in ("inputs", "labels", "images", "weights")
             ),
-            parts[0].total_images,
-            parts[0].done_before,
+            num_images=sum(part.num_images for part in parts),
+            total_images=parts[0].total_images,
+            done_before=parts[0].done_before,
         )
 
 

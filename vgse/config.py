@@ -81,6 +81,8 @@ class TrainingConfig:
     """Passes over the training images."""
     checkpoint_epochs: int = 1
     """Epochs between two checkpoints; the last epoch always makes one."""
+    checkpoint_steps: int = 0
+    """Steps between two checkpoints within an epoch; 0 makes none there."""
     batch_size: int = 256
     """Images in a step, over all workers: changing the workers keeps the optimisation."""
     learning_rate: float = 1e-3
@@ -178,6 +180,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("loss.queue_size", loss.queue_size, 1, many),
         ("training.epochs", training.epochs, 1, many),
         ("training.checkpoint_epochs", training.checkpoint_epochs, 1, many),
+        ("training.checkpoint_steps", training.checkpoint_steps, 0, many),
         ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
         ("training.learning_rate", training.learning_rate, 0, many),
         ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),

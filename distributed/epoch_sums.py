@@ -1,0 +1,82 @@
+"""Figures of an epoch, kept on the device and read when they are logged or saved."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vgse import health
+from vgse.config import LossConfig
+from vgse.losses import world_size
+from vgse.model import StepOutput
+
+TERMS = ("classification", "semantic", "consistency", "entropy")
+
+
+class EpochSums:
+    """Losses, images, waiting time and the contingency table of classes and clusters.
+
+    One float64 vector holds them all, so that one all-reduce reads them, and a checkpoint within
+    an epoch can carry them.
+    """
+
+    def __init__(self, num_classes: int, num_clusters: int, device: torch.device) -> None:
+        self.shape = (num_classes, num_clusters)
+        self.base: Tensor | None = None  # what all workers had summed up at a checkpoint
+        size = len(TERMS) + 4 + num_classes * num_clusters
+        self.values = torch.zeros(size, dtype=torch.float64, device=device)
+
+    def add(self, output: StepOutput, images: int, total_images: int) -> None:
+        """Add a step: `images` of this worker, `total_images` of all."""
+        for place, name in enumerate(TERMS):
+            if name in output.terms:
+                # Terms are scaled to be averaged over workers; weigh a step by its images.
+                self.values[place] += output.terms[name] * (total_images / world_size())
+        counts = torch.bincount(output.contingency, minlength=self.shape[0] * self.shape[1])
+        self.values[len(TERMS) + 4 :] += counts
+        self.values[len(TERMS)] += images
+        self.values[len(TERMS) + 1] += total_images / world_size()
+
+    def add_time(self, waited: float, seconds: float) -> None:
+        """Add seconds that this worker waited for data, and seconds in all."""
+        self.values[len(TERMS) + 2] += waited
+        self.values[len(TERMS) + 3] += seconds
+
+    def total(self) -> Tensor:
+        """The sums over all workers (a collective call), [size] float64 on the CPU."""
+        values = self.values.clone()
+        if world_size() > 1:
+            dist.all_reduce(values)
+        values = values.cpu()
+        return values if self.base is None else values + self.base
+
+    def row(self, config: LossConfig) -> dict[str, Any]:
+        """The line of metrics.jsonl, without epoch and rates (a collective call).
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        values = self.total().numpy()
+        images, weight, waited, seconds = values[len(TERMS) : len(TERMS) + 4]
+        active = [name for name in TERMS if getattr(config, name)]
+        terms = {name: float(values[TERMS.index(name)] / weight) for name in active}
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if bad:
+            raise ValueError(
+                f"the {bad[0]} loss is not finite: lower training.learning_rate, or check the "
+                "data for broken images"
+            )
+        contingency = values[len(TERMS) + 4 :].reshape(self.shape).astype(np.int64)
+        used, entropy = health.usage(contingency.sum(0))
+        return {
+            "loss": sum(getattr(config, name) * value for name, value in terms.items()),
+            **terms,
+            "used_clusters": used,
+            "usage_entropy": entropy,
+            "nmi": health.normalised_mutual_information(contingency),
+            "images_per_second": images / max(1e-9, seconds / world_size()),
+            "loader_stall": waited / max(1e-9, seconds),
+        }
