@@ -1,8 +1,11 @@
 """Batches of one rank as its plan has them, in this process or in loader processes."""
 
+import math
+import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from typing import Literal
 
 import cv2
@@ -12,13 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from shards.access import ACCESS, Access
+from shards.chunks import Part
 from shards.cursor import Selection
+from shards.health import NO_TIMES, LoadTimes
 from shards.images import resize_square
+from shards.lean import BeginLoader, lean_context
 from shards.manifest import Manifest
 from shards.order import Order, pieces
+from shards.passes import Pass, plan_passes
 from shards.plan import Plan, reader_ranges, reader_steps
-from shards.stream import RawSample, decode, label_index, parse_meta, read_raw
+from shards.stream import RawSample, decode, label_index, parse_meta, read_parts
 from vgse.patches import cut_patches_opencv
+
+# Below, the allocator hands out memory that it has used before, and filling that and copying
+# it costs no more than filling new pages.
+_SHARED_FROM = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Batch:
         images: uint8 [B, 3, S, S] in channels_last memory ("images"), else None.
         patches: uint8 [B, N, P, P, 3] ("patches"), else None.
         whole: uint8 [B, 3, I, I] in channels_last memory, or None.
+        times: where its reader's time went, in seconds.
     """
 
     step: int
@@ -57,6 +70,7 @@ class Batch:
     images: Tensor | None = None
     patches: Tensor | None = None
     whole: Tensor | None = None
+    times: LoadTimes = NO_TIMES
 
     def __len__(self) -> int:
         """B."""
@@ -91,11 +105,14 @@ class Batches(IterableDataset[Batch]):
         cut: Cut,
         *,
         max_damaged: float = 0.01,
+        access: Access = ACCESS,
     ) -> None:
-        """`max_damaged` is the share, in 0..1, of a reader's pictures that may be damaged."""
+        """`max_damaged` is the share, in 0..1, of a reader's pictures that may be damaged;
+        `access` says how remote shards are read."""
         assert order.total == sum(selection.counts)
         self.manifest, self.selection, self.order = manifest, selection, order
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
+        self.access = access
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this loader worker (of the whole rank outside of one)."""
@@ -108,8 +125,10 @@ class Batches(IterableDataset[Batch]):
         steps = list(reader_steps(self.plan, self.rank, reader))
         allowed = self.max_damaged * sum(count for _, count in steps)
         num_damaged = 0
+        ended = time.perf_counter()
         for step, count in steps:
-            batch = self._assemble(step, count, islice(samples, count), labels)
+            idle = time.perf_counter() - ended
+            batch = self._assemble(step, count, islice(samples, count), labels, idle)
             assert len(batch) + len(batch.damaged) == count
             num_damaged += len(batch.damaged)
             if num_damaged > allowed:
@@ -118,53 +137,76 @@ class Batches(IterableDataset[Batch]):
                     f"(last: {batch.damaged[-1]}), more than max_damaged={self.max_damaged} "
                     "allows; run `python -m shards check` and pack again"
                 )
+            ended = time.perf_counter()
             yield batch
 
-    def _samples(self, reader: int) -> Iterator[RawSample]:
+    def _wanted(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Shard number and samples of each piece of a reader, in order."""
         for start, stop in reader_ranges(self.plan, self.rank, reader):
             for piece in pieces(self.order, start, stop):
-                shard = self.selection.shards[piece.shard]
                 chosen = self.selection.indices[piece.shard]
-                wanted = piece.indices if chosen is None else chosen[piece.indices]
-                low, high = int(wanted.min()), int(wanted.max()) + 1
-                keep = set(wanted.tolist())
+                yield piece.shard, piece.indices if chosen is None else chosen[piece.indices]
+
+    def _part(self, one: Pass) -> Part:
+        return Part(self.selection.shards[one.shard], one.start, one.stop)
+
+    def _samples(self, reader: int) -> Iterator[RawSample]:
+        now, ahead = tee(plan_passes(self._wanted(reader), self.manifest.stride))
+        stored = read_parts(self.manifest, map(self._part, ahead), access=self.access)
+        for one in now:
+            place = one.start
+            for wanted in one.wanted:
+                last, keep = int(wanted.max()) + 1, set(wanted.tolist())
                 # Encoded pictures of one block are held, to leave in the epoch's order.
-                held = {
-                    raw.index: raw
-                    for raw in read_raw(self.manifest, shard, start=low, stop=high)
-                    if raw.index in keep
-                }
+                held = {raw.index: raw for raw in islice(stored, last - place) if raw.index in keep}
+                place = last
                 for index in wanted.tolist():
                     yield held.pop(index)
 
     def _assemble(
-        self, step: int, count: int, samples: Iterable[RawSample], labels: dict[str, int]
+        self,
+        step: int,
+        count: int,
+        samples: Iterable[RawSample],
+        labels: dict[str, int],
+        idle: float,
     ) -> Batch:
         num_patches, side, whole = self.manifest.num_patches, self.cut.side, self.cut.whole
         as_images = self.cut.mode == "images"
         shape = (side, side, 3) if as_images else (num_patches, side, side, 3)
-        main = np.empty((count, *shape), np.uint8)
-        wholes = np.empty((count, whole, whole, 3), np.uint8) if whole else None
+        main = _empty((count, *shape))
+        wholes = _empty((count, whole, whole, 3)) if whole else None
         boxes = np.empty((count, num_patches, 4), np.float32)
         classes = np.empty(count, np.int64)
         keys: list[str] = []
         damaged: list[str] = []
+        read = decoding = cutting = 0.0
+        clock = time.perf_counter
+        done = clock()
         for raw in samples:
+            arrived = clock()
+            read += arrived - done
             meta = parse_meta(raw, labels, num_patches)
             try:
                 image = decode(raw)
             except ValueError:
                 damaged.append(raw.key)
+                done = clock()
+                decoding += done - arrived
                 continue
+            decoded = clock()
             row = len(keys)
             if as_images:
                 resize_square(image, side, main[row])
             else:
-                main[row] = cut_patches_opencv(image, meta.boxes, side)
+                cut_patches_opencv(image, meta.boxes, side, out=main[row])
             if wholes is not None:
                 resize_square(image, whole, wholes[row])
             boxes[row], classes[row] = meta.boxes, meta.label
             keys.append(raw.key)
+            done = clock()
+            decoding += decoded - arrived
+            cutting += done - decoded
         found = len(keys)
         return Batch(
             step=step,
@@ -175,6 +217,7 @@ class Batches(IterableDataset[Batch]):
             images=_channels_first(main[:found]) if as_images else None,
             patches=None if as_images else torch.from_numpy(main[:found]),
             whole=None if wholes is None else _channels_first(wholes[:found]),
+            times=LoadTimes(read, decoding, cutting, idle),
         )
 
 
@@ -191,6 +234,8 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch,
+        multiprocessing_context=lean_context(batches.manifest.url),
+        worker_init_fn=BeginLoader(dict(os.environ)),
     )
     return _OneLineErrors(loader)
 
@@ -207,6 +252,16 @@ class _OneLineErrors:
         except ValueError as error:
             last = str(error).strip().splitlines()[-1]
             raise ValueError(last.removeprefix("ValueError: ")) from None
+
+
+def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array to fill; in a loader process in shared memory if it is large."""
+    size = math.prod(shape)
+    if get_worker_info() is None or size < _SHARED_FROM:
+        return np.empty(shape, np.uint8)
+    # As torch's own collate function does: what is shared already is sent without a copy.
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).numpy()
 
 
 def _channels_first(images: NDArray[np.uint8]) -> Tensor:

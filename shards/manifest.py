@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards import storage
+from shards.access import FIRST
 from shards.entries import SPLITS, ClassEntry, ImageSpec, PatchSpec, ShardEntry
 from shards.soundness import find_problems
 
@@ -117,11 +118,12 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
         folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
     where = storage.join(folder, FILE)
     try:
-        content = json.loads(storage.read(where))
+        content = json.loads(storage.read(where, retry=FIRST))
     except FileNotFoundError:
-        raise ValueError(
-            f"{where}: no such file; make it with `python -m shards pack --out {folder}`"
-        ) from None
+        remedy = f"make it with `python -m shards pack --out {folder}`"
+        if storage.is_remote(folder):
+            remedy = "correct the address, or copy a packed folder there"
+        raise ValueError(f"{where}: no such file; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{where}: not JSON ({error}); pack again") from None
     manifest = _parse(content, folder, where)
@@ -203,7 +205,7 @@ def problems(manifest: Manifest) -> list[str]:
 
 def file_problems(manifest: Manifest) -> list[str]:
     """Shards that are not there or have another length than the manifest says, a line each."""
-    sizes = storage.sizes(manifest.url)
+    sizes = storage.sizes(manifest.url, retry=FIRST)
     missing = [s.file for s in manifest.shards if s.file not in sizes]
     found = []
     if missing:

@@ -16,7 +16,8 @@ from shards.entries import ImageSpec, PatchSpec, ShardEntry
 from shards.images import encode_jpeg, load_rgb
 from shards.layouts import SourceImage
 from shards.tar import TarWriter
-from vgse.patches import grid_boxes, watershed_boxes
+from vgse.patches import grid_boxes
+from vgse.watershed import watershed_boxes
 
 RECORDS = ".packing"
 

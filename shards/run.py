@@ -105,6 +105,12 @@ class OnRay:
                     yield ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # Ray's own message is a traceback
+        except ray.exceptions.RayError as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"ray={self.address}: a task died again and again ({first}); see to the nodes' "
+                "memory, then run the same command again: finished shards are kept"
+            ) from None
         finally:
             for reference in running:
                 ray.cancel(reference)

@@ -1,10 +1,18 @@
-"""Bytes from local folders and from any fsspec URL."""
+"""Bytes from local folders and from any fsspec URL, by ranged reads that are tried again.
+
+S3 takes its address, credentials and region from where AWS's own tools take them, such as
+AWS_ENDPOINT_URL (for other stores than Amazon's), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+and AWS_REGION; any option of any fsspec store can be set in fsspec's own configuration.
+"""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from shards.access import RETRY, Retry, attempt, short
 
 
 def is_remote(url: str) -> bool:
@@ -17,10 +25,13 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def read(url: str, start: int = 0, stop: int | None = None) -> bytes:
+def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RETRY) -> bytes:
     """Bytes start to stop of a file, in one read or one ranged request.
 
-    Raises FileNotFoundError if there is none, ValueError if the store cannot be reached.
+    Of a remote file exactly those bytes: an answer that is cut short is asked for again, as
+    after any error that may pass. Of a local file as many of them as there are.
+
+    Raises FileNotFoundError if there is none, ValueError if the store cannot be read.
     """
     if not is_remote(url):
         try:
@@ -32,36 +43,60 @@ def read(url: str, start: int = 0, stop: int | None = None) -> bytes:
         except OSError as error:
             raise ValueError(f"{url}: cannot be read ({error.strerror})") from error
     filesystem, path = _open(url)
-    try:
-        data: bytes = filesystem.cat_file(path, start=start or None, end=stop)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # every store raises errors of its own
-        raise ValueError(f"{url}: cannot be read ({_short(error)})") from error
-    return data
+
+    def fetch() -> bytes:
+        ranged = start > 0 or stop is not None
+        data: bytes = filesystem.cat_file(path, start=start if ranged else None, end=stop)
+        if stop is not None and len(data) != stop - start:
+            raise EOFError(f"{len(data)} bytes instead of {stop - start}; copied in part?")
+        return data
+
+    return attempt(fetch, url, "read", retry)
 
 
-def sizes(folder: str) -> dict[str, int]:
+def sizes(folder: str, *, retry: Retry = RETRY) -> dict[str, int]:
     """Length in bytes of every file directly in `folder`, by name, with one listing."""
     if not is_remote(folder):
         path = Path(folder.removeprefix("file://"))
         return {item.name: item.stat().st_size for item in os.scandir(path) if item.is_file()}
     filesystem, path_ = _open(folder)
+
+    def fetch() -> list[dict[str, Any]]:
+        filesystem.invalidate_cache()  # a store remembers listings, a folder changes
+        rows: list[dict[str, Any]] = filesystem.ls(path_, detail=True)
+        return rows
+
     try:
-        rows = filesystem.ls(path_, detail=True)
-    except Exception as error:  # every store raises errors of its own
-        raise ValueError(f"{folder}: cannot be listed ({_short(error)})") from error
+        rows = attempt(fetch, folder, "listed", retry)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no such folder or bucket; correct the address") from None
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 
 def _open(url: str) -> tuple[Any, str]:
+    scheme = url.split("::")[-1].split("://")[0]
+    prepare = _OPTIONS.get(scheme)
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{url}: {_short(error)}") from None
+        if prepare is None:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        else:
+            filesystem, path = fsspec.core.url_to_fs(url, **{scheme: prepare(scheme)})
+            filesystem.retries = 1
+    except ImportError as error:
+        extra = "; pip install 'vgse[s3]'" if prepare else "; install the package it names"
+        raise ValueError(f"{url}: {short(error)}{extra}") from None
+    except ValueError as error:
+        raise ValueError(f"{url}: {short(error)}") from None
     return filesystem, path
 
 
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _s3_options(scheme: str) -> dict[str, Any]:
+    """The user's options, less the retries of two layers below that would multiply ours."""
+    own = dict(fsspec.config.conf.get(scheme, {}))
+    return {
+        **own,
+        "config_kwargs": {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})},
+    }
+
+
+_OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {"s3": _s3_options, "s3a": _s3_options}

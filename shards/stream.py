@@ -2,20 +2,20 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import storage
+from shards.access import ACCESS, Access
+from shards.chunks import Part, read_chunks
 from shards.entries import ShardEntry
 from shards.images import decode_jpeg
 from shards.manifest import Manifest
 from shards.tar import Member, read_members
 
-READ_BYTES = 4 << 20
 MAX_JSON_BYTES = 1 << 20
 
 
@@ -65,35 +65,46 @@ def read_shard(
 
 
 def read_raw(
-    manifest: Manifest, shard: ShardEntry, *, start: int = 0, stop: int | None = None
+    manifest: Manifest,
+    shard: ShardEntry,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    access: Access = ACCESS,
 ) -> Iterator[RawSample]:
-    """Samples start to stop - 1 of a shard, undecoded, in stored order.
+    """Samples start to stop - 1 of a shard, undecoded, in stored order; see read_parts."""
+    return read_parts(
+        manifest, [Part(shard, start, shard.count if stop is None else stop)], access=access
+    )
+
+
+def read_parts(
+    manifest: Manifest, parts: Iterable[Part], *, access: Access = ACCESS
+) -> Iterator[RawSample]:
+    """Samples of one part after the other, undecoded, in stored order.
 
     Reads a few MB at a time, whole runs of samples, and begins at the last stored offset
-    before `start`. Raises ValueError for truncated shards, unpaired or unknown members,
+    before a part's start; of a remote store the next few MB in the background, also those
+    of the next part. Raises ValueError for truncated shards, unpaired or unknown members,
     duplicate keys and another number of samples than the manifest says.
     """
-    stop = shard.count if stop is None else stop
-    assert 0 <= start <= stop <= shard.count, (start, stop, shard)
-    where = storage.join(manifest.url, shard.file)
     keys: set[str] = set()
-    for first, last, begin, end in _chunks(manifest, shard, start, stop):
-        try:
-            data = storage.read(where, begin, end)
-        except FileNotFoundError:
-            raise ValueError(f"{where}: missing shard; copy it or pack again") from None
-        index = first
-        for index, (key, jpeg, text) in enumerate(_pairs(data, where, begin), first):
+    for chunk, where, data in read_chunks(manifest, parts, access):
+        if chunk.opens:
+            keys = set()
+        before, index = len(keys), chunk.first
+        for index, (key, jpeg, text) in enumerate(_pairs(data, where, chunk.begin), chunk.first):
             if key in keys:
                 raise ValueError(f"{where}: key {key!r} stands for two samples; pack again")
             keys.add(key)
-            if index >= last:
+            if index >= chunk.last:
                 break
-            if start <= index < stop:
-                yield RawSample(key, index, jpeg, text, shard.file)
-        if len(keys) != last - _first(manifest, shard, start):
+            if chunk.part.start <= index < chunk.part.stop:
+                yield RawSample(key, index, jpeg, text, chunk.part.shard.file)
+        if len(keys) - before != chunk.last - chunk.first:
             raise ValueError(
-                f"{where}: other than the {shard.count} samples of the manifest; pack again"
+                f"{where}: other than the {chunk.part.shard.count} samples of the manifest; "
+                "pack again"
             )
 
 
@@ -132,30 +143,6 @@ def parse_meta(raw: RawSample, labels: dict[str, int], num_patches: int) -> Meta
     if not (np.all(low >= 0) and np.all(high <= 1) and np.all(high > low)):
         raise ValueError(f"{where}: a box is empty or reaches out of 0..1; pack again")
     return Meta(boxes, labels[name], source)
-
-
-def _first(manifest: Manifest, shard: ShardEntry, start: int) -> int:
-    return start // manifest.stride * manifest.stride if shard.offsets else 0
-
-
-def _chunks(
-    manifest: Manifest, shard: ShardEntry, start: int, stop: int
-) -> Iterator[tuple[int, int, int, int]]:
-    """(first sample, last sample, first byte, last byte) of reads that cover start..stop."""
-    if start >= stop:
-        return
-    if not shard.offsets:
-        yield 0, shard.count, 0, shard.bytes
-        return
-    edges = [*shard.offsets, shard.bytes]
-    low, end = start // manifest.stride, -(-stop // manifest.stride)
-    while low < end:
-        high = low + 1
-        while high < end and edges[high + 1] - edges[low] <= READ_BYTES:
-            high += 1
-        last = min(high * manifest.stride, shard.count)
-        yield low * manifest.stride, last, edges[low], edges[high]
-        low = high
 
 
 def _pairs(data: bytes, where: str, offset: int) -> Iterator[tuple[str, bytes, bytes]]:

@@ -9,7 +9,8 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
-from vgse.patches import cut_patches, cut_patches_opencv, grid_boxes, watershed_boxes
+from vgse.patches import cut_patches, cut_patches_opencv, grid_boxes
+from vgse.watershed import watershed_boxes
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> NDArray[np.float32]:

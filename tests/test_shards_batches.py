@@ -1,6 +1,4 @@
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +234,16 @@ def test_what_goes_to_a_loader_process_can_be_pickled(packed: Manifest) -> None:
     assert [batch.keys for batch in twin] == [batch.keys for batch in batches]
 
 
-def test_streaming_needs_no_ray() -> None:
-    code = "import sys, shards.batches; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_batch_that_is_made_in_shared_memory_is_the_same(packed: Manifest) -> None:
+    few = replace(begin(packed), remaining=((0, 32),))
+    cut = Cut("images", 640, whole=12)  # 39 MB of pictures
+    (here,), (there,) = (
+        batches_of(packed, few, loader_workers=workers, batch_size=32, cut=cut)[0]
+        for workers in (0, 1)
+    )
+    assert here.keys == there.keys and len(here) == 32
+    assert here.images is not None and there.images is not None
+    assert torch.equal(here.images, there.images)
+    assert there.images.is_contiguous(memory_format=torch.channels_last)
+    assert here.whole is not None and there.whole is not None
+    assert torch.equal(here.whole, there.whole)

@@ -7,19 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.color import rgb2gray
-from skimage.filters import sobel
-from skimage.segmentation import watershed
 from torch import Tensor
 
-WATERSHED_SIDE = 128
-_MAX_ASPECT = 8  # longer images are squeezed for the watershed, so that its work stays bounded
-_LEAST_CELL = 0.5  # smaller boxes are one colour blown up
-COMPACTNESS = 1e-3  # follows the picture at WATERSHED_SIDE; 0.01 is nearly the grid
 
-
-def _row_counts(num_patches: int) -> list[int]:
+def row_counts(num_patches: int) -> list[int]:
+    """Boxes in each row of a grid of N: round(sqrt(N)) rows that differ by one at most."""
     if num_patches < 1:
         raise ValueError(f"num_patches is {num_patches}; an image needs at least 1 patch")
     num_rows = max(1, round(math.sqrt(num_patches)))
@@ -48,60 +40,13 @@ def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
         step = side * (1 - overlap)
         return [(i * step, min(1.0, i * step + side)) for i in range(count)]
 
-    counts = _row_counts(num_patches)
+    counts = row_counts(num_patches)
     boxes = [
         (x0, y0, x1, y1)
         for (y0, y1), count in zip(spans(len(counts)), counts, strict=True)
         for x0, x1 in spans(count)
     ]
     return np.array(boxes, np.float32)
-
-
-def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.float32]:
-    """Bounding boxes of exactly N compact-watershed regions that follow the picture's edges.
-
-    Seeds stand on a regular grid, so that every image gives the same number of regions
-    (Neubert and Protzel, "Compact Watershed and Preemptive SLIC", ICPR 2014). The image is
-    first brought to a short side of 128 pixels: the result depends on the size. A region that
-    stays small, as on an empty background, gets a box of half a grid cell.
-
-    Args:
-        image: uint8 [H, W, 3].
-        num_patches: N.
-
-    Returns:
-        float32 [N, 4], (x0, y0, x1, y1) in 0..1, each of positive area.
-    """
-    counts = _row_counts(num_patches)
-    height, width = image.shape[:2]
-    side = max(WATERSHED_SIDE, 2 * max(len(counts), *counts))
-    scale = side / min(height, width)
-    size = (
-        min(round(width * scale), _MAX_ASPECT * side),
-        min(round(height * scale), _MAX_ASPECT * side),
-    )
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    gradient = sobel(rgb2gray(cv2.resize(image, size, interpolation=way)))
-    markers = np.zeros(gradient.shape, np.int32)
-    label = 0
-    for row, count in enumerate(counts):
-        y = int((row + 0.5) * markers.shape[0] / len(counts))
-        for column in range(count):
-            label += 1
-            markers[y, int((column + 0.5) * markers.shape[1] / count)] = label
-    regions = ndimage.find_objects(watershed(gradient, markers, compactness=COMPACTNESS))
-    assert len(regions) == num_patches and None not in regions
-    boxes = [[x.start, y.start, x.stop, y.stop] for y, x in regions]
-    height, width = gradient.shape
-    found = np.array(boxes) / [width, height, width, height]
-    return _at_least(found, _LEAST_CELL / np.array([max(counts), len(counts)])).astype(np.float32)
-
-
-def _at_least(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Boxes [N, 4] grown about their centres to sides (x, y), and moved back into 0..1."""
-    low, high = boxes[:, :2], boxes[:, 2:]
-    low = np.where(high - low < sides, (low + high - sides) / 2, low).clip(0, 1 - sides)
-    return np.concatenate([low, np.maximum(high, low + sides)], 1)
 
 
 def _to_pixels(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -150,8 +95,22 @@ def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return cut.view(batch, -1, num_patches, size, size).transpose(1, 2)
 
 
+def _corners(boxes: NDArray[np.float32], height: int, width: int) -> list[list[int]]:
+    """`_to_pixels` in NumPy: a call a picture, where torch's overhead would be felt."""
+    size = np.array([width, height], np.float32)
+    low = np.floor(boxes[:, :2] * size + np.float32(0.5)).clip(0)
+    low = np.minimum(low, size - 1)
+    high = np.floor(boxes[:, 2:] * size + np.float32(0.5))
+    high = np.minimum(np.maximum(high, low + 1), size)
+    corners: list[list[int]] = np.concatenate([low, high], 1).astype(np.int64).tolist()
+    return corners
+
+
 def cut_patches_opencv(
-    image: NDArray[np.uint8], boxes: NDArray[np.float32], size: int
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    size: int,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """The same patches as `cut_patches`, from one image on the CPU.
 
@@ -159,14 +118,13 @@ def cut_patches_opencv(
         image: uint8 [H, W, 3].
         boxes: [N, 4], (x0, y0, x1, y1) in 0..1.
         size: P, the side of a patch in pixels.
+        out: uint8 [N, P, P, 3] to write into, such as a row of a batch.
 
     Returns:
-        uint8 [N, P, P, 3].
+        uint8 [N, P, P, 3], `out` where it was given.
     """
-    height, width = image.shape[:2]
-    low, high = _to_pixels(torch.from_numpy(np.array(boxes, np.float32)), height, width)
-    patches = np.empty((len(boxes), size, size, 3), np.uint8)
-    corners = torch.cat([low, high], -1).int().tolist()
+    patches = np.empty((len(boxes), size, size, 3), np.uint8) if out is None else out
+    corners = _corners(np.asarray(boxes, np.float32), *image.shape[:2])
     for patch, (x0, y0, x1, y1) in zip(patches, corners, strict=True):
         cv2.resize(image[y0:y1, x0:x1], (size, size), dst=patch, interpolation=cv2.INTER_LINEAR)
     return patches

@@ -1,0 +1,103 @@
+"""Which bytes of which shards to read, and reading them: from disk, a store or its cache."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, pairwise
+
+from shards import storage
+from shards.access import Access
+from shards.ahead import read_ahead
+from shards.cache import keep, read_cached
+from shards.entries import ShardEntry
+from shards.manifest import Manifest
+
+READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples start to stop - 1 of a shard."""
+
+    shard: ShardEntry
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples first to last - 1 of a part's shard, which fill its bytes begin to end - 1."""
+
+    part: Part
+    first: int
+    last: int
+    begin: int
+    end: int
+    opens: bool  # the first of its part
+    after: ShardEntry | None  # the shard of the next part
+
+
+def read_chunks(
+    manifest: Manifest, parts: Iterable[Part], access: Access
+) -> Iterator[tuple[Chunk, str, bytes]]:
+    """Each chunk of the parts with the address of its shard and its bytes.
+
+    Raises ValueError if a shard is missing or cannot be read.
+    """
+    remote = storage.is_remote(manifest.url)
+    cached = remote and access.cache is not None
+
+    def fetch(chunk: Chunk) -> bytes:
+        shard = chunk.part.shard
+        where = storage.join(manifest.url, shard.file)
+        try:
+            if cached:
+                return read_cached(where, shard, chunk.begin, chunk.end, access)
+            return storage.read(where, chunk.begin, chunk.end, retry=access.retry)
+        except FileNotFoundError:
+            raise ValueError(f"{where}: missing shard; copy it or pack again") from None
+
+    chunks = read_ahead(_chunks(manifest, parts), fetch, access.ahead if remote else 0)
+    loader = ThreadPoolExecutor(1, thread_name_prefix="shard-cache") if cached else None
+    try:
+        for chunk, data in chunks:
+            if loader and chunk.opens and chunk.after:
+                # A failure shows when the shard itself is read.
+                after = storage.join(manifest.url, chunk.after.file)
+                loader.submit(keep, after, chunk.after, access)
+            yield chunk, storage.join(manifest.url, chunk.part.shard.file), data
+    finally:
+        chunks.close()
+        if loader:
+            loader.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
+    for part, following in pairwise(chain(parts, [None])):
+        assert part is not None
+        shard = part.shard
+        after = following.shard if following and following.shard is not shard else None
+        opens = True
+        for first, last, begin, end in _runs(manifest, part):
+            yield Chunk(part, first, last, begin, end, opens, after)
+            opens = False
+
+
+def _runs(manifest: Manifest, part: Part) -> Iterator[tuple[int, int, int, int]]:
+    """(first sample, last sample, first byte, last byte) of reads that cover a part."""
+    shard, start, stop = part.shard, part.start, part.stop
+    assert 0 <= start <= stop <= shard.count, (start, stop, shard)
+    if start >= stop:
+        return
+    if not shard.offsets:
+        yield 0, shard.count, 0, shard.bytes
+        return
+    edges = [*shard.offsets, shard.bytes]
+    low, end = start // manifest.stride, -(-stop // manifest.stride)
+    while low < end:
+        high = low + 1
+        while high < end and edges[high + 1] - edges[low] <= READ_BYTES:
+            high += 1
+        last = min(high * manifest.stride, shard.count)
+        yield low * manifest.stride, last, edges[low], edges[high]
+        low = high

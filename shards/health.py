@@ -1,0 +1,111 @@
+"""Where a loader's time goes, and what to change when training waits for it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+STALL = 0.05  # share of waiting above which something is said
+
+
+@dataclass(frozen=True)
+class LoadTimes:
+    """Seconds that a reader spent on a batch, or the sum over batches (and readers).
+
+    Attributes:
+        read: waiting for bytes of the disk or the store, and taking the tar apart.
+        decode: JPEG to pixels.
+        cut: resizing or cutting patches, and copying them into the batch.
+        idle: from handing the batch over before to being asked for this one: the trainer's
+            step in one process; in a loader process the hand-over, and rest when it is ahead.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    cut: float = 0.0
+    idle: float = 0.0
+
+    def __add__(self, other: "LoadTimes") -> "LoadTimes":
+        """Sum, part by part."""
+        return LoadTimes(
+            self.read + other.read,
+            self.decode + other.decode,
+            self.cut + other.cut,
+            self.idle + other.idle,
+        )
+
+    @property
+    def busy(self) -> float:
+        """Seconds of work: all but idle."""
+        return self.read + self.decode + self.cut
+
+
+NO_TIMES = LoadTimes()
+
+
+def total(times: Iterable[LoadTimes]) -> LoadTimes:
+    """Sum over batches."""
+    return sum(times, NO_TIMES)
+
+
+def explain_stall(
+    stall: float, times: LoadTimes, *, loader_workers: int, remote: bool, cores: int | None = None
+) -> str | None:
+    """One sentence that names the slowest part of loading and what to change.
+
+    Args:
+        stall: share of the time, in 0..1, that training waited for data.
+        times: summed over the batches of an epoch.
+        loader_workers: loader processes of each training worker.
+        remote: whether shards are streamed from a store.
+        cores: cores that loaders of one training worker may use, if known.
+
+    Returns:
+        None where training hardly waits (up to 5%) or nothing was measured.
+    """
+    whole = times.busy + times.idle
+    if stall <= STALL or whole <= 0:
+        return None
+    parts = {"read": times.read, "decode": times.decode, "cut": times.cut}
+    if loader_workers and times.idle > times.busy:
+        # Readers that rest while the trainer waits: what is slow lies between them.
+        share, name, change = times.idle / whole, "handing batches over", _CHANGE_COPY
+    else:
+        slowest = max(parts, key=lambda part: parts[part])
+        share = parts[slowest] / whole if loader_workers else parts[slowest] / times.busy
+        name = _NAMES[slowest, remote]
+        change = _change(slowest, loader_workers, remote, cores)
+    return (
+        f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
+        f"theirs {name}: {change}"
+    )
+
+
+_NAMES = {
+    ("read", True): "waiting for the network",
+    ("read", False): "waiting for the disk",
+    ("decode", True): "decoding JPEGs",
+    ("decode", False): "decoding JPEGs",
+    ("cut", True): "resizing and copying pictures",
+    ("cut", False): "resizing and copying pictures",
+}
+_CHANGE_COPY = (
+    "pack with a smaller --short_side, lower cluster.loader_workers if the cores are full, and "
+    "see whether /dev/shm is large enough"
+)
+
+
+def _change(part: str, loader_workers: int, remote: bool, cores: int | None) -> str:
+    if part == "read" and remote:
+        return (
+            "keep shards in a local cache, raise cluster.loader_workers to have more reads at "
+            "once, or bring the store nearer"
+        )
+    if part == "read":
+        return "move the shards to a faster disk, or copy them to one beside the GPUs"
+    if not loader_workers:
+        return "raise cluster.loader_workers, so that loading runs beside training"
+    smaller = "pack with a smaller --short_side"
+    if part == "cut":
+        smaller += ", or cut on the accelerator"
+    if cores is not None and loader_workers >= cores:
+        return f"all {cores} cores are loading; {smaller}, or give each worker more cores"
+    return f"raise cluster.loader_workers (now {loader_workers}), or {smaller}"
