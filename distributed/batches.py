@@ -13,6 +13,7 @@ from torch import Tensor
 from distributed.features import UNIT, Unit, UnitFeatures, read_unit
 from shards.batches import Batch, Batches, Cut, make_loader
 from shards.cursor import Cursor, Selection, order_of, select
+from shards.health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest, load_manifest
 from shards.order import Order, pieces
 from shards.plan import Plan, batch_counts, reader_ranges, reader_steps
@@ -20,6 +21,10 @@ from vgse.patches import cut_patches
 
 if TYPE_CHECKING:
     from distributed.loop import TrainingJob
+
+
+Part = tuple[Tensor, Tensor, Tensor, LoadTimes]
+"""Inputs, labels, image ids and loading times of one worker's step."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class StepBatch:
     num_images: int  # without padding
     total_images: int  # of the step over all workers
     done_before: float  # share of the epoch, in 0..1, that was done before this step
+    times: LoadTimes = NO_TIMES  # where the loader's time went; nothing for cached features
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def epoch_batches(
         else _feature_parts(dataset, order, plan, rank)
     )
     blank: tuple[Tensor, Tensor, Tensor] | None = None
-    for step, (inputs, labels, images) in enumerate(parts, plan.first_step):
+    for step, (inputs, labels, images, times) in enumerate(parts, plan.first_step):
         weights = torch.ones(len(labels))
         num_images = len(labels)
         if not len(labels):
@@ -112,6 +118,7 @@ def epoch_batches(
             num_images,
             max(1, int(totals[step])),
             float(shares[step]),
+            times,
         )
 
 
@@ -122,7 +129,7 @@ def _blank(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _pixel_parts(
     dataset: Dataset, order: Order, plan: Plan, rank: int, patch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+) -> Iterator[Part]:
     batches = Batches(
         dataset.manifest,
         dataset.selection,
@@ -133,7 +140,8 @@ def _pixel_parts(
         max_damaged=dataset.max_damaged,
     )
     for batch in make_loader(batches, pin_memory=device.type == "cuda"):
-        yield _patches(batch, patch_size, device), dataset.label_of[batch.labels], _ids(batch.keys)
+        inputs = _patches(batch, patch_size, device)
+        yield inputs, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
 
 
 def _patches(batch: Batch, patch_size: int, device: torch.device) -> Tensor:
@@ -149,9 +157,7 @@ def _ids(keys: list[str]) -> Tensor:
     return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
 
 
-def _feature_parts(
-    dataset: Dataset, order: Order, plan: Plan, rank: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Iterator[Part]:
     assert dataset.folder is not None and plan.loader_workers == 0
     store = _FeatureStore(dataset, dataset.folder)
     places = np.concatenate(
@@ -166,7 +172,7 @@ def _feature_parts(
     )
     at = 0
     for _, count in reader_steps(plan, rank, 0):
-        yield store.read(places[at : at + count])
+        yield *store.read(places[at : at + count]), NO_TIMES
         at += count
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,20 @@ _QUIET = {
 }
 
 
-def _tighten_token() -> None:
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)
+def _private_token() -> None:
+    """See that Ray's token is this user's alone; Ray itself would make it readable to all."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 @contextmanager
@@ -44,6 +55,7 @@ def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, object] = {}
     if address == "local":
+        _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
         own = {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     try:
@@ -58,7 +70,6 @@ def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
             f"cluster.address: no Ray cluster answers at {address} ({error}); "
             "start one with 'ray start --head', or leave the address out"
         ) from None
-    _tighten_token()
     try:
         yield
     finally:

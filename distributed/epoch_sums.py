@@ -8,12 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed.batches import StepBatch
 from vgse import health
 from vgse.config import LossConfig
 from vgse.losses import world_size
 from vgse.model import StepOutput
 
 TERMS = ("classification", "semantic", "consistency", "entropy")
+LOADING = ("read", "decode", "cut", "idle")
+_COUNTS = len(TERMS)  # images, then images a worker's share stands for
+_TIMES = _COUNTS + 2  # seconds waited, seconds in all, then those of LOADING
+_TABLE = _TIMES + 2 + len(LOADING)
 
 
 class EpochSums:
@@ -26,24 +31,27 @@ class EpochSums:
     def __init__(self, num_classes: int, num_clusters: int, device: torch.device) -> None:
         self.shape = (num_classes, num_clusters)
         self.base: Tensor | None = None  # what all workers had summed up at a checkpoint
-        size = len(TERMS) + 4 + num_classes * num_clusters
+        size = _TABLE + num_classes * num_clusters
         self.values = torch.zeros(size, dtype=torch.float64, device=device)
 
-    def add(self, output: StepOutput, images: int, total_images: int) -> None:
-        """Add a step: `images` of this worker, `total_images` of all."""
+    def add(self, output: StepOutput, batch: StepBatch) -> None:
+        """Add a step of this worker."""
+        total_images = batch.total_images
         for place, name in enumerate(TERMS):
             if name in output.terms:
                 # Terms are scaled to be averaged over workers; weigh a step by its images.
                 self.values[place] += output.terms[name] * (total_images / world_size())
         counts = torch.bincount(output.contingency, minlength=self.shape[0] * self.shape[1])
-        self.values[len(TERMS) + 4 :] += counts
-        self.values[len(TERMS)] += images
-        self.values[len(TERMS) + 1] += total_images / world_size()
+        self.values[_TABLE:] += counts
+        self.values[_COUNTS] += batch.num_images
+        self.values[_COUNTS + 1] += total_images / world_size()
+        for place, name in enumerate(LOADING, _TIMES + 2):
+            self.values[place] += getattr(batch.times, name)
 
     def add_time(self, waited: float, seconds: float) -> None:
         """Add seconds that this worker waited for data, and seconds in all."""
-        self.values[len(TERMS) + 2] += waited
-        self.values[len(TERMS) + 3] += seconds
+        self.values[_TIMES] += waited
+        self.values[_TIMES + 1] += seconds
 
     def total(self) -> Tensor:
         """The sums over all workers (a collective call), [size] float64 on the CPU."""
@@ -60,7 +68,7 @@ class EpochSums:
             ValueError: a loss that is not finite.
         """
         values = self.total().numpy()
-        images, weight, waited, seconds = values[len(TERMS) : len(TERMS) + 4]
+        images, weight, waited, seconds = values[_COUNTS : _TIMES + 2]
         active = [name for name in TERMS if getattr(config, name)]
         terms = {name: float(values[TERMS.index(name)] / weight) for name in active}
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
@@ -69,7 +77,7 @@ class EpochSums:
                 f"the {bad[0]} loss is not finite: lower training.learning_rate, or check the "
                 "data for broken images"
             )
-        contingency = values[len(TERMS) + 4 :].reshape(self.shape).astype(np.int64)
+        contingency = values[_TABLE:].reshape(self.shape).astype(np.int64)
         used, entropy = health.usage(contingency.sum(0))
         return {
             "loss": sum(getattr(config, name) * value for name, value in terms.items()),
@@ -79,4 +87,8 @@ class EpochSums:
             "nmi": health.normalised_mutual_information(contingency),
             "images_per_second": images / max(1e-9, seconds / world_size()),
             "loader_stall": waited / max(1e-9, seconds),
+            **{
+                f"loader_{name}_seconds": float(value)
+                for name, value in zip(LOADING, values[_TIMES + 2 : _TABLE], strict=True)
+            },
         }

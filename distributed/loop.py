@@ -191,7 +191,7 @@ class Worker:
         output.loss.backward()
         self.optimizer.step()
         self.step += 1
-        sums.add(output, batch.num_images, batch.total_images)
+        sums.add(output, batch)
 
     def _post(self, epoch: int, share: float) -> None:
         if self.job.board is not None:

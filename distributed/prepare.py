@@ -38,6 +38,11 @@ def prepare(config: RunConfig) -> Prepared:
         ValueError: one line that names the file or the field, and the remedy.
     """
     validate(config)
+    if is_remote(config.storage):
+        raise ValueError(
+            f"storage is {config.storage}; run folders must lie on a disk that all nodes share "
+            "(only shards may be streamed from a URL)"
+        )
     manifest = load_manifest(config.data.shards)
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words

@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 
 from distributed.display import Display
 from distributed.embed import Embedded
+from distributed.epoch_sums import LOADING
 from distributed.metrics import read_metrics
 from distributed.pictures import gather_pictures
 from distributed.prepare import Prepared
+from shards.health import LoadTimes, explain_stall
+from shards.storage import is_remote
 from vgse import health
 from vgse.config import RunConfig
 from vgse.embeddings import ClassSums, class_embeddings
@@ -170,6 +173,10 @@ def write_health(
     metrics = read_metrics(run)
     found = health.findings(metrics, config.model.num_clusters, len(prepared.trained))
     last = metrics[-1] if metrics else {}
+    loading = explain_loading(config, last)
+    if loading is not None:  # says which part, where a general sentence cannot
+        found = [finding for finding in found if finding["cause"] != "slow loading"]
+        found.append({"cause": "slow loading", "sentence": loading})
     manifest = prepared.manifest
     write_json(
         run / "health.json",
@@ -182,3 +189,14 @@ def write_health(
         },
     )
     return found
+
+
+def explain_loading(config: RunConfig, row: dict[str, Any]) -> str | None:
+    """A sentence that names the slowest part of loading, where training waited for it."""
+    names = {name: row.get(f"loader_{name}_seconds", 0.0) for name in LOADING}
+    return explain_stall(
+        row.get("loader_stall", 0.0),
+        LoadTimes(**names),
+        loader_workers=config.cluster.loader_workers,
+        remote=is_remote(config.data.shards),
+    )

@@ -30,7 +30,7 @@ from distributed.prepare import Prepared
 from distributed.start import fit_start, sample_patches, save_start
 from shards.entries import SPLITS
 from vgse.clusters import Centroids, hash_threshold
-from vgse.config import RunConfig
+from vgse.config import ClusterConfig, RunConfig
 from vgse.devices import resolve_precision
 
 _KEEP = 2  # checkpoints
@@ -181,7 +181,9 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> Path:
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=config.cluster.num_workers, use_gpu=gpu, resources_per_worker=resources
+            num_workers=_num_workers(config.cluster),  # type: ignore[arg-type]
+            use_gpu=gpu,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=run.name,
@@ -215,6 +217,13 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> Path:
             f"{last.get('used_clusters', 0)}/{config.model.num_clusters} clusters in use"
         )
     return Path(result.checkpoint.path)
+
+
+def _num_workers(config: ClusterConfig) -> int | tuple[int, int]:
+    """A fixed number, or the range of an elastic run."""
+    if config.min_workers is None or config.min_workers == config.num_workers:
+        return config.num_workers
+    return config.min_workers, config.num_workers
 
 
 def _embed_numbered(encoder: Encoder, units: Sequence[Unit], number: int) -> tuple[int, Embedded]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,11 @@ def test_the_same_workers_go_on_with_the_batches_an_uninterrupted_run_sees(
 
 def test_each_image_is_read_once_with_one_then_two_then_three_workers(pixels: Dataset) -> None:
     position = epoch_start(pixels, 0, 0, seed=0, world_size=1)
-    seen = sum(read(pixels, position, steps=3), [])
+    seen = [*chain(*read(pixels, position, steps=3))]
     position = restore_position(saved(position, 3), pixels, world_size=2)
-    seen += sum(read(pixels, position, steps=2), [])
+    seen += chain(*read(pixels, position, steps=2))
     position = restore_position(saved(position, 2), pixels, world_size=3)
-    seen += sum(read(pixels, position), [])
+    seen += chain(*read(pixels, position))
     assert len(seen) == len(set(seen)) == 240
 
 

@@ -133,6 +133,8 @@ class ClusterConfig:
     """Ray address; none starts a cluster on this machine (or joins the job's own)."""
     num_workers: int = 2
     """Training workers."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this when workers are lost, and take new ones in."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """Give every worker a GPU; "auto" does so where the cluster has enough."""
     cpus_per_worker: float = 1
@@ -192,6 +194,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("relations.eta", config.relations.eta, 0, many),
         ("evaluation.holdout", config.evaluation.holdout, 0.01, 0.9),
         ("cluster.num_workers", config.cluster.num_workers, 1, 100_000),
+        ("cluster.min_workers", config.cluster.min_workers or 1, 1, config.cluster.num_workers),
         ("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 0, many),
         ("cluster.loader_workers", config.cluster.loader_workers, 0, 1000),
         ("cluster.max_failures", config.cluster.max_failures, -1, many),
