@@ -3,11 +3,15 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from jsonargparse import ArgumentParser
 
+from distributed.job_env import find_token
 from vgse.config import RunConfig
+
+_ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
 
 
 def make_parser() -> ArgumentParser:
@@ -18,26 +22,76 @@ def make_parser() -> ArgumentParser:
         description="Learn visually-grounded class embeddings on a Ray cluster.",
         allow_abbrev=False,
     )
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("train", _train_parser(), help="train one run")
+    commands.add_subcommand("submit", _submit_parser(), help="train as a job of a cluster")
+    commands.add_subcommand("status", _status_parser(), help="show or follow submitted jobs")
+    commands.add_subcommand("stop", _stop_parser(), help="stop a submitted job")
+    return parser
+
+
+def _train_parser() -> ArgumentParser:
     train = ArgumentParser(
         usage="python -m distributed train --config FILE [--run-id NAME] [--section.field VALUE …]",
         description="Train one run, from shards to class embeddings, zero-shot table and report. "
         "A run that was interrupted goes on where it stopped when its --run-id is given again.",
         allow_abbrev=False,
     )
-    train.add_argument("--config", action="config", help="YAML file with any of the fields below.")
-    train.add_argument(
+    _add_run_arguments(train)
+    return train
+
+
+def _add_run_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below.")
+    parser.add_argument(
         "--run-id",
         type=str | None,
         help="Name of the run folder below storage; by default the configuration's name and "
         "the time.",
     )
-    train.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="Redo what follows training in a finished run."
     )
-    train.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
-    train.add_class_arguments(RunConfig, as_group=False)
-    parser.add_subcommands(dest="command").add_subcommand("train", train, help="train one run")
-    return parser
+    parser.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
+    parser.add_class_arguments(RunConfig, as_group=False)
+
+
+def _submit_parser() -> ArgumentParser:
+    submit = ArgumentParser(
+        usage="python -m distributed submit --address URL --config FILE [--run-id NAME] "
+        "[--detach] [--section.field VALUE …] [-- tune …]",
+        description="Ship this checkout to a cluster, run `train` there (or the command that "
+        "follows --) and follow its log. The same --run-id again goes on with the run.",
+        allow_abbrev=False,
+    )
+    submit.add_argument("--address", type=str | None, help=_ADDRESS)
+    submit.add_argument("--detach", action="store_true", help="Do not follow the log.")
+    submit.add_argument(
+        "--env-file",
+        type=str | None,
+        help="File of NAME=VALUE lines that the job gets as environment; never shown or shipped "
+        "with the checkout.",
+    )
+    _add_run_arguments(submit)
+    return submit
+
+
+def _status_parser() -> ArgumentParser:
+    status = ArgumentParser(description="Show submitted jobs, newest last.", allow_abbrev=False)
+    status.add_argument("name", nargs="?", type=str | None, help="Run id or job; all if left out.")
+    status.add_argument("--follow", action="store_true", help="Print the job's log until it ends.")
+    status.add_argument("--address", type=str | None, help=_ADDRESS)
+    return status
+
+
+def _stop_parser() -> ArgumentParser:
+    stop = ArgumentParser(
+        description="Stop a job. Submitting its --run-id again goes on from the last checkpoint.",
+        allow_abbrev=False,
+    )
+    stop.add_argument("name", type=str, help="Run id or job.")
+    stop.add_argument("--address", type=str | None, help=_ADDRESS)
+    return stop
 
 
 def default_run_id(config_files: list[str]) -> str:
@@ -46,21 +100,12 @@ def default_run_id(config_files: list[str]) -> str:
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and exit status 2."""
-    parser = make_parser()
-    options = parser.instantiate(parser.parse_args(arguments)).train
-    files = [str(file) for file in options.pop("config", None) or []]
-    run_id = options.pop("run_id") or default_run_id(files)
-    resume, verbose = options.pop("resume"), options.pop("verbose")
-    config = RunConfig(**vars(options))
+def _train(options: Any) -> int:
+    run_id, resume, verbose, config = _run_options(options)
     from distributed.driver import train  # torch and Ray take seconds: not for --help
 
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(
             f"stopped; the same command with --run-id {run_id} goes on from here", file=sys.stderr
@@ -68,6 +113,71 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(run / "report.html")
     return 0
+
+
+def _run_options(options: Any) -> tuple[str, bool, bool, RunConfig]:
+    files = [str(file) for file in options.pop("config", None) or []]
+    run_id = options.pop("run_id") or default_run_id(files)
+    resume, verbose = options.pop("resume"), options.pop("verbose")
+    return run_id, resume, verbose, RunConfig(**vars(options))
+
+
+def _submit(options: Any, command: list[str]) -> int:
+    from distributed.submit import Request, submit
+
+    address, detach = options.pop("address"), options.pop("detach")
+    env_file, named = options.pop("env_file"), options.run_id
+    run_id, resume, verbose, config = _run_options(options)
+    if command and not named:
+        run_id = default_run_id([command[0]])
+    flags = (*["--resume"] * resume, *["--verbose"] * verbose)
+    return submit(config, Request(run_id, address, env_file, detach, flags, tuple(command)))
+
+
+def _status(options: Any) -> int:
+    from distributed.jobs import connect, describe, jobs_of, latest_job, one_line
+    from distributed.submit import watch
+
+    client, address = connect(options.address)
+    if options.name is None:
+        with one_line(address):
+            jobs = jobs_of(client)
+        print("\n".join(map(describe, jobs)) or f"no jobs at {address}")
+        return 0
+    job = latest_job(client, options.name, address)
+    if options.follow:
+        return watch(client, str(job.submission_id), address)
+    print(describe(job))
+    return 0
+
+
+def _stop(options: Any) -> int:
+    from distributed.jobs import connect, latest_job, stop
+
+    client, address = connect(options.address)
+    print(stop(client, latest_job(client, options.name, address), address))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    parser = make_parser()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    own = given[: given.index("--")] if "--" in given[1:] and given[0] == "submit" else given
+    chosen = parser.instantiate(parser.parse_args(own))
+    try:
+        if chosen.command == "train":
+            return _train(chosen.train)
+        find_token()
+        if chosen.command == "submit":
+            return _submit(chosen.submit, given[len(own) + 1 :])
+        return _status(chosen.status) if chosen.command == "status" else _stop(chosen.stop)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; python -m distributed status lists the jobs", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
