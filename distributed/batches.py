@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distributed.features import UNIT, Unit, UnitFeatures, read_unit
+from distributed.features import UNIT, Unit, UnitFeatures, access_of, read_unit
+from shards.access import ACCESS, Access
 from shards.batches import Batch, Batches, Cut, make_loader
 from shards.cursor import Cursor, Selection, order_of, select
 from shards.health import NO_TIMES, LoadTimes
@@ -53,6 +54,7 @@ class Dataset:
     batch_size: int  # over all workers
     loader_workers: int
     max_damaged: float
+    access: Access = ACCESS
 
 
 def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
@@ -75,6 +77,7 @@ def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
         batch_size=config.training.batch_size,
         loader_workers=0 if frozen else config.cluster.loader_workers,
         max_damaged=config.data.max_damaged,
+        access=access_of(config.data),
     )
 
 
@@ -138,6 +141,7 @@ def _pixel_parts(
         rank,
         dataset.cut,
         max_damaged=dataset.max_damaged,
+        access=dataset.access,
     )
     for batch in make_loader(batches, pin_memory=device.type == "cuda"):
         inputs = _patches(batch, patch_size, device)

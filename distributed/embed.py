@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distributed.features import FeatureSpec, Unit, UnitFeatures, patch_features, read_unit
+from shards.access import ACCESS, Access
 from vgse.backbones import Backbone
 from vgse.embeddings import ClassSums, add_images, empty_sums
 from vgse.model import ClusterHead
@@ -26,6 +27,7 @@ class Encoder:
     start: ClusterHead | None  # the head as k-means left it, to compare with
     backbone: Backbone | None  # None: patch features come from the cache
     device: str
+    access: Access = ACCESS
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
 def _features(encoder: Encoder, unit: Unit, content: UnitFeatures) -> Tensor:
     if encoder.backbone is None:
         return content.patches.float()
-    return patch_features(encoder.url, unit, encoder.spec, encoder.backbone, encoder.device)
+    return patch_features(
+        encoder.url, unit, encoder.spec, encoder.backbone, encoder.device, encoder.access
+    )
 
 
 def _assign(head: ClusterHead, features: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shards.access import ACCESS, Access
 from shards.manifest import Manifest, load_manifest
 from shards.stream import Sample, decode, label_index, parse_meta, read_raw
 from vgse.backbones import Backbone, build_backbone
 from vgse.clusters import patch_hashes
-from vgse.config import BackboneConfig
+from vgse.config import BackboneConfig, DataConfig
 from vgse.devices import autocast
 from vgse.patches import cut_patches_opencv
 
@@ -93,6 +94,12 @@ def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
     ]
 
 
+def access_of(config: DataConfig) -> Access:
+    """How the configuration wants remote shards to be read."""
+    limit = int(config.shard_cache_gb * 1e9) or None
+    return Access(cache=config.shard_cache, cache_bytes=limit)
+
+
 def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> Path:
     """The folder of one data set and spec below the cache's root."""
     content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
@@ -110,12 +117,12 @@ def _manifest(url: str) -> Manifest:
 
 
 def compute_unit(
-    url: str, unit: Unit, spec: FeatureSpec, folder: str, device: str
+    url: str, unit: Unit, spec: FeatureSpec, folder: str, device: str, access: Access = ACCESS
 ) -> tuple[int, list[str]]:
     """Compute and write one unit's file; returns its images and the keys of damaged ones."""
     target = Path(folder) / unit.file
     manifest = _manifest(url)
-    samples, damaged = _decode_unit(manifest, unit)
+    samples, damaged = _decode_unit(manifest, unit, access)
     backbone = _backbone(spec.name, spec.weights.partition("#")[0], device)
     keys = [sample.key for sample in samples]
     chosen = _chosen_patches(keys, manifest.num_patches, spec)
@@ -133,11 +140,11 @@ def compute_unit(
     return unit.stop - unit.start, damaged
 
 
-def _decode_unit(manifest: Manifest, unit: Unit) -> tuple[list[Sample], list[str]]:
+def _decode_unit(manifest: Manifest, unit: Unit, access: Access) -> tuple[list[Sample], list[str]]:
     shard = next(s for s in manifest.shards if s.file == unit.shard)
     labels = label_index(manifest)
     samples, damaged = [], []
-    for raw in read_raw(manifest, shard, start=unit.start, stop=unit.stop):
+    for raw in read_raw(manifest, shard, start=unit.start, stop=unit.stop, access=access):
         meta = parse_meta(raw, labels, manifest.num_patches)
         try:
             image = decode(raw)
@@ -178,11 +185,16 @@ def _patch_features(
 
 
 def patch_features(
-    url: str, unit: Unit, spec: FeatureSpec, backbone: Backbone, device: str
+    url: str,
+    unit: Unit,
+    spec: FeatureSpec,
+    backbone: Backbone,
+    device: str,
+    access: Access = ACCESS,
 ) -> Tensor:
     """Features of all patches of a unit from its pixels, float32 [n, N, D_f]."""
     manifest = _manifest(url)
-    samples, _ = _decode_unit(manifest, unit)
+    samples, _ = _decode_unit(manifest, unit, access)
     chosen = np.ones((len(samples), manifest.num_patches), bool)
     flat = _patch_features(samples, chosen, backbone, spec, device)
     return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from distributed.embed import EmbeddedImages, TopPatches, nearest_patches
 from distributed.features import whole_picture
+from shards.access import ACCESS, Access
 from shards.manifest import Manifest
 from shards.stream import Sample, decode, label_index, parse_meta, read_raw
 from vgse.patches import cut_patches_opencv
@@ -25,7 +26,9 @@ def _wanted(images: EmbeddedImages) -> list[Wanted]:
     return list(zip(images.shards, rows.tolist(), strict=True))
 
 
-def _read_pictures(manifest: Manifest, wanted: Iterable[Wanted]) -> dict[Wanted, Sample]:
+def _read_pictures(
+    manifest: Manifest, wanted: Iterable[Wanted], access: Access
+) -> dict[Wanted, Sample]:
     """Some samples of the shards; damaged ones are left out."""
     labels = label_index(manifest)
     shards = {shard.file: shard for shard in manifest.shards}
@@ -35,7 +38,7 @@ def _read_pictures(manifest: Manifest, wanted: Iterable[Wanted]) -> dict[Wanted,
     found: dict[Wanted, Sample] = {}
     for file, rows in by_shard.items():
         for row in sorted(rows):
-            for raw in read_raw(manifest, shards[file], start=row, stop=row + 1):
+            for raw in read_raw(manifest, shards[file], start=row, stop=row + 1, access=access):
                 meta = parse_meta(raw, labels, manifest.num_patches)
                 try:
                     image = decode(raw)
@@ -54,6 +57,7 @@ def gather_pictures(
     unseen: NDArray[np.int64],
     num_clusters: int,
     seed: int,
+    access: Access = ACCESS,
 ) -> dict[str, NDArray[np.generic]]:
     """Montages of the most used clusters, a picture of each class, and a sample of patches.
 
@@ -79,7 +83,7 @@ def gather_pictures(
     places = _wanted(images)
     needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
     needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
-    samples = _read_pictures(manifest, (places[i] for i in needed))
+    samples = _read_pictures(manifest, (places[i] for i in needed), access)
 
     def patch(image: int, number: int, side: int) -> NDArray[np.uint8]:
         sample = samples.get(places[image]) if image >= 0 else None

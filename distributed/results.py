@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from distributed.display import Display
 from distributed.embed import Embedded
 from distributed.epoch_sums import LOADING
+from distributed.features import access_of
 from distributed.metrics import read_metrics
 from distributed.pictures import gather_pictures
 from distributed.prepare import Prepared
@@ -49,6 +50,7 @@ def write_results(
             prepared.unseen,
             config.model.num_clusters,
             config.seed,
+            access_of(config.data),
         )
         write_arrays(run / "pictures.npz", arrays)
         stage.summary = f"{len(arrays['cluster_ids'])} clusters, {len(classes.class_names)} classes"

@@ -113,7 +113,12 @@ def place_paths(config: RunConfig, shipment: Shipment) -> list[str]:
             f"cluster.address is {config.cluster.address}, but a job runs on the cluster it is "
             "submitted to; leave it out"
         )
-    for field, path in (("storage", config.storage), ("data.cache", config.data.cache)):
+    places = {
+        "storage": config.storage,
+        "data.cache": config.data.cache,
+        "data.shard_cache": config.data.shard_cache,
+    }
+    for field, path in places.items():
         if path is not None and not _is_global(path):
             raise ValueError(
                 f"{field} is {path}, a relative path: nodes work in folders of their own that are "

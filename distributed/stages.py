@@ -19,6 +19,7 @@ from distributed.embed import Embedded, Encoder, embed_units, merge
 from distributed.features import (
     FeatureSpec,
     Unit,
+    access_of,
     cache_folder,
     compute_unit,
     feature_spec,
@@ -57,8 +58,8 @@ def run_features(
     total = sum(unit.stop - unit.start for unit in units)
     with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
         task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(compute_unit)
-        url = _absolute(manifest.url)
-        calls = ((task, (url, unit, spec, str(folder), device)) for unit in missing)
+        url, access = _absolute(manifest.url), access_of(config.data)
+        calls = ((task, (url, unit, spec, str(folder), device, access)) for unit in missing)
         damaged: list[str] = []
         for count, broken in _results(calls, limit=64):
             damaged += broken
@@ -272,6 +273,7 @@ def run_embedding(
         start=None if start is None else start.eval().to(device),
         backbone=None if model.backbone is None else model.backbone.eval().to(device),
         device=device,
+        access=access_of(job.config.data),
     )
     task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_embed_numbered)
     groups = [

@@ -17,6 +17,10 @@ class DataConfig:
     cache: str | None = None
     """Folder for features of the frozen backbone, shared by runs and safe to delete; by default
     `features` beside local shards, and `cache` in the storage folder for remote ones."""
+    shard_cache: str | None = None
+    """Folder of each node that keeps shards of a store, shared by all runs; none streams them."""
+    shard_cache_gb: float = 0
+    """Size above which that folder forgets what was not used for longest; 0 sets no limit."""
     max_damaged: float = 0.01
     """Share of unreadable images, in 0..1, above which a run stops."""
 
@@ -169,6 +173,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
     loss, training, model = config.loss, config.training, config.model
     return [
         ("data.max_damaged", config.data.max_damaged, 0, 1),
+        ("data.shard_cache_gb", config.data.shard_cache_gb, 0, many),
         ("backbone.patch_size", config.backbone.patch_size, 8, 1024),
         ("backbone.image_size", config.backbone.image_size, 8, 2048),
         ("model.num_clusters", model.num_clusters, 2, 1_000_000),
