@@ -17,6 +17,7 @@ import yaml
 from tiny import make_tiny
 
 from distributed.batches import Dataset, epoch_batches
+from distributed.metrics import read_metrics
 from distributed.position import Position, epoch_start, plan_of, restore_position
 from shards.batches import Cut
 from shards.cursor import select
@@ -137,7 +138,10 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen[str], more_than: in
     raise AssertionError("no checkpoint within a minute")
 
 
-def assert_same_embeddings(run: Path, reference: Path) -> None:
+def assert_same_result(run: Path, reference: Path) -> None:
+    """The losses of every epoch, and the class embeddings."""
+    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (run, reference)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
     ours = read_npz(run / "class_embeddings.npz").embeddings
     theirs = read_npz(reference / "class_embeddings.npz").embeddings
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -178,7 +182,7 @@ def test_a_killed_worker_costs_nothing_but_time(root: Path, uninterrupted: Path)
     assert workers
     os.kill(workers[0], signal.SIGKILL)
     finish(process)
-    assert_same_embeddings(run, uninterrupted)
+    assert_same_result(run, uninterrupted)
 
 
 @pytest.mark.slow
@@ -196,4 +200,4 @@ def test_a_killed_driver_goes_on_when_started_again(root: Path, uninterrupted: P
             continue
     again = finish(start_run(root, "driver"))
     assert "init/centroids.npy is there already" in again
-    assert_same_embeddings(run, uninterrupted)
+    assert_same_result(run, uninterrupted)
