@@ -122,7 +122,7 @@ def compute_unit(
     """Compute and write one unit's file; returns its images and the keys of damaged ones."""
     target = Path(folder) / unit.file
     manifest = _manifest(url)
-    samples, damaged = _decode_unit(manifest, unit, access)
+    samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     backbone = _backbone(spec.name, spec.weights.partition("#")[0], device)
     keys = [sample.key for sample in samples]
     chosen = _chosen_patches(keys, manifest.num_patches, spec)
@@ -140,11 +140,14 @@ def compute_unit(
     return unit.stop - unit.start, damaged
 
 
-def _decode_unit(manifest: Manifest, unit: Unit, access: Access) -> tuple[list[Sample], list[str]]:
-    shard = next(s for s in manifest.shards if s.file == unit.shard)
+def read_samples(
+    manifest: Manifest, file: str, start: int, stop: int, access: Access
+) -> tuple[list[Sample], list[str]]:
+    """Samples start to stop - 1 of a shard, and the keys of those that cannot be decoded."""
+    shard = next(s for s in manifest.shards if s.file == file)
     labels = label_index(manifest)
     samples, damaged = [], []
-    for raw in read_raw(manifest, shard, start=unit.start, stop=unit.stop, access=access):
+    for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
         meta = parse_meta(raw, labels, manifest.num_patches)
         try:
             image = decode(raw)
@@ -194,7 +197,7 @@ def patch_features(
 ) -> Tensor:
     """Features of all patches of a unit from its pixels, float32 [n, N, D_f]."""
     manifest = _manifest(url)
-    samples, _ = _decode_unit(manifest, unit, access)
+    samples, _ = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     chosen = np.ones((len(samples), manifest.num_patches), bool)
     flat = _patch_features(samples, chosen, backbone, spec, device)
     return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()

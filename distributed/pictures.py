@@ -1,16 +1,15 @@
 """Pictures for the report, gathered from the shards into `pictures.npz`."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distributed.embed import EmbeddedImages, TopPatches, nearest_patches
-from distributed.features import whole_picture
+from distributed.features import read_samples, whole_picture
 from shards.access import ACCESS, Access
 from shards.manifest import Manifest
-from shards.stream import Sample, decode, label_index, parse_meta, read_raw
+from shards.stream import Sample
 from vgse.patches import cut_patches_opencv
 
 MONTAGE_CLUSTERS = 48
@@ -30,23 +29,10 @@ def _read_pictures(
     manifest: Manifest, wanted: Iterable[Wanted], access: Access
 ) -> dict[Wanted, Sample]:
     """Some samples of the shards; damaged ones are left out."""
-    labels = label_index(manifest)
-    shards = {shard.file: shard for shard in manifest.shards}
-    by_shard: dict[str, set[int]] = defaultdict(set)
-    for file, row in wanted:
-        by_shard[file].add(row)
     found: dict[Wanted, Sample] = {}
-    for file, rows in by_shard.items():
-        for row in sorted(rows):
-            for raw in read_raw(manifest, shards[file], start=row, stop=row + 1, access=access):
-                meta = parse_meta(raw, labels, manifest.num_patches)
-                try:
-                    image = decode(raw)
-                except ValueError:
-                    continue
-                found[file, row] = Sample(
-                    raw.key, raw.index, image, meta.boxes, meta.label, meta.source
-                )
+    for file, row in sorted(set(wanted)):
+        samples, _ = read_samples(manifest, file, row, row + 1, access)
+        found.update(((file, row), sample) for sample in samples)
     return found
 
 

@@ -117,7 +117,7 @@ def _check_classes(
 
 
 def _check_sizes(config: RunConfig, manifest: Manifest) -> None:
-    images = sum(shard.count for shard in manifest.shards_of("train"))
+    images = manifest.num_images("train")
     if images < config.cluster.num_workers:
         raise ValueError(
             f"{manifest.url}: {images} training images for {config.cluster.num_workers} workers; "

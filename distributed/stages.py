@@ -49,7 +49,7 @@ def run_features(
     if config.backbone.train != "none":
         # θ will move: only the sample that starts the clusters is worth computing.
         size = config.model.num_clusters * config.model.max_points_per_centroid
-        images = sum(shard.count for shard in manifest.shards_of("train"))
+        images = manifest.num_images("train")
         below = hash_threshold(size, images * manifest.num_patches)
         spec = replace(spec, seed=config.seed, sample_below=below)
     folder = cache_folder(prepared.cache, manifest, spec)
