@@ -26,10 +26,12 @@ from distributed.cluster import ray_cluster
 from distributed.controls import shuffle_labels
 from distributed.display import Display
 from distributed.features import units_of
-from distributed.loop import TrainingJob
+from distributed.job import TrainingJob
 from distributed.prepare import Prepared, prepare
 from distributed.results import cluster_measures
-from distributed.stages import run_embedding, run_features, run_training, training_job
+from distributed.stage_embedding import run_embedding
+from distributed.stage_features import run_features
+from distributed.stage_training import run_training, training_job
 from shards.entries import SPLITS
 from vgse.config import RunConfig
 from vgse.formats import read_npz

@@ -21,7 +21,7 @@ from shards.plan import Plan, batch_counts, reader_ranges, reader_steps
 from vgse.patches import cut_patches
 
 if TYPE_CHECKING:
-    from distributed.loop import TrainingJob
+    from distributed.job import TrainingJob
 
 
 Part = tuple[Tensor, Tensor, Tensor, LoadTimes]

@@ -10,13 +10,10 @@ from distributed.display import Display
 from distributed.features import units_of
 from distributed.prepare import Prepared, prepare
 from distributed.results import write_results
-from distributed.stages import (
-    run_embedding,
-    run_features,
-    run_start,
-    run_training,
-    training_job,
-)
+from distributed.stage_embedding import run_embedding
+from distributed.stage_features import run_features
+from distributed.stage_start import run_start
+from distributed.stage_training import run_training, training_job
 from shards.entries import SPLITS
 from vgse.config import RunConfig, to_dict
 from vgse.formats import written_whole

@@ -1,117 +1,63 @@
-"""The training loop that every Ray Train worker runs."""
+"""The training loop, the same for a worker of a cluster and for a process by itself."""
 
-import logging
-import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor, nn
 
 from distributed.batches import Dataset, StepBatch, epoch_batches, open_dataset
 from distributed.checkpoint import load_checkpoint, save_checkpoint
 from distributed.epoch_sums import EpochSums
-from distributed.features import FeatureSpec
+from distributed.job import TrainingJob, build_model, build_optimizer, learning_rate
 from distributed.position import Position, epoch_start, plan_of, restore_position
-from distributed.start import load_start
-from vgse.backbones import build_backbone
-from vgse.config import RunConfig
 from vgse.devices import autocast
 from vgse.losses import world_size
-from vgse.model import ClusterHead, TrainingModel
+from vgse.model import TrainingModel
 
-WARM_UP = 0.05
 _POST_INTERVAL_S = 0.5
 
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """All that a worker needs; travels from the driver by Ray."""
-
-    config: RunConfig
-    run: str  # run folder
-    url: str  # shards
-    spec: FeatureSpec
-    folder: str  # feature cache
-    classes: list[int]  # classes trained on, indices into class_names; S of them
-    num_classes: int  # C
-    word_vectors: np.ndarray  # float32 [S, D_w]
-    num_features: int
-    precision: str
-    fingerprint: str  # of configuration and data
-    board: Any = None  # actor handle of distributed.board.Board
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Takes an epoch's figures (or, marked "partial", those of a checkpoint within one) and, on rank 0
+where one is due, the folder of a checkpoint, which is the callee's to move or delete."""
 
 
-def learning_rate(progress: float) -> float:
-    """Factor in 0..1 of the peak rate after a share `progress` of the training: linear warm-up
-    over the first 5%, then half a cosine to zero."""
-    if progress < WARM_UP:
-        return (progress + 1e-3) / (WARM_UP + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+def train_epochs(
+    job: TrainingJob,
+    device: torch.device,
+    rank: int,
+    checkpoint: Path | None,
+    report: Report,
+    wrap: Callable[[TrainingModel], nn.Module],
+) -> TrainingModel:
+    """Train from a checkpoint, or from k-means, to the last epoch; returns the model.
 
+    Args:
+        job: what to train.
+        device: where.
+        rank: number of this worker among the process group's, 0 without one.
+        checkpoint: folder of the checkpoint to go on from.
+        report: called by every rank at the end of an epoch and at checkpoints within one.
+        wrap: makes the model a DDP one; called where there are several workers.
 
-def build_model(job: TrainingJob) -> TrainingModel:
-    """Backbone (only when it learns), head started from k-means, and losses."""
-    config = job.config
-    torch.manual_seed(config.seed)
-    backbone = None
-    if config.backbone.train != "none":
-        backbone = build_backbone(config.backbone.name, config.backbone.weights)
-        backbone.learn(config.backbone.train)
-    head = ClusterHead(config.model, job.num_features, len(job.classes), job.word_vectors.shape[1])
-    projection, centroids = load_start(Path(job.run) / "init")
-    from_kmeans = config.model.init == "kmeans"
-    head.start(projection, torch.from_numpy(centroids) if from_kmeans else None)
-    return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
-
-
-def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW with a peak rate each for prototypes and projection, for Q and S, and for θ."""
-    rates, head = config.training, model.head
-    regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
-    known = {id(parameter) for parameter in regressors}
-    clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
-    groups: list[dict[str, Any]] = [
-        {"params": clustering, "peak": rates.learning_rate},
-        {"params": regressors, "peak": rates.regressor_learning_rate},
-    ]
-    if model.backbone is not None:
-        part = [p for p in model.backbone.parameters() if p.requires_grad]
-        groups.append({"params": part, "peak": rates.backbone_learning_rate})
-    return torch.optim.AdamW(groups, lr=rates.learning_rate, weight_decay=rates.weight_decay)
-
-
-def train_worker(arguments: dict[str, TrainingJob]) -> None:
-    """Train from the last checkpoint, or from k-means, to the last epoch."""
-    job = arguments["job"]
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    rank = ray.train.get_context().get_world_rank()
-    device = ray.train.torch.get_device()
+    Raises:
+        ValueError: the checkpoint belongs to another configuration or other data.
+    """
     model = build_model(job).to(device)
     optimizer = build_optimizer(model, job.config)
     dataset = open_dataset(job, device)
     seed, config = job.config.seed, job.config.training
     sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
     position = epoch_start(dataset, 0, 0, seed, world_size())
-    checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state, sums.base = load_checkpoint(Path(folder), model, optimizer, job.fingerprint)
+        state, sums.base = load_checkpoint(checkpoint, model, optimizer, job.fingerprint)
         position = restore_position(state, dataset, world_size())
-    wrapped: nn.Module = model
-    if world_size() > 1:
-        wrapped = ray.train.torch.prepare_model(
-            model,
-            parallel_strategy_kwargs={"broadcast_buffers": False},  # they never change
-        )
-    worker = Worker(job, model, wrapped, optimizer, dataset, device, rank)
+    wrapped = wrap(model) if world_size() > 1 else model
+    worker = Worker(job, model, wrapped, optimizer, dataset, device, rank, report)
     while position.cursor.epoch < config.epochs:
         # Drawn anew from these, random numbers need no place in a checkpoint.
         place = (seed, position.cursor.epoch, position.plan_step, rank)
@@ -120,12 +66,11 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
         epoch, step = position.cursor.epoch + 1, worker.step
         rate = optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": step, **sums.row(job.config.loss), "learning_rate": rate}
-        if rank == 0 and job.board is not None:
-            job.board.metrics.remote(row)
         position = epoch_start(dataset, epoch, step, seed, world_size())
         sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
         due = epoch % config.checkpoint_epochs == 0 or epoch == config.epochs
-        worker.report(row, position if due else None, None)
+        worker.save_and_report(row, position if due else None, None)
+    return model
 
 
 @dataclass
@@ -139,6 +84,7 @@ class Worker:
     dataset: Dataset
     device: torch.device
     rank: int
+    report: Report
     step: int = 0
 
     def finish_epoch(self, position: Position, sums: EpochSums) -> None:
@@ -201,27 +147,23 @@ class Worker:
         sums.base = sums.total()
         sums.values.zero_()
         row = {"epoch": position.cursor.epoch, "step": position.step, "partial": True}
-        self.report(row, position, sums.base)
+        self.save_and_report(row, position, sums.base)
         place = (self.job.config.seed, position.cursor.epoch, position.plan_step, self.rank)
         torch.manual_seed(hash(place) % 2**63)
 
-    def report(self, row: dict[str, Any], position: Position | None, sums: Tensor | None) -> None:
-        """Report to Ray (a barrier), with a checkpoint of `position` from rank 0.
-
-        The upload goes on while training does; Ray deletes the local folder afterwards.
-        """
-        saved = None
+    def save_and_report(
+        self, row: dict[str, Any], position: Position | None, sums: Tensor | None
+    ) -> None:
+        """Report a row, with a checkpoint of `position` from rank 0."""
+        folder = None
         if self.rank == 0 and position is not None:
-            folder = tempfile.mkdtemp(prefix="vgse-checkpoint-")
+            folder = Path(tempfile.mkdtemp(prefix="vgse-checkpoint-"))
             save_checkpoint(
-                Path(folder),
+                folder,
                 self.model,
                 self.optimizer,
                 position.to_dict(),
                 sums,
                 self.job.fingerprint,
             )
-            saved = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(
-            row, checkpoint=saved, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC
-        )
+        self.report(row, folder)

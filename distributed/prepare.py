@@ -143,7 +143,7 @@ def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.floa
     """Of all that decides what is learned: a checkpoint goes on only under the same."""
     content = to_dict(config)
     learned = {key: content[key] for key in ("backbone", "model", "loss", "training", "seed")}
-    for name in ("checkpoint_epochs", "checkpoint_steps"):
+    for name in ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept"):
         del learned["training"][name]
     digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode())
     digest.update(manifest.fingerprint.encode())

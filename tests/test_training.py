@@ -1,6 +1,7 @@
 """One real run on Ray with two workers, and what unseen accuracy cannot show of it."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny import make_tiny
 
+from distributed.alone import train_alone
 from distributed.batches import StepBatch, epoch_batches, open_dataset
 from distributed.checkpoint import load_module
 from distributed.controls import shuffle_labels
@@ -17,11 +19,12 @@ from distributed.display import Display
 from distributed.driver import train
 from distributed.embed import Encoder, embed_units
 from distributed.features import read_unit, units_of
-from distributed.loop import TrainingJob, build_model, build_optimizer, learning_rate
+from distributed.job import TrainingJob, build_model, build_optimizer, learning_rate
 from distributed.metrics import read_metrics
 from distributed.position import epoch_start, plan_of
 from distributed.prepare import prepare
-from distributed.stages import run_features, run_training, training_job
+from distributed.stage_features import run_features
+from distributed.stage_training import run_training, training_job
 from shards.entries import SPLITS
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vgse.embeddings import class_embeddings
@@ -262,3 +265,24 @@ def test_splits_are_embedded_once_each(run: Path, job: TrainingJob) -> None:
     assert dict(zip(names, counts.tolist(), strict=True)) == {
         split: manifest.num_images(split) for split in SPLITS
     }
+
+
+def test_training_alone_equals_the_plain_loop_and_goes_on_from_its_checkpoint(
+    job: TrainingJob, tmp_path: Path
+) -> None:
+    rows: list[float] = []
+    kept = tmp_path / "kept"
+
+    def keep_the_fourth(row: dict[str, float], folder: Path | None) -> None:
+        rows.append(row["loss"])
+        if row["epoch"] == 4:
+            assert folder is not None
+            shutil.copytree(folder, kept)
+
+    whole = train_alone(job, on_epoch=keep_the_fourth)
+    again: list[float] = []
+    resumed = train_alone(job, checkpoint=kept, on_epoch=lambda row, _: again.append(row["loss"]))
+    assert again == pytest.approx(rows[4:], rel=1e-6)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+    assert rows[-1] < 0.8 * rows[0]

@@ -87,6 +87,8 @@ class TrainingConfig:
     """Epochs between two checkpoints; the last epoch always makes one."""
     checkpoint_steps: int = 0
     """Steps between two checkpoints within an epoch; 0 makes none there."""
+    checkpoints_kept: int = 2
+    """Checkpoints that stay; older ones are deleted."""
     batch_size: int = 256
     """Images in a step, over all workers: changing the workers keeps the optimisation."""
     learning_rate: float = 1e-3
@@ -145,8 +147,22 @@ class ClusterConfig:
     """CPUs a worker reserves."""
     loader_workers: int = 0
     """Loader processes of each training worker."""
+    wait_for_gpus: float = 900
+    """Seconds to wait for the GPUs of a cluster that scales up on demand (use_gpu: yes)."""
     max_failures: int = 3
     """Restarts after dead workers or nodes before the run gives up."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where figures go besides metrics.jsonl and the report."""
+
+    tensorboard: bool = True
+    """Write event files into `tensorboard` of the run folder."""
+    mlflow: str | None = None
+    """MLflow tracking URI, such as http://host:5000 or a folder; none logs nothing there."""
+    mlflow_experiment: str = "vgse"
+    """MLflow experiment; the run in it has the name of the run folder."""
 
 
 @dataclass
@@ -161,6 +177,7 @@ class RunConfig:
     relations: RelationConfig = field(default_factory=RelationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     storage: str = "runs"
     """Folder that holds the run folders."""
     seed: int = 0
@@ -188,6 +205,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("training.epochs", training.epochs, 1, many),
         ("training.checkpoint_epochs", training.checkpoint_epochs, 1, many),
         ("training.checkpoint_steps", training.checkpoint_steps, 0, many),
+        ("training.checkpoints_kept", training.checkpoints_kept, 1, many),
         ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
         ("training.learning_rate", training.learning_rate, 0, many),
         ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
@@ -202,6 +220,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("cluster.min_workers", config.cluster.min_workers or 1, 1, config.cluster.num_workers),
         ("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 0, many),
         ("cluster.loader_workers", config.cluster.loader_workers, 0, 1000),
+        ("cluster.wait_for_gpus", config.cluster.wait_for_gpus, 0, many),
         ("cluster.max_failures", config.cluster.max_failures, -1, many),
     ]
 

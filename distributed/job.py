@@ -1,0 +1,74 @@
+"""What a run trains: the job that workers are told, its model, optimiser and learning rate."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distributed.features import FeatureSpec
+from distributed.start import load_start
+from vgse.backbones import build_backbone
+from vgse.config import RunConfig
+from vgse.model import ClusterHead, TrainingModel
+
+WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a worker needs; travels from the driver by Ray."""
+
+    config: RunConfig
+    run: str  # run folder
+    url: str  # shards
+    spec: FeatureSpec
+    folder: str  # feature cache
+    classes: list[int]  # classes trained on, indices into class_names; S of them
+    num_classes: int  # C
+    word_vectors: np.ndarray  # float32 [S, D_w]
+    num_features: int
+    precision: str
+    fingerprint: str  # of configuration and data
+    board: Any = None  # actor handle of distributed.board.Board
+
+
+def learning_rate(progress: float) -> float:
+    """Factor in 0..1 of the peak rate after a share `progress` of the training: linear warm-up
+    over the first 5%, then half a cosine to zero."""
+    if progress < WARM_UP:
+        return (progress + 1e-3) / (WARM_UP + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+
+
+def build_model(job: TrainingJob) -> TrainingModel:
+    """Backbone (only when it learns), head started from k-means, and losses."""
+    config = job.config
+    torch.manual_seed(config.seed)
+    backbone = None
+    if config.backbone.train != "none":
+        backbone = build_backbone(config.backbone.name, config.backbone.weights)
+        backbone.learn(config.backbone.train)
+    head = ClusterHead(config.model, job.num_features, len(job.classes), job.word_vectors.shape[1])
+    projection, centroids = load_start(Path(job.run) / "init")
+    from_kmeans = config.model.init == "kmeans"
+    head.start(projection, torch.from_numpy(centroids) if from_kmeans else None)
+    return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
+
+
+def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW with a peak rate each for prototypes and projection, for Q and S, and for θ."""
+    rates, head = config.training, model.head
+    regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
+    known = {id(parameter) for parameter in regressors}
+    clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
+    groups: list[dict[str, Any]] = [
+        {"params": clustering, "peak": rates.learning_rate},
+        {"params": regressors, "peak": rates.regressor_learning_rate},
+    ]
+    if model.backbone is not None:
+        part = [p for p in model.backbone.parameters() if p.requires_grad]
+        groups.append({"params": part, "peak": rates.backbone_learning_rate})
+    return torch.optim.AdamW(groups, lr=rates.learning_rate, weight_decay=rates.weight_decay)

@@ -1,0 +1,65 @@
+"""The stage that fills the cache with features of the frozen backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from distributed.display import Display
+from distributed.features import (
+    FeatureSpec,
+    access_of,
+    cache_folder,
+    compute_unit,
+    feature_spec,
+    units_of,
+)
+from distributed.prepare import Prepared
+from distributed.remote_calls import results_of
+from shards.entries import SPLITS
+from vgse.clusters import hash_threshold
+from vgse.config import RunConfig
+from vgse.devices import resolve_precision
+
+
+def run_features(
+    config: RunConfig, prepared: Prepared, gpu: bool, display: Display
+) -> tuple[FeatureSpec, Path]:
+    """Compute what the feature cache lacks; returns its spec and folder."""
+    manifest = prepared.manifest
+    device = "cuda" if gpu else "cpu"
+    precision = resolve_precision(config.backbone.precision, device)
+    spec = feature_spec(config.backbone, precision)
+    if config.backbone.train != "none":
+        # θ will move: only the sample that starts the clusters is worth computing.
+        size = config.model.num_clusters * config.model.max_points_per_centroid
+        images = manifest.num_images("train")
+        below = hash_threshold(size, images * manifest.num_patches)
+        spec = replace(spec, seed=config.seed, sample_below=below)
+    folder = cache_folder(prepared.cache, manifest, spec)
+    units = units_of(manifest, SPLITS)
+    missing = [unit for unit in units if not (folder / unit.file).is_file()]
+    total = sum(unit.stop - unit.start for unit in units)
+    with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
+        task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(compute_unit)
+        url, access = absolute(manifest.url), access_of(config.data)
+        calls = ((task, (url, unit, spec, str(folder), device, access)) for unit in missing)
+        damaged: list[str] = []
+        for count, broken in results_of(calls, limit=64):
+            damaged += broken
+            stage.advance(count, f"images by {config.backbone.name}")
+        if len(damaged) > config.data.max_damaged * total:
+            raise ValueError(
+                f"{manifest.url}: {len(damaged)} of {total} images are damaged, such as "
+                f"{damaged[0]}; more than data.max_damaged={config.data.max_damaged} allows: "
+                "run python -m shards check, then pack again"
+            )
+        state = "from the cache" if not missing else f"{precision} on {device}"
+        skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
+        stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
+    return spec, folder
+
+
+def absolute(url: str) -> str:
+    """The URL as every node of the cluster can use it."""
+    return url if "://" in url else str(Path(url).absolute())

@@ -1,0 +1,70 @@
+"""The stage that finds the clusters to start from: k-means into `<run>/init`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from distributed.display import Display
+from distributed.features import FeatureSpec, Unit, units_of
+from distributed.prepare import Prepared
+from distributed.start import fit_start, sample_patches, save_start
+from vgse.clusters import Centroids
+from vgse.config import RunConfig
+
+
+def run_start(
+    config: RunConfig,
+    prepared: Prepared,
+    spec: FeatureSpec,
+    folder: Path,
+    run: Path,
+    gpu: bool,
+    display: Display,
+) -> None:
+    """k-means into `<run>/init`, unless it is there."""
+    if (run / "init" / "centroids.npy").is_file():
+        display.line("clusters    init/centroids.npy is there already")
+        return
+    with display.stage("clusters") as stage:
+        task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_start_task)
+        units = units_of(prepared.manifest, ["train"])
+        labels = prepared.trained.tolist()
+        centroids, sampled, population = ray.get(
+            task.remote(
+                str(folder),
+                units,
+                labels,
+                config,
+                prepared.manifest.num_patches,
+                spec.sample_below,
+                str(run),
+            )
+        )
+        stage.summary = (
+            f"k-means of {sampled:,} of {population:,} patches into {config.model.num_clusters} "
+            f"on {centroids.device}, mean distance {centroids.objective:.3f}"
+        )
+
+
+def _start_task(
+    folder: str,
+    units: Sequence[Unit],
+    labels: list[int],
+    config: RunConfig,
+    num_patches: int,
+    below: int,
+    run: str,
+) -> tuple[Centroids, int, int]:
+    sample = sample_patches(
+        folder,
+        units,
+        labels,
+        sample_size=config.model.num_clusters * config.model.max_points_per_centroid,
+        seed=config.seed,
+        num_patches=num_patches,
+        below=below,
+    )
+    projection, centroids = fit_start(sample, config.model, config.seed)
+    save_start(Path(run) / "init", projection, centroids)
+    return centroids, len(sample.features), sample.population
