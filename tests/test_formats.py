@@ -29,12 +29,15 @@ from vgse.run_folder import (
     export_splits,
     read_config,
     read_image_features,
+    read_seed,
     relate_run,
     write_classes,
     write_image_features,
     zsl_data_of,
 )
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
+from vgse.zsl.data import TestGuard
+from vgse.zsl.table import evaluate
 
 TOY = make_toy()
 DATA = TOY.data
@@ -282,6 +285,34 @@ def test_evaluating_a_run_writes_its_evaluation_and_keeps_the_cluster_measures(r
     assert "NMI 0.300 against 0.200" in found["summary"]
 
 
+def test_the_evaluation_says_which_test_images_were_opened_for_what_and_after_what(run):
+    evaluate_run(run, EvaluationConfig(models=["eszsl"]), RelationConfig(), 0)
+    opened = json.loads((run / "evaluation.json").read_text())["test_opened"]
+    assert [(entry["split"], entry["images"]) for entry in opened] == [
+        ("test_seen", len(DATA.test_seen)),
+        ("test_unseen", len(DATA.test_unseen)),
+    ]
+    for entry in opened:
+        assert entry["purpose"] == "final table"
+        assert entry["after"] == ["11 choices of hyper-parameters on 6 validation classes"]
+
+
+def test_a_table_that_opens_the_test_images_twice_is_no_table(run, monkeypatch):
+    from vgse.zsl import table
+
+    def peeking(data, test):
+        guards[0].open("a look before the end")
+
+    guards = []
+    monkeypatch.setattr(table, "final_fold", peeking)
+    monkeypatch.setattr(
+        table, "TestGuard", lambda data: guards.append(TestGuard(data)) or guards[0]
+    )
+    with pytest.raises(ValueError, match="opened for final table: make every choice on"):
+        evaluate_run(run, EvaluationConfig(models=["eszsl"]), RelationConfig(), 0)
+    assert not (run / "evaluation.json").exists()
+
+
 def test_relating_anew_moves_the_unseen_rows_only(run):
     before = read_npz(run / "class_embeddings.npz")
     relate_run(run, RelationConfig(alpha=-1.0))
@@ -308,6 +339,49 @@ def test_a_misspelt_field_of_the_runs_configuration_is_named(run):
         read_config(run, "relations", RelationConfig)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: many", r"seed is 'many'; give a whole number"),
+        ("- seed", "is no mapping of fields"),
+        ("seed: [", "cannot be read"),
+    ],
+)
+def test_a_damaged_configuration_of_a_run_is_named(run, content, message):
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_seed(run)
+    assert "config.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_evaluated_with_its_own_seed_unless_told_otherwise(run):
+    def random_row(*arguments):
+        assert main(["evaluate", str(run), "--models", "[eszsl]", *arguments]) == 0
+        return json.loads((run / "evaluation.json").read_text())["rows"][0]["results"]
+
+    assert random_row() == random_row("--seed", "0")  # no config.yaml
+    (run / "config.yaml").write_text("seed: 3\n")
+    assert random_row() == random_row("--seed", "3")
+    assert random_row() != random_row("--seed", "0")
+
+
+def test_res101_names_the_images_by_their_paths_where_the_run_knows_them(run, tmp_path):
+    images = read_image_features(run)
+    assert images.sources == []
+    paths = [f"photographs/{i}.jpg" for i in range(len(images.keys))]
+    write_image_features(run, replace(images, sources=paths))
+    assert read_image_features(run).sources == paths
+    assert read_res101(export_features(run, tmp_path))[2] == paths
+
+
+def test_image_features_of_earlier_versions_hold_no_paths(run):
+    with np.load(run / "image_features.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "sources"}
+    np.savez(run / "image_features.npz", **arrays)
+    assert read_image_features(run).sources == []
+
+
 def test_the_commands_redo_the_late_stages_of_a_run(run, capsys):
     assert main(["relate", str(run), "--alpha", "0"]) == 0
     assert main(["evaluate", str(run), "--models", "[eszsl]"]) == 0
@@ -328,6 +402,46 @@ def test_the_command_evaluates_files_from_elsewhere(run, tmp_path, capsys):
     assert "the given embeddings" in capsys.readouterr().out
     given = {row["name"]: row["results"]["eszsl"] for row in json.loads(out.read_text())["rows"]}
     assert given["given"]["zsl"] > 0.6 > given["random"]["zsl"]
+
+
+def test_files_of_other_authors_give_the_table_of_the_same_arrays(tmp_path):
+    # As MATLAB code writes them: doubles, columns of 1-based indices, cells of strings.
+    def column(indices):
+        return (np.asarray(indices) + 1.0)[:, None]
+
+    def cells(texts):
+        return np.array([[np.array([text])] for text in texts], object)[..., None][:, :, 0]
+
+    of_val = np.isin(DATA.labels[DATA.train], DATA.val)
+    splits = {
+        "att": TOY.own.T,
+        "original_att": TOY.own.T,
+        "allclasses_names": cells(DATA.class_names),
+        "trainval_loc": column(DATA.train),
+        "train_loc": column(DATA.train[~of_val]),
+        "val_loc": column(DATA.train[of_val]),
+        "test_seen_loc": column(DATA.test_seen),
+        "test_unseen_loc": column(DATA.test_unseen),
+    }
+    features = {
+        "features": DATA.features.T.astype(np.float64),
+        "labels": column(DATA.labels),
+        "image_files": cells([f"{i}.jpg" for i in range(len(DATA.labels))]),
+    }
+    scipy.io.savemat(tmp_path / "att_splits.mat", splits)
+    scipy.io.savemat(tmp_path / "res101.mat", features)
+    command = ["evaluate", "--embeddings", str(tmp_path / "att_splits.mat")]
+    command += ["--features", str(tmp_path / "res101.mat"), "--models", "[eszsl, prototype]"]
+    assert main([*command, "--out", str(tmp_path / "table.json")]) == 0
+    found = {
+        row["name"]: row["results"]
+        for row in json.loads((tmp_path / "table.json").read_text())["rows"]
+    }
+    config = EvaluationConfig(models=["eszsl", "prototype"])
+    ours = evaluate(DATA, TOY.own, TOY.words, config, RelationConfig(), 0)
+    rows = {row["name"]: row["results"] for row in ours["rows"]}
+    assert found["given"] == rows["oracle"]
+    assert found["random"] == rows["random"]
 
 
 def test_the_command_takes_embeddings_by_class_name_from_other_formats(run, tmp_path):

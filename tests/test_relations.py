@@ -195,7 +195,7 @@ def test_piqp_with_polishing_equals_the_active_set(num_seen: int, size: int, sca
 def test_without_the_gram_matrix_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     unseen, seen = words(300, 20)
     whole = solve_relations(unseen, seen)
-    monkeypatch.setattr("vgse.relations.GRAM_LIMIT", 100)
+    monkeypatch.setattr("vgse.relation_blocks.GRAM_LIMIT", 100)
     monkeypatch.setattr(_relation_solvers, "_CANDIDATES", 8)  # so that several rounds are needed
     priced = solve_relations(unseen, seen)
     assert np.abs(whole.weights - priced.weights).max() < 1e-7
@@ -205,7 +205,7 @@ def test_without_the_gram_matrix_the_answer_is_the_same(monkeypatch: pytest.Monk
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     unseen, seen = words(50, 20)
     whole, average = solve_relations(unseen, seen), weighted_average(unseen, seen)
-    monkeypatch.setattr("vgse.relations._CHUNK_NUMBERS", 350)  # 7 rows at a time
+    monkeypatch.setattr("vgse.relation_blocks._BLOCK_NUMBERS", 350)  # 7 rows at a time
     parts = solve_relations(unseen, seen)
     assert np.allclose(average, weighted_average(unseen, seen), atol=1e-12)
     assert np.allclose(whole.weights, parts.weights, atol=1e-9)

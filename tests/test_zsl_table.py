@@ -12,8 +12,11 @@ from zsl_toy import make_toy
 from vgse.config import EvaluationConfig, RelationConfig
 from vgse.relations import solve_relations
 from vgse.zsl.data import TestGuard
-from vgse.zsl.folds import class_means, final_fold, validation_fold
+from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
+from vgse.zsl.metrics import calibrated_stacking
+from vgse.zsl.models import MODELS
 from vgse.zsl.rows import RowInputs, assembled, derangement, table_rows
+from vgse.zsl.select import Choice, final_result, generalised_scores
 from vgse.zsl.show import evaluation_table
 from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate, evaluate_given
@@ -227,6 +230,17 @@ def test_a_class_without_word_vector_is_named():
         evaluate(DATA, TOY.own, words, CONFIG, RELATIONS, 0)
 
 
+def test_the_harmonic_mean_without_calibration_is_that_at_a_gamma_of_0():
+    fold = prepare(DATA, validation_fold(DATA, 0.2))
+    classes = np.concatenate([validation_fold(DATA, 0.2).seen, DATA.val])
+    embeddings = assembled([TOY.own[classes]], fold.num_seen, "z")
+    choice = Choice({"gamma": 1.0, "lam": 1.0}, 0.02, 0.01, 0.5, 0.5)
+    result = final_result(MODELS["eszsl"], fold, embeddings, choice, 0)
+    score = MODELS["eszsl"].fit(fold.training, embeddings[: fold.num_seen], **choice.params)
+    plain = calibrated_stacking(generalised_scores(score, fold, embeddings), 0.0)
+    assert result.uncalibrated_harmonic_mean == plain.harmonic_mean != result.harmonic_mean
+
+
 def test_a_table_without_models_is_refused():
     with pytest.raises(ValueError, match=r"evaluation\.models is empty"):
         evaluate(DATA, TOY.own, TOY.words, EvaluationConfig(models=[]), RELATIONS, 0)
@@ -251,13 +265,17 @@ def test_the_summary_owns_up_to_clusters_that_gained_nothing(table):
     assert "hold no more of the classes than" in summary_sentence(table | {"clusters": clusters})
 
 
-def test_the_terminal_table_fits_100_columns(table):
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(evaluation_table(table))
+def test_the_terminal_table_of_four_models_fits_80_columns(table):
+    models = ["eszsl", "prototype", "cada_vae", "sje"]
+    rows = [row | {"results": {**row["results"]}} for row in table["rows"]]
+    for row in rows:
+        row["results"] |= dict.fromkeys(models[2:], row["results"]["eszsl"])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_table(table | {"models": models, "rows": rows}))
     text = console.export_text()
     for row in table["rows"]:
         assert row["label"] in text
-    assert max(len(line) for line in text.splitlines()) <= 100
+    assert max(len(line) for line in text.splitlines()) <= 80
     assert f"{100 * _zsl(table, 'smo'):.1f}" in text
     assert "…" not in text
 

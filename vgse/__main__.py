@@ -55,7 +55,7 @@ def evaluate(
     models: list[str] | None = None,
     normalise: Normalisation | None = None,
     holdout: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     num_seeds: int = 1,
     out: Path | None = None,
 ) -> None:
@@ -72,17 +72,17 @@ def evaluate(
         features: Image features for them in the form of res101.mat.
         splits: File in the form of att_splits.mat that holds the splits, if --embeddings does not.
         words: Word vectors for a further row: word2vec, GloVe, fastText, .npz or .mat.
-        models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae or
-            conse.
+        models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae,
+            conse or cada_vae.
         normalise: Raw embeddings, unit rows, or z-scores over the seen classes.
         holdout: Share of each seen class's training images held out when choosing.
-        seed: Seed of everything random.
+        seed: Seed of everything random; that of the run by default, 0 for others' files.
         num_seeds: Repetitions of what is random; above 1 the file holds mean and std.
         out: JSON file for the result of others' files.
     """
     from vgse.config import EvaluationConfig, RelationConfig
     from vgse.formats import write_json
-    from vgse.run_folder import evaluate_run, read_config
+    from vgse.run_folder import evaluate_run, read_config, read_seed
     from vgse.zsl.given import evaluate_files
     from vgse.zsl.show import evaluation_table
 
@@ -97,6 +97,7 @@ def evaluate(
         config = read_config(run, "evaluation", EvaluationConfig)
         _override(config, **given)
         relations = read_config(run, "relations", RelationConfig)
+        seed = read_seed(run) if seed is None else seed
         evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds)
         written: Path | None = run / "evaluation.json"
     else:
@@ -104,7 +105,7 @@ def evaluate(
             raise ValueError("--embeddings needs --features, a file in the form of res101.mat")
         config = _override(EvaluationConfig(), **given)
         evaluation = evaluate_files(
-            embeddings, features, splits, words, config, seed, num_seeds=num_seeds
+            embeddings, features, splits, words, config, seed or 0, num_seeds=num_seeds
         )
         written = out
         if out is not None:

@@ -15,6 +15,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from vgse.disk import room_for
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
@@ -73,16 +75,20 @@ class ClassEmbeddings:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` once it is complete, and not at all after an error."""
+    """A binary file that appears as `path` once it is complete, and not at all after an error.
+
+    Raises ValueError in one line for a full disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as stream:
-            yield stream
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as stream:
+                yield stream
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From own embeddings and word vectors to relations, and to embeddings of unseen classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,21 @@ class Related:
 
 
 def relate(
-    word_vectors: NDArray[np.floating], seen: Indices, unseen: Indices, config: RelationConfig
+    word_vectors: NDArray[np.floating],
+    seen: Indices,
+    unseen: Indices,
+    config: RelationConfig,
+    solve: Callable[..., Relations] = solve_relations,
 ) -> Related:
-    """Solves the relations of `unseen` [U] to `seen` [S], both rows of `word_vectors` [C, D_w]."""
+    """Solves the relations of `unseen` [U] to `seen` [S], both rows of `word_vectors` [C, D_w].
+
+    `solve` takes and returns what `solve_relations` does.
+    """
     of_unseen, of_seen = word_vectors[unseen], word_vectors[seen]
-    smo = solve_relations(of_unseen, of_seen, alpha=config.alpha, ridge=config.ridge)
+    smo = solve(of_unseen, of_seen, alpha=config.alpha, ridge=config.ridge)
     negative = smo
     if config.alpha != -1:
-        negative = solve_relations(of_unseen, of_seen, alpha=-1.0, ridge=config.ridge)
+        negative = solve(of_unseen, of_seen, alpha=-1.0, ridge=config.ridge)
     count = min(config.num_neighbours, len(seen))
     wavg = weighted_average(of_unseen, of_seen, num_neighbours=count, eta=config.eta)
     return Related(smo, negative, wavg)

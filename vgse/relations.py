@@ -11,41 +11,28 @@ among them matter. `weighted_average` is VGSE-WAvg.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from vgse._box_qp import solve_box
-from vgse._relation_problem import F64, SeenPoints, certify, prepare
-from vgse._relation_solvers import GRAM_LIMIT, closed_form, on_the_simplex, spectrum
+from vgse._relation_problem import F64
+from vgse.relation_blocks import (
+    GAP_TARGET,
+    VIOLATION_TARGET,
+    Relations,
+    join_blocks,
+    relation_problem,
+    row_blocks,
+    solve_block,
+)
 
-GAP_TARGET = 1e-9
-VIOLATION_TARGET = 1e-12
-_CHUNK_NUMBERS = 4_000_000  # size of one [B, S] work array: 32 MB
-
-
-@dataclass(frozen=True)
-class Relations:
-    """The relations of U unseen classes to S seen ones, each with its certificate.
-
-    Attributes:
-        weights: r [U, S] float64, in the order of the inputs.
-        residual: ``||w_u - r' W_s||`` [U], in the units of the word vectors.
-        gap: relative Frank-Wolfe duality gap [U]: an upper bound on how far the objective (with
-            its ridge) is above its minimum, divided by ``0.5 ||w_u - c||^2``. A w_u closer to c
-            than 1e-3 of the seen classes' root mean square distance counts as that far away;
-            where all seen vectors are equal, and w_u with them, the gap is 0.
-        violation: largest violation of ``alpha <= r <= 1`` and ``sum(r) = 1`` [U].
-        fallback: whether the row needed the general solver, with PIQP in it [U] bool.
-    """
-
-    weights: F64
-    residual: F64
-    gap: F64
-    violation: F64
-    fallback: NDArray[np.bool_]
+__all__ = [
+    "GAP_TARGET",
+    "VIOLATION_TARGET",
+    "Relations",
+    "checked_vectors",
+    "solve_relations",
+    "weighted_average",
+]
 
 
 def solve_relations(
@@ -76,45 +63,13 @@ def solve_relations(
         ValueError: arrays that are not two-dimensional, differ in D_w or hold NaN or infinity; no
             seen class; alpha above 1/S or not finite; ridge not above 0.
     """
-    unseen, seen = _checked(unseen, seen)
-    num_seen = len(seen)
-    if not np.isfinite(alpha) or alpha * num_seen > 1 + 1e-12:
-        raise ValueError(
-            f"alpha={alpha} leaves no weights that sum to 1 over {num_seen} seen classes; "
-            f"choose a finite alpha of at most {1 / num_seen:.6g}"
-        )
-    if not (np.isfinite(ridge) and ridge > 0):
-        raise ValueError(f"ridge={ridge} must be a finite number above 0, such as 1e-8")
-    alpha = min(float(alpha), 1 / num_seen)
-
-    prepared = prepare(seen, ridge)
-    eigen = spectrum(prepared) if alpha < 0 else None
-    large = len(prepared.points) > GRAM_LIMIT
-    gram = None if large else prepared.points @ prepared.points.T
-    num_unseen = len(unseen)
-    result = Relations(
-        weights=np.empty((num_unseen, num_seen)),
-        residual=np.empty(num_unseen),
-        gap=np.empty(num_unseen),
-        violation=np.empty(num_unseen),
-        fallback=np.zeros(num_unseen, dtype=np.bool_),
-    )
-    for rows in _chunks(num_unseen, num_seen):
-        targets = (unseen[rows] - prepared.centre) / prepared.scale  # [B, D_w]
-        left = np.arange(len(targets))
-        if eigen is not None:
-            totals = closed_form(targets, prepared, *eigen)
-            left = left[~_accept(result, rows, left, totals, targets, prepared, alpha)]
-        if left.size:
-            totals, solved = on_the_simplex(targets[left], prepared, gram, alpha)
-            solved &= _accept(result, rows, left, totals, targets, prepared, alpha)
-            left = left[~solved]
-        for row in left:
-            result.fallback[rows.start + row] = True
-            low, high = alpha * prepared.counts, prepared.counts
-            totals = solve_box(prepared.points, prepared.ridges, targets[row], low, high)
-            _accept(result, rows, np.array([row]), totals[None], targets, prepared, alpha)
-    return result
+    unseen, seen = checked_vectors(unseen, seen)
+    problem = relation_problem(seen, alpha=alpha, ridge=ridge)
+    blocks = list(row_blocks(len(unseen), len(seen)))
+    if len(blocks) == 1:
+        return solve_block(problem, unseen)
+    solved = ((rows, solve_block(problem, unseen[rows])) for rows in blocks)
+    return join_blocks(solved, len(unseen), len(seen))
 
 
 def weighted_average(
@@ -122,42 +77,57 @@ def weighted_average(
 ) -> F64:
     """Weights of VGSE-WAvg: each unseen class as a mean of its nearest seen classes.
 
-    The neighbours are those of w_u in the word space by cosine similarity, and their weights
-    ``softmax(eta * similarity)``. Classes that tie with the last neighbour all count, so the
-    order of the seen classes has no effect.
+    Over the `num_neighbours` seen classes n whose word vectors are nearest to w_u,
+
+        r_n = exp(-eta ||w_u - w_n||) / sum over neighbours of exp(-eta ||w_u - w_m||)
+
+    with the Euclidean distance, after VGSE-WAvg (Xu et al., CVPR 2022). The division by the sum is
+    ours: it changes the length of an embedding and not its direction. Classes that tie with the
+    last neighbour all count, so the order of the seen classes has no effect. On vectors of unit
+    length the neighbours are those of the highest cosine.
 
     Args:
         unseen: word vectors [U, D_w].
         seen: word vectors [S, D_w].
         num_neighbours: neighbours of each class, at least 1; all of them where S is smaller.
-        eta: how fast the weight falls with the similarity; 0 gives equal weights.
+        eta: how fast the weight falls with the distance; 0 gives equal weights.
 
     Returns:
         Weights [U, S] float64 in 0..1, rows summing to 1.
 
     Raises:
-        ValueError: as `solve_relations`; also for a zero vector, which has no direction, and for
-            num_neighbours below 1 or an eta that is not finite.
+        ValueError: as `solve_relations`; also for num_neighbours below 1 or an eta that is negative
+            or not finite.
     """
-    unseen, seen = _checked(unseen, seen)
+    unseen, seen = checked_vectors(unseen, seen)
     if num_neighbours < 1:
         raise ValueError(f"num_neighbours={num_neighbours} must be at least 1")
-    if not np.isfinite(eta):
-        raise ValueError(f"eta={eta} must be finite")
-    directions = [_directions("unseen", unseen), _directions("seen", seen)]
-    weights = np.empty((len(unseen), len(seen)))
-    last = len(seen) - min(num_neighbours, len(seen))
-    for rows in _chunks(len(unseen), len(seen)):
-        similarity = directions[0][rows] @ directions[1].T  # [B, S] in -1..1
-        threshold = np.partition(similarity, last, axis=1)[:, last, None]
+    if not (np.isfinite(eta) and eta >= 0):
+        raise ValueError(f"eta={eta} must be a finite number of at least 0")
+    weights = np.zeros((len(unseen), len(seen)))
+    last = min(num_neighbours, len(seen)) - 1
+    centre = seen.mean(axis=0)  # distances from here keep more digits
+    points = seen - centre
+    lengths = np.square(points).sum(axis=1)
+    for rows in row_blocks(len(unseen), len(seen)):
+        targets = unseen[rows] - centre
+        squares = lengths - 2 * (targets @ points.T)  # [B, S] less |w_u|^2, the same in a row
+        slack = 1e-12 * (lengths.max() + np.square(targets).sum(axis=1, keepdims=True))
+        threshold = np.partition(squares, last, axis=1)[:, last, None]
         # The slack keeps equal vectors together when rounding tells them apart.
-        exponent = np.where(similarity >= threshold - 1e-12, eta * similarity, -np.inf)
-        exponent = np.exp(exponent - exponent.max(axis=1, keepdims=True))
-        weights[rows] = exponent / exponent.sum(axis=1, keepdims=True)
+        row, neighbour = np.nonzero(squares <= threshold + slack)
+        # From the difference: a small distance would drown in the rounding of the squares.
+        distance = np.linalg.norm(targets[row] - points[neighbour], axis=1)
+        nearest = np.full(len(targets), np.inf)
+        np.minimum.at(nearest, row, distance)
+        of_rows = weights[rows]
+        of_rows[row, neighbour] = np.exp(-eta * (distance - nearest[row]))
+        of_rows /= of_rows.sum(axis=1, keepdims=True)
     return weights
 
 
-def _checked(unseen: ArrayLike, seen: ArrayLike) -> tuple[F64, F64]:
+def checked_vectors(unseen: ArrayLike, seen: ArrayLike) -> tuple[F64, F64]:
+    """Both as float64 [classes, D_w]; ValueError where `solve_relations` has one for them."""
     arrays = []
     for name, values in (("unseen", unseen), ("seen", seen)):
         array = np.asarray(values, dtype=np.float64)
@@ -178,40 +148,3 @@ def _checked(unseen: ArrayLike, seen: ArrayLike) -> tuple[F64, F64]:
     if len(arrays[1]) == 0:
         raise ValueError("seen is empty; give at least one seen class")
     return arrays[0], arrays[1]
-
-
-def _directions(name: str, vectors: F64) -> F64:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    zero = np.flatnonzero(norms[:, 0] == 0)
-    if zero.size:
-        raise ValueError(
-            f"{name} holds a zero vector in row {zero[0]}, which has no direction; "
-            "replace or drop that word vector"
-        )
-    return vectors / norms
-
-
-def _chunks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_NUMBERS // max(num_columns, 1))
-    for start in range(0, num_rows, step):
-        yield slice(start, min(start + step, num_rows))
-
-
-def _accept(
-    result: Relations,
-    rows: slice,
-    index: NDArray[np.int64],
-    totals: F64,
-    targets: F64,
-    seen: SeenPoints,
-    alpha: float,
-) -> NDArray[np.bool_]:
-    """Store answers [B, G] with their certificates; returns which of them meet the targets."""
-    weights = (totals / seen.counts)[:, seen.inverse]  # equal classes share equally
-    residual, gap, violation = certify(weights, targets[index], seen, alpha)
-    where = rows.start + index
-    result.weights[where] = weights
-    result.residual[where] = residual * seen.scale
-    result.gap[where] = gap
-    result.violation[where] = violation
-    return np.asarray((gap <= GAP_TARGET) & (violation <= VIOLATION_TARGET))

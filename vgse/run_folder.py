@@ -1,7 +1,7 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ class ImageFeatures:
     split: NDArray[np.uint8]  # [M] into SPLITS
     keys: list[str]
     assignments: NDArray[np.float16]  # [M, D_v] mean over an image's patches
+    sources: list[str] = field(default_factory=list)  # [M] paths in the data set, or none
 
 
 def write_image_features(run: Path, images: ImageFeatures) -> None:
@@ -59,6 +60,7 @@ def write_image_features(run: Path, images: ImageFeatures) -> None:
             "split_names": np.array(SPLITS),
             "keys": np.array(images.keys),
             "assignments": np.asarray(images.assignments, np.float16),
+            "sources": np.array(images.sources, np.str_),
         },
     )
 
@@ -73,7 +75,13 @@ def read_image_features(run: Path) -> ImageFeatures:
         raise ValueError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
     order = np.array([SPLITS.index(name) for name in names], np.uint8)
     keys = [str(key) for key in arrays.pop("keys")]
-    return ImageFeatures(**{**arrays, "split": order[arrays["split"]]}, keys=keys)
+    arrays["split"] = order[arrays["split"]]
+    return ImageFeatures(**arrays, keys=keys, sources=_sources(path))
+
+
+def _sources(path: Path) -> list[str]:
+    with np.load(path, allow_pickle=False) as archive:  # files of earlier versions hold none
+        return [str(source) for source in archive["sources"]] if "sources" in archive else []
 
 
 def write_classes(run: Path, classes: ClassEmbeddings, related: Related) -> None:
@@ -104,18 +112,35 @@ def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
 
 def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
     """One section of the run's config.yaml as `kind`; its defaults where there is no file."""
+    given = _configuration(run).get(section, {})
     path = run / "config.yaml"
-    if not path.is_file():
-        return kind()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        given = content.get(section, {})
-        unknown = sorted(set(given) - {field.name for field in fields(kind)})
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: {section} is no mapping of fields; correct it")
+    unknown = sorted(set(given) - {field.name for field in fields(kind)})
     if unknown:
         raise ValueError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
     return kind(**given)
+
+
+def read_seed(run: Path) -> int:
+    """The seed of the run's config.yaml; 0 where there is no file."""
+    seed = _configuration(run).get("seed", 0)
+    if not isinstance(seed, int):
+        raise ValueError(f"{run / 'config.yaml'}: seed is {seed!r}; give a whole number")
+    return seed
+
+
+def _configuration(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is no mapping of fields; correct it")
+    return content
 
 
 def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related]:
@@ -193,8 +218,12 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
 
 
 def export_features(run: Path, out: Path) -> Path:
-    """Writes the image features as res101.mat into the folder `out` and returns its path."""
+    """Writes the image features as res101.mat into the folder `out` and returns its path.
+
+    image_files are the paths of the images in their data set, or their keys where those are not
+    known.
+    """
     images = read_image_features(run)
     path = out / "res101.mat"
-    write_res101(path, images.features, images.labels, images.keys)
+    write_res101(path, images.features, images.labels, images.sources or images.keys)
     return path

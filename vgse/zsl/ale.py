@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.zsl.bilinear import Embeddings, Score, Steps, fit_bilinear
-from vgse.zsl.features import Features, Training
+from vgse.zsl.features import Features
 
 
 def weighted_ranking(scores: Features, labels: NDArray[np.int64]) -> Features:
@@ -21,11 +20,3 @@ def weighted_ranking(scores: Features, labels: NDArray[np.int64]) -> Features:
     slope = (violated * weight[:, None]).astype(np.float32)
     slope[images, labels] = -slope.sum(1)
     return slope
-
-
-def fit_ale(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, weight_decay: float = 0.03
-) -> Score:
-    """The compatibility x W aᵀ learned by SGD on the weighted ranking loss and ½‖W‖²."""
-    steps = Steps(weight_decay=weight_decay)
-    return fit_bilinear(training, embeddings, weighted_ranking, steps, seed)

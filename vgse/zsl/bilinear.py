@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +58,15 @@ class Steps:
 
 
 def fit_bilinear(
-    training: Training, embeddings: Embeddings, slope: Slope, steps: Steps, seed: int
+    training: Training, embeddings: Embeddings, *, slope: Slope, seed: int = 0, **settings: Any
 ) -> Score:
-    """Mini-batch SGD from W = 0 over images in an order fixed by `seed`; returns x W̄ aᵀ.
+    """Mini-batch SGD on a loss with `slope`, and on ½‖W‖²; returns x W̄ aᵀ.
 
-    The rate falls linearly to 0, and W̄ is the mean of W over the second half of the steps,
+    It starts at W = 0 and takes images in an order fixed by `seed`; `settings` are those of
+    `Steps`. The rate falls linearly to 0, and W̄ is the mean of W over the second half of the steps,
     which is steadier than the last W.
     """
+    steps = Steps(**settings)
     features = training.features[:, : steps.components]
     scale = float(1 / np.sqrt(np.mean(np.square(features).sum(1))))
     classes = unit_rows(embeddings)

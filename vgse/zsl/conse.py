@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.zsl.bilinear import Embeddings, Score, Steps, fit_bilinear
+from vgse.zsl.bilinear import Embeddings, Score, fit_bilinear
 from vgse.zsl.features import Features, Training, unit_rows
 
 
@@ -29,9 +29,9 @@ def cross_entropy_slope(scores: Features, labels: NDArray[np.int64]) -> Features
 @lru_cache(maxsize=1)
 def _classifier(training: Training, seed: int) -> Score:
     """Softmax regression over the seen classes: the same for every row of the table."""
-    steps = Steps(learning_rate=30.0, weight_decay=1e-4)
     seen = np.eye(len(training.counts))
-    return fit_bilinear(training, seen, cross_entropy_slope, steps, seed)
+    steps = {"learning_rate": 30.0, "weight_decay": 1e-4}
+    return fit_bilinear(training, seen, slope=cross_entropy_slope, seed=seed, **steps)
 
 
 @dataclass(frozen=True)

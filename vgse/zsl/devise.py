@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.zsl.bilinear import Embeddings, Score, Steps, fit_bilinear
-from vgse.zsl.features import Features, Training
+from vgse.zsl.features import Features
 
 MARGIN = 0.1
 
@@ -20,11 +19,3 @@ def summed_hinge(scores: Features, labels: NDArray[np.int64]) -> Features:
     slope = violated.astype(np.float32) / max(1, scores.shape[1] - 1)
     slope[images, labels] = -slope.sum(1)
     return slope
-
-
-def fit_devise(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, weight_decay: float = 0.03
-) -> Score:
-    """The compatibility x W aᵀ learned by SGD on the summed hinge loss and ½‖W‖²."""
-    steps = Steps(weight_decay=weight_decay)
-    return fit_bilinear(training, embeddings, summed_hinge, steps, seed)

@@ -7,16 +7,18 @@ A model is `fit(training, embeddings [S, D_e], *, seed, **params) -> score` and 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
-from vgse.zsl.ale import fit_ale
-from vgse.zsl.bilinear import Score
+from vgse.zsl.ale import weighted_ranking
+from vgse.zsl.bilinear import Embeddings, Score, Slope, fit_bilinear
 from vgse.zsl.conse import fit_conse
-from vgse.zsl.devise import fit_devise
+from vgse.zsl.devise import summed_hinge
 from vgse.zsl.eszsl import fit_eszsl
+from vgse.zsl.features import Training
 from vgse.zsl.prototype import fit_prototype
 from vgse.zsl.sae import fit_sae
-from vgse.zsl.sje import fit_sje
+from vgse.zsl.sje import structured_hinge
 
 Params = dict[str, float]
 
@@ -40,8 +42,24 @@ def _grid(**values: tuple[float, ...]) -> tuple[Params, ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
-_ONE_VIOLATOR = _grid(weight_decay=(0.003, 0.03, 0.1, 0.3, 1.0))
-_ALL_VIOLATORS = _grid(weight_decay=(0.0001, 0.0003, 0.001, 0.003, 0.01))
+def fit_cada_vae(
+    training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
+) -> Score:
+    """`vgse.zsl.cada_vae.fit_cada_vae`; torch is imported where this model is asked for."""
+    from vgse.zsl import cada_vae
+
+    return cada_vae.fit_cada_vae(training, embeddings, seed=seed, noise=noise)
+
+
+_ONE_VIOLATOR = (0.003, 0.03, 0.1, 0.3, 1.0)
+_ALL_VIOLATORS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+
+
+def _bilinear(name: str, label: str, slope: Slope, weight_decay: tuple[float, ...]) -> Model:
+    """A model that is its loss, learned by SGD."""
+    fit = partial(fit_bilinear, slope=slope)
+    return Model(name, label, fit, _grid(weight_decay=weight_decay), stochastic=True)
+
 
 MODELS: dict[str, Model] = {
     model.name: model
@@ -52,17 +70,18 @@ MODELS: dict[str, Model] = {
             fit_eszsl,
             _grid(gamma=(0.1, 1.0, 10.0, 100.0), lam=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)),
         ),
-        Model("sje", "SJE", fit_sje, _ONE_VIOLATOR, stochastic=True),
+        _bilinear("sje", "SJE", structured_hinge, _ONE_VIOLATOR),
         Model(
             "prototype",
             "prototype",
             fit_prototype,
             _grid(ridge=(0.01, 0.1, 1.0, 10.0, 100.0), shrinkage=(1.0, 10.0, 1000.0)),
         ),
-        Model("ale", "ALE", fit_ale, _ALL_VIOLATORS, stochastic=True),
-        Model("devise", "DeViSE", fit_devise, _ALL_VIOLATORS, stochastic=True),
+        _bilinear("ale", "ALE", weighted_ranking, _ALL_VIOLATORS),
+        _bilinear("devise", "DeViSE", summed_hinge, _ALL_VIOLATORS),
         Model("sae", "SAE", fit_sae, _grid(balance=(0.1, 1.0, 10.0, 100.0, 1000.0))),
         Model("conse", "ConSE", fit_conse, _grid(top=(1, 3, 10, 30)), stochastic=True),
+        Model("cada_vae", "CADA-VAE", fit_cada_vae, _grid(noise=(0.3, 1.0)), stochastic=True),
     )
 }
 

@@ -35,6 +35,8 @@ class Result:
     harmonic_mean: float
     gamma: float
     """That of validation, scaled to the spread of the final scores."""
+    uncalibrated_harmonic_mean: float
+    """At a gamma of 0, as published tables without calibrated stacking have it."""
 
 
 def zsl_top1(score: Score, fold: PreparedFold, embeddings: Embeddings) -> float:
@@ -93,11 +95,13 @@ def final_result(
     score = model.fit(training, embeddings[: fold.num_seen], seed=seed, **choice.params)
     scale = score_spread(score, fold, embeddings) / choice.spread if choice.spread > 0 else 1.0
     gamma = choice.gamma * scale
-    generalised = calibrated_stacking(generalised_scores(score, fold, embeddings), gamma)
+    scores = generalised_scores(score, fold, embeddings)
+    generalised = calibrated_stacking(scores, gamma)
     return Result(
         zsl_top1(score, fold, embeddings),
         generalised.seen,
         generalised.unseen,
         generalised.harmonic_mean,
         gamma,
+        calibrated_stacking(scores, 0.0).harmonic_mean,
     )

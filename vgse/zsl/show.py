@@ -15,7 +15,7 @@ def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) ->
     """The rows of evaluation.json in percent: T1 of each model, then u, s and H of `model`.
 
     Without `model` the one whose VGSE-SMO row (or last row) did best on validation is taken.
-    At most four models get a column, so that the table fits 100 columns.
+    At most four models get a column, so that the table fits 80 columns.
     """
     names = evaluation["models"][:_MAX_MODELS]
     rows = evaluation["rows"]
@@ -23,11 +23,13 @@ def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) ->
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
+        padding=0,
+        show_edge=False,
         caption=f"percent, mean over classes; T1: unseen classes among themselves "
         f"(chance {100 * evaluation['chance']:.1f}); u, s, H: among all classes, {_label(model)}",
         caption_justify="left",
     )
-    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=36)
+    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=32)
     for name in names:
         table.add_column(f"{_label(name)}\nT1", justify="right", no_wrap=True, min_width=5)
     for symbol in ("u", "s", "H"):

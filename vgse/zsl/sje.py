@@ -6,8 +6,7 @@ CVPR 2015.
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.zsl.bilinear import Embeddings, Score, Steps, fit_bilinear
-from vgse.zsl.features import Features, Training
+from vgse.zsl.features import Features
 
 
 def structured_hinge(scores: Features, labels: NDArray[np.int64]) -> Features:
@@ -21,15 +20,3 @@ def structured_hinge(scores: Features, labels: NDArray[np.int64]) -> Features:
     slope[images, worst] += 1
     slope[images, labels] -= 1
     return slope
-
-
-def fit_sje(
-    training: Training,
-    embeddings: Embeddings,
-    *,
-    seed: int = 0,
-    weight_decay: float = 0.03,
-) -> Score:
-    """The compatibility x W aᵀ learned by SGD on the structured hinge loss and ½‖W‖²."""
-    steps = Steps(weight_decay=weight_decay)
-    return fit_bilinear(training, embeddings, structured_hinge, steps, seed)
