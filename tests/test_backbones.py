@@ -1,5 +1,6 @@
 """Backbones: features, what learns, and weights that are read without running anything."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
-from vgse.backbones import Backbone, build_backbone
+from vgse.backbones import Backbone, build_backbone, repeated_blocks
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,92 @@ def test_training_and_evaluation_see_the_same_features() -> None:
     backbone.network.train()  # the control: statistics do move when the network is let
     backbone(pictures())
     assert moved(before, backbone) == set(before)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet-lite0", "mobilenet_v3_small"])
+def test_weights_lie_in_channels_last_order_and_give_the_same_features(name: str) -> None:
+    backbone = build_backbone(name, "none")
+    plain = copy.deepcopy(backbone)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    convolutions = [p for p in backbone.parameters() if p.dim() == 4]
+    assert all(p.stride(1) == 1 for p in convolutions)  # also where a side is 1
+    assert not all(p.stride(1) == 1 for p in plain.parameters() if p.dim() == 4)
+    floats = (pictures().float() - plain.mean) / plain.std
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(pictures()), plain.network(floats.contiguous()))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [
+        ("resnet50", "Bottleneck", 16),
+        ("efficientnet-lite0", "MBConvBlock", 16),
+        ("vit_b_16", "EncoderBlock", 12),
+        ("convnext_tiny", "CNBlock", 18),
+    ],
+)
+def test_repeated_blocks_are_the_units_of_a_network(name: str, kind: str, count: int) -> None:
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name) if "-" not in name else None
+    found = repeated_blocks(network or build_backbone(name, "none").network)
+    assert sum(type(block).__name__ == kind for block in found) == count
+    inside = {id(part) for block in found for part in block.modules() if part is not block}
+    assert not inside & {id(block) for block in found}
+
+
+class Block(nn.Module):
+    """A block of which a network has several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures + torch.relu(self.norm(self.convolution(pictures)))
+
+
+def of_blocks() -> Backbone:
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 8, 3, stride=2)
+    network = nn.Sequential(
+        stem, nn.Sequential(Block(), Block(), Block()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    return Backbone(network, 8, [network[1]]).learn("all").train()
+
+
+@pytest.mark.gpu
+def test_compiled_blocks_in_bfloat16_on_a_gpu_stay_near_the_plain_ones() -> None:
+    torch._dynamo.reset()
+    plain, compiled = of_blocks().cuda(), of_blocks().cuda()
+    compiled.compile_blocks()
+    for count in (3, 4, 5):
+        some = pictures(count, 32).cuda()
+        with torch.autocast("cuda", torch.bfloat16):
+            expected, found = plain(some), compiled(some)
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_have_the_features_and_gradients_of_the_plain_ones(backend: str) -> None:
+    torch._dynamo.reset()
+    plain, compiled = of_blocks(), of_blocks()
+    names = list(plain.state_dict())
+    assert compiled.compile_blocks(backend) == 3
+    assert list(compiled.state_dict()) == names  # checkpoints fit either
+    for count in (3, 4, 5):  # steps may differ in size
+        graphs = counters["stats"]["unique_graphs"]
+        plain.zero_grad()
+        compiled.zero_grad()
+        some = pictures(count, 16)
+        expected, found = plain(some), compiled(some)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+        for (name, one), other in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4, msg=name)
+    assert counters["stats"]["unique_graphs"] == graphs  # the last size needed nothing new
+    assert 1 <= graphs <= 2  # one for the first size, one for all others, for the three blocks
 
 
 @pytest.mark.parametrize(

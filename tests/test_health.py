@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from vgse.health import findings, nearest_class_mean, normalised_mutual_information, usage
+from vgse.health import (
+    chance_information,
+    findings,
+    nearest_class_mean,
+    normalised_mutual_information,
+    usage,
+)
 
 
 def contingency(classes: list[int], clusters: list[int]) -> np.ndarray:
@@ -67,6 +73,26 @@ def test_usage_counts_clusters_and_their_relative_entropy() -> None:
     assert usage(np.zeros(4, np.int64)) == (0, 0)
 
 
+def dealt(images: int, patches: int, related: float, seed: int) -> np.ndarray:
+    """Patches of 10 classes in 20 clusters; a share of the images has the cluster of its class."""
+    random = np.random.default_rng(seed)
+    classes = random.integers(0, 10, images)
+    clusters = np.where(random.random(images) < related, classes, random.integers(0, 20, images))
+    table = np.zeros((10, 20), np.int64)
+    np.add.at(table, (classes, clusters), patches)  # all patches of an image alike: the worst case
+    return table
+
+
+def test_the_information_of_chance_is_that_of_labels_dealt_out_at_random() -> None:
+    found = [normalised_mutual_information(dealt(2000, 9, 0.0, seed)) for seed in range(20)]
+    assert chance_information(dealt(2000, 9, 0.0, 0), 2000) == pytest.approx(
+        float(np.mean(found)), rel=0.1
+    )
+    related = dealt(2000, 9, 0.3, 0)
+    assert normalised_mutual_information(related) > 1.5 * chance_information(related, 2000)
+    assert chance_information(np.zeros((3, 4), np.int64), 0) == 0
+
+
 def epoch(**changes: Any) -> dict[str, Any]:
     healthy = {
         "epoch": 2,
@@ -75,6 +101,12 @@ def epoch(**changes: Any) -> dict[str, Any]:
         "used_clusters": 140,
         "usage_entropy": 0.9,
         "loader_stall": 0.05,
+        "worker_stalls": [0.04, 0.06, 0.05],
+        "nmi": 0.4,
+        "nmi_chance": 0.1,
+        "seconds": 50.0,
+        "restarts": 1,
+        "restart_seconds": 5.0,
     }
     return healthy | changes
 
@@ -94,6 +126,8 @@ def test_a_healthy_run_has_no_findings() -> None:
         ({"loader_stall": 0.4}, "slow loading", "cluster.loader_workers"),
         ({"loss": math.nan, "classification": math.nan}, "diverged", "training.learning_rate"),
         ({"loss": math.inf}, "diverged", "lower training.learning_rate"),
+        ({"restarts": 2, "restart_seconds": 40.0}, "restarts", "2 restarts after lost workers"),
+        ({"worker_stalls": [0.1, 0.5, 0.1]}, "one slow worker", "worker 1 waited for data 50%"),
     ],
 )
 def test_each_cause_is_named_with_its_remedy(
@@ -103,6 +137,26 @@ def test_each_cause_is_named_with_its_remedy(
     assert [finding["cause"] for finding in found] == [cause]
     assert remedy in found[0]["sentence"]
     assert "\n" not in found[0]["sentence"]
+
+
+def test_workers_that_wait_alike_are_not_told_apart() -> None:
+    found = findings([epoch(worker_stalls=[0.5, 0.4, 0.45], loader_stall=0.45)], 150, 80)
+    assert [finding["cause"] for finding in found] == ["slow loading"]
+    assert findings([epoch(worker_stalls=[0.15, 0.01, 0.01])], 150, 80) == []
+    alone = {key: value for key, value in epoch().items() if key != "worker_stalls"}
+    assert findings([alone], 150, 80) == []
+
+
+def test_labels_that_clusters_know_nothing_of_are_named() -> None:
+    first = epoch(epoch=1, nmi=0.11)
+    (found,) = findings([first, epoch(nmi=0.6)], 150, 80)  # learned by heart later
+    assert found["cause"] == "labels unrelated to images"
+    assert "shards check" in found["sentence"]
+    assert findings([epoch(epoch=1, nmi=0.2), epoch()], 150, 80) == []
+    few = epoch(epoch=1, nmi=0.5, nmi_chance=0.9)  # too few images to tell
+    assert findings([few, epoch()], 150, 80) == []
+    late = epoch(epoch=5, nmi=0.11)  # not the first epoch of the run
+    assert findings([late, epoch()], 150, 80) == []
 
 
 def test_the_first_epoch_is_not_yet_stuck() -> None:

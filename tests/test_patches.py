@@ -122,6 +122,21 @@ def test_half_precision_images_are_cut_at_the_same_places() -> None:
     assert (half.float() - full).abs().max() <= 1.0  # rounding of the result alone
 
 
+@pytest.mark.gpu
+def test_a_gpu_cuts_the_patches_of_the_cpu_and_waits_for_nothing() -> None:
+    rng = np.random.default_rng(2)
+    images = torch.from_numpy(np.stack([noise(rng, 60, 47) for _ in range(3)]))
+    images = images.permute(0, 3, 1, 2)
+    boxes = torch.from_numpy(np.stack([random_boxes(rng, 5) for _ in range(3)]))
+    on_gpu = images.cuda(), boxes.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = cut_patches(*on_gpu, 12)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (found.cpu() - cut_patches(images, boxes, 12)).abs().max() <= 1.0
+
+
 def test_nine_grid_boxes_are_three_by_three_of_half_the_side() -> None:
     expected = [(x, y, x + 0.5, y + 0.5) for y in (0, 0.25, 0.5) for x in (0, 0.25, 0.5)]
     np.testing.assert_allclose(grid_boxes(9, 0.5), expected, atol=1e-7)

@@ -1,5 +1,6 @@
 """Networks θ that turn patches into features: any torchvision classifier, or EfficientNet-Lite0."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,9 @@ class Backbone(nn.Module):
         std: tuple[float, float, float] = _IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.network = network
+        # Weights laid out as the pictures are; of 1 x 1 weights too, or DDP would see gradients
+        # with other strides than the weights'.
+        self.network = network.to(memory_format=torch.channels_last)
         self.num_features = num_features
         self._last_block = tuple(last_block)  # a tuple, so that weights are registered once
         self.mean: Tensor
@@ -44,6 +47,17 @@ class Backbone(nn.Module):
                 block.requires_grad_(True)
         return self
 
+    def compile_blocks(self, backend: str = "inductor") -> int:
+        """Compile the network's repeated blocks, each on its first use, rather than the whole:
+        blocks that are alike share one compilation. Returns how many blocks there are."""
+        blocks = repeated_blocks(self.network) or [self.network]
+        # Blocks share the cache of their class, whose limit is meant for a single function.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
+        for block in blocks:
+            block.compile(backend=backend)
+        return len(blocks)
+
     def train(self, mode: bool = True) -> "Backbone":
         """As nn.Module.train, but the network keeps its batch statistics and drops nothing out.
 
@@ -56,8 +70,25 @@ class Backbone(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Features float32 [B, D_f] of pictures [B, 3, P, P] in 0..255."""
-        normalised = (pictures.float() - self.mean) / self.std
-        return self.network(normalised.contiguous(memory_format=torch.channels_last)).float()
+        floats = pictures.to(torch.float32, memory_format=torch.channels_last)
+        return self.network((floats - self.mean).div_(self.std)).float()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules of a class, other than plain containers and layers, that a network
+    has several of: the bottlenecks of a ResNet, the layers of a transformer."""
+    kinds = Counter(type(module) for module in network.modules())
+    found: list[nn.Module] = []
+    waiting = list(network.children())
+    while waiting:
+        module = waiting.pop(0)
+        is_layer = not any(True for _ in module.children())
+        is_container = type(module) in (nn.Sequential, nn.ModuleList)
+        if is_layer or is_container or kinds[type(module)] < 2:
+            waiting = [*module.children(), *waiting]
+        else:
+            found.append(module)
+    return found
 
 
 class _Lite0Features(nn.Module):

@@ -1,5 +1,7 @@
 """The configuration of one run, as dataclasses that the command line and the YAML files share."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,12 +17,14 @@ class DataConfig:
     missing_words: Literal["error", "drop"] = "error"
     """A class without a word vector stops the run ("error") or is left out ("drop")."""
     cache: str | None = None
-    """Folder for features of the frozen backbone, shared by runs and safe to delete; by default
-    `features` beside local shards, and `cache` in the storage folder for remote ones."""
+    """Folder or URL for features of the frozen backbone, shared by runs and safe to delete; by
+    default `features` beside local shards, and `cache` in the storage folder for remote ones."""
     shard_cache: str | None = None
-    """Folder of each node that keeps shards of a store, shared by all runs; none streams them."""
+    """Folder of each node that keeps shards of a store, and copies of a feature cache at a URL,
+    shared by all runs; none streams shards, and copies features into the temporary folder."""
     shard_cache_gb: float = 0
-    """Size above which that folder forgets what was not used for longest; 0 sets no limit."""
+    """Size above which that folder forgets the shards that were not used for longest; 0 sets no
+    limit."""
     max_damaged: float = 0.01
     """Share of unreadable images, in 0..1, above which a run stops."""
 
@@ -41,6 +45,8 @@ class BackboneConfig:
     """Side in pixels of the whole image that gives the image features for zero-shot learning."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of θ; "auto" takes bfloat16 where the hardware multiplies in it."""
+    compile: bool = False
+    """Compile the repeated blocks of a θ that learns: a minute at the start, faster steps."""
 
 
 @dataclass
@@ -91,6 +97,9 @@ class TrainingConfig:
     """Checkpoints that stay; older ones are deleted."""
     batch_size: int = 256
     """Images in a step, over all workers: changing the workers keeps the optimisation."""
+    accumulate: int = 1
+    """Micro-batches that a worker's part of a step is done in where θ learns: the same gradient
+    with less memory, for one more forward pass of θ when above 1."""
     learning_rate: float = 1e-3
     """Peak learning rate of prototypes and projection: AdamW, a short warm-up, cosine to zero."""
     regressor_learning_rate: float = 3e-2
@@ -148,7 +157,12 @@ class ClusterConfig:
     loader_workers: int = 0
     """Loader processes of each training worker."""
     wait_for_gpus: float = 900
-    """Seconds to wait for the GPUs of a cluster that scales up on demand (use_gpu: yes)."""
+    """Seconds to wait, before training, for GPUs or CPUs that a cluster adds on demand."""
+    wait_for_workers: float = 900
+    """Seconds to wait for the room of lost workers to come back; an elastic run does not wait
+    for more than its least number."""
+    resize_interval: float = 60
+    """Seconds between two looks of an elastic run at whether more workers fit in."""
     max_failures: int = 3
     """Restarts after dead workers or nodes before the run gives up."""
 
@@ -160,7 +174,8 @@ class TrackingConfig:
     tensorboard: bool = True
     """Write event files into `tensorboard` of the run folder."""
     mlflow: str | None = None
-    """MLflow tracking URI, such as http://host:5000 or a folder; none logs nothing there."""
+    """MLflow tracking URI, such as http://host:5000 or sqlite:////folder/mlflow.db; none logs
+    nothing there. A user and password go into MLFLOW_TRACKING_USERNAME and _PASSWORD."""
     mlflow_experiment: str = "vgse"
     """MLflow experiment; the run in it has the name of the run folder."""
 
@@ -179,7 +194,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     storage: str = "runs"
-    """Folder that holds the run folders."""
+    """Folder or URL (any fsspec scheme) that holds the run folders."""
     seed: int = 0
     """Seed of every random choice."""
 
@@ -207,6 +222,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("training.checkpoint_steps", training.checkpoint_steps, 0, many),
         ("training.checkpoints_kept", training.checkpoints_kept, 1, many),
         ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
+        ("training.accumulate", training.accumulate, 1, many),
         ("training.learning_rate", training.learning_rate, 0, many),
         ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
         ("training.backbone_learning_rate", training.backbone_learning_rate, 0, many),
@@ -221,16 +237,42 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 0, many),
         ("cluster.loader_workers", config.cluster.loader_workers, 0, 1000),
         ("cluster.wait_for_gpus", config.cluster.wait_for_gpus, 0, many),
+        ("cluster.wait_for_workers", config.cluster.wait_for_workers, 1, many),
+        ("cluster.resize_interval", config.cluster.resize_interval, 0, many),
         ("cluster.max_failures", config.cluster.max_failures, -1, many),
     ]
 
 
+def refuse_passwords(config: RunConfig) -> None:
+    """See that no address holds a password: config.yaml, logs and the report would show it.
+
+    Raises:
+        ValueError: naming the field and the remedy, without the password.
+    """
+    fields = [("", to_dict(config))]
+    while fields:
+        prefix, tree = fields.pop()
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                fields.append((f"{prefix}{name}.", value))
+            elif isinstance(value, str) and _PASSWORD.search(value):
+                raise ValueError(
+                    f"{prefix}{name} holds a password, which config.yaml, logs and the report "
+                    "would show; take it out and give it by the environment, such as "
+                    "AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD (submit: --env-file)"
+                )
+
+
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
+
 def validate(config: RunConfig) -> None:
-    """Check every number against its range.
+    """Check every number against its range, and addresses for passwords.
 
     Raises:
         ValueError: naming the field, its value and the range.
     """
+    refuse_passwords(config)
     for name, value, low, high in _bounds(config):
         if not low <= value <= high:
             limit = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
@@ -240,3 +282,12 @@ def validate(config: RunConfig) -> None:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain dicts and scalars, ready for YAML or JSON."""
     return asdict(config)
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of `to_dict` by its full name, such as `model.num_clusters`."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -26,6 +26,24 @@ def normalised_mutual_information(contingency: NDArray[np.integer]) -> float:
     return max(0.0, 2 * information / total) if total > 0 else 0.0
 
 
+def chance_information(contingency: NDArray[np.integer], images: float) -> float:
+    """NMI that clusters have on average with labels dealt out at random, in 0..1.
+
+    The first term of the expectation of I under independence, (R - 1)(K - 1) / 2n, with the
+    patches of an image counted as one draw: an upper bound, since they are not one cluster. It
+    means something while it is small, that is with many images for each class and cluster.
+
+    Args:
+        contingency: counts of patches [classes, clusters].
+        images: n, images that they belong to.
+    """
+    joint = contingency / max(1, contingency.sum())
+    rows, columns = joint.sum(1), joint.sum(0)
+    freedom = max(0, (rows > 0).sum() - 1) * max(0, (columns > 0).sum() - 1)
+    total = _entropy(rows) + _entropy(columns)
+    return min(1.0, freedom / max(1.0, images) / total) if total > 0 else 0.0
+
+
 def _entropy(shares: NDArray[np.floating]) -> float:
     positive = shares[shares > 0]
     return float(-(positive * np.log(positive)).sum())
@@ -110,6 +128,34 @@ def findings(
             "uneven clusters",
             f"cluster usage has {last['usage_entropy']:.0%} of the largest entropy: a few clusters "
             "take most patches; raise loss.entropy",
+        )
+    first = metrics[0]
+    chance = first.get("nmi_chance", 1.0)
+    if first.get("epoch") == 1 and chance < 0.3 and first.get("nmi", 1.0) < 1.2 * chance:
+        say(
+            "labels unrelated to images",
+            f"in the first epoch clusters told no more of the classes (NMI {first['nmi']:.2f}) "
+            f"than of labels dealt out at random (up to {chance:.2f}): check that labels and "
+            "images belong together, with python -m shards check",
+        )
+    restarts, lost = last.get("restarts", 0), last.get("restart_seconds", 0.0)
+    share = lost / max(1e-9, lost + sum(row.get("seconds", 0.0) for row in metrics))
+    if restarts and share > 0.1:
+        say(
+            "restarts",
+            f"{restarts} restart{'' if restarts == 1 else 's'} after lost workers cost {lost:,.0f} "
+            f"s, {share:.0%} of the training: find out why they died (see Ray's log), or set "
+            "training.checkpoint_steps so that less is done again",
+        )
+    stalls = last.get("worker_stalls") or [0.0]
+    worst = int(np.argmax(stalls))
+    others = float(np.median(np.delete(stalls, worst))) if len(stalls) > 1 else 1.0
+    if stalls[worst] > 0.2 and others < 0.5 * stalls[worst]:
+        say(
+            "one slow worker",
+            f"worker {worst} waited for data {stalls[worst]:.0%} of the time, the others "
+            f"{others:.0%}, and all wait for the slowest: look at the disk, network and load of "
+            "its node",
         )
     stall = last.get("loader_stall", 0.0)
     if stall > 0.2:

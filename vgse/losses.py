@@ -6,6 +6,8 @@ Losses: Xu et al., "VGSE", CVPR 2022, eq. 1-4; the neighbour term follows Van Ga
 "SCAN", ECCV 2020.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -62,24 +64,53 @@ def consistency_loss(
     return -(agreement.log() * weights).sum() * (world_size() / total)
 
 
-def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
-    """Σₖ āₖ ln āₖ with ā the mean over the global batch; in -ln D_v..0, lowest when all
-    clusters are used alike.
+@dataclass(frozen=True)
+class AssignmentSum:
+    """Assignments summed over a step, on their way from the other workers."""
 
-    The value is the same on all workers. Gradients flow through this worker's patches only and
-    are scaled by W, so that their mean over workers is the gradient of the global term.
+    own: Tensor  # [D_v], this worker's, with their graph
+    everywhere: Tensor  # [D_v], all workers', complete once `work` is done
+    work: dist.Work | None
+
+    def mean(self, total: int) -> Tensor:
+        """ā [D_v], the mean over the step's `total` patches (waits for the other workers).
+
+        Its gradient flows through this worker's patches only and is scaled by W, so that the mean
+        over workers is the gradient of the global ā.
+        """
+        if self.work is not None:
+            self.work.wait()
+        return (self.everywhere + world_size() * (self.own - self.own.detach())) / total
+
+
+def sum_assignments(assignments: Tensor, weights: Tensor) -> AssignmentSum:
+    """Begin to sum assignments over all workers; other work can go on meanwhile.
+
+    Args:
+        assignments: [n, D_v], rows that sum to 1.
+        weights: [n], 0 for padding and 1 otherwise.
+    """
+    own = (_floats(assignments) * weights[:, None]).sum(0)  # [D_v]
+    everywhere = own.detach().clone()
+    work = dist.all_reduce(everywhere, async_op=True) if world_size() > 1 else None
+    return AssignmentSum(own, everywhere, work)
+
+
+def entropy_of(mean: Tensor) -> Tensor:
+    """Σₖ āₖ ln āₖ of mean assignments [D_v]; in -ln D_v..0, lowest when all clusters are used
+    alike."""
+    return (mean * mean.clamp_min(1e-12).log()).sum()
+
+
+def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
+    """Σₖ āₖ ln āₖ with ā the mean over the global batch; the same value on all workers.
 
     Args:
         assignments: [n, D_v], rows that sum to 1.
         weights: [n].
         total: patches in the step over all workers.
     """
-    own = (_floats(assignments) * weights[:, None]).sum(0)  # [D_v]
-    others = own.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(others)
-    mean = (others + world_size() * (own - own.detach())) / total
-    return (mean * mean.clamp_min(1e-12).log()).sum()
+    return entropy_of(sum_assignments(assignments, weights).mean(total))
 
 
 def nearest_in_queue(
@@ -91,13 +122,14 @@ def nearest_in_queue(
         features: [n, D], rows of length 1.
         images: int64 [n], an id of each patch's image.
         queue_features: [m, D], rows of length 1.
-        queue_images: int64 [m].
+        queue_images: int64 [m]; below 0 where the queue holds nothing.
 
     Returns:
         int64 [n], -1 where the queue holds no other image.
     """
     with torch.no_grad():
         similarity = features.detach() @ queue_features.T
-        similarity.masked_fill_(images[:, None] == queue_images[None, :], -2.0)
+        barred = (images[:, None] == queue_images) | (queue_images < 0)
+        similarity.masked_fill_(barred, -2.0)
         best, index = similarity.max(1)
         return index.masked_fill_(best <= -2.0, -1)

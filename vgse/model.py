@@ -63,53 +63,98 @@ class ClusterHead(nn.Module):
 class NeighbourQueue:
     """Embedded patches of recent steps from all workers, the oldest dropped first.
 
-    Neighbours are sought here, so that streaming needs no random access to the data.
+    Neighbours are sought here, so that streaming needs no random access to the data. Nothing in
+    it waits for the device: padding keeps a place, marked by an image number below 0, until
+    newer patches push it out.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.features: Tensor | None = None  # [m, D_p]
-        self.images: Tensor | None = None  # int64 [m]
+        self._features: Tensor | None = None  # [m, D_p]
+        self._images: Tensor | None = None  # int64 [m]
+        self._arriving: _Arriving | None = None
 
-    def push(self, features: Tensor, images: Tensor, weights: Tensor) -> None:
-        """Append this step's patches of all workers (a collective call)."""
-        features, images = features.detach(), images.clone()
-        keep = weights > 0
-        if losses.world_size() > 1:
-            features, images, keep = _gather_rows(features, images, keep)
-        features, images = features[keep], images[keep]
-        if self.features is not None and self.images is not None:
-            features = torch.cat([self.features, features])
-            images = torch.cat([self.images, images])
-        first = max(0, len(images) - self.capacity)
-        self.features, self.images = features[first:], images[first:]
+    def push(
+        self, features: Tensor, images: Tensor, weights: Tensor, most_rows: int | None = None
+    ) -> None:
+        """Begin to append this step's patches of all workers (a collective call).
+
+        Args:
+            features: [n, D_p], rows of length 1.
+            images: int64 [n], an id of each patch's image.
+            weights: [n], 0 for padding.
+            most_rows: the largest n of all workers; none where it is the same on all.
+        """
+        self._settle()
+        images = images.masked_fill(weights <= 0, -1)
+        rows = most_rows if losses.world_size() > 1 else None
+        self._arriving = _gather(features.detach(), images, rows or len(images))
+
+    def content(self) -> tuple[Tensor, Tensor] | None:
+        """Features [m, D_p] and images [m] of the queue, or None while it holds nothing.
+
+        Rows whose image number is below 0 hold nothing.
+        """
+        self._settle()
+        if self._features is None or self._images is None or len(self._images) == 0:
+            return None
+        return self._features, self._images
 
     def state(self) -> dict[str, Tensor]:
         """The queue's tensors for a checkpoint; empty before the first step."""
-        if self.features is None or self.images is None:
+        self._settle()
+        if self._features is None or self._images is None:
             return {}
-        return {"features": self.features, "images": self.images}
+        real = self._images >= 0
+        return {"features": self._features[real], "images": self._images[real]}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave."""
-        self.features, self.images = state.get("features"), state.get("images")
+        self._features, self._images = state.get("features"), state.get("images")
+        self._arriving = None
+
+    def _settle(self) -> None:
+        """Append what was pushed last."""
+        if self._arriving is None:
+            return
+        for work in self._arriving.works:
+            work.wait()
+        features, images = self._arriving.features, self._arriving.images
+        self._arriving = None
+        if self._features is not None and self._images is not None:
+            features = torch.cat([self._features, features])
+            images = torch.cat([self._images, images])
+        # Padding goes to the front, to be dropped first: how much there is, only the device knows.
+        order = torch.argsort((images >= 0).to(torch.uint8), stable=True)
+        order = order[max(0, len(images) - self.capacity) :]
+        self._features, self._images = features[order], images[order]
 
 
-def _gather_rows(features: Tensor, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of all workers, in rank order; workers may hold different numbers of rows."""
-    size = torch.tensor([len(images)], device=images.device)
-    sizes = [torch.empty_like(size) for _ in range(losses.world_size())]
-    dist.all_gather(sizes, size)
-    counts = [int(s) for s in sizes]
-    most = max(counts)
+@dataclass(frozen=True)
+class _Arriving:
+    """Rows of all workers, in rank order; complete once `works` are done."""
 
-    def gather(rows: Tensor) -> Tensor:
-        padded = F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, most - len(rows)])
-        out = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(out, padded)
-        return torch.cat([part[:count] for part, count in zip(out, counts, strict=True)])
+    features: Tensor  # [W · rows, D_p]
+    images: Tensor  # int64 [W · rows]
+    works: list[dist.Work]
 
-    return gather(features), gather(images), gather(keep.to(torch.uint8)).bool()
+
+def _gather(features: Tensor, images: Tensor, rows: int) -> _Arriving:
+    """Begin to gather the rows of all workers, each padded to `rows`."""
+    if losses.world_size() == 1:
+        return _Arriving(features, images, [])
+    short = rows - len(images)
+    assert short >= 0, (rows, len(images))
+    works: list[dist.Work] = []
+
+    def begin(values: Tensor) -> Tensor:
+        joined = values.new_empty(losses.world_size() * rows, *values.shape[1:])
+        parts = list(joined.chunk(losses.world_size()))
+        works.append(dist.all_gather(parts, values, async_op=True))
+        return joined
+
+    padded = F.pad(images, [0, short], value=-1)
+    return _Arriving(begin(F.pad(features, [0, 0, 0, short])), begin(padded), works)
 
 
 @dataclass
@@ -118,8 +163,8 @@ class StepOutput:
 
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # loss name -> detached scalar, this worker's share
-    usage: Tensor  # int64 [D_v], patches by their strongest cluster
-    contingency: Tensor  # int64 [n], class · D_v + strongest cluster, of the real patches
+    cells: Tensor  # int64 [n], class · D_v + strongest cluster of each patch
+    weights: Tensor  # [n], 0 for padding
 
 
 class TrainingModel(nn.Module):
@@ -142,7 +187,15 @@ class TrainingModel(nn.Module):
         self.register_buffer("word_vectors", word_vectors, persistent=False)  # [S, D_w]
 
     def forward(
-        self, inputs: Tensor, labels: Tensor, images: Tensor, weights: Tensor, total_images: int
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        images: Tensor,
+        weights: Tensor,
+        total_images: int,
+        *,
+        most_images: int | None = None,
+        earlier: Tensor | None = None,
     ) -> StepOutput:
         """The loss of one step.
 
@@ -152,18 +205,41 @@ class TrainingModel(nn.Module):
             images: int64 [B], an id of each image.
             weights: [B], 0 for padding and 1 otherwise.
             total_images: images of the step over all workers.
+            most_images: the largest B of all workers; none where it is the same on all.
+            earlier: features [n, D_f] of the first images; `inputs` then holds the others.
         """
         num_patches = inputs.shape[1]
-        flat = inputs.flatten(0, 1)
-        features = flat.float() if self.backbone is None else self.backbone(flat)
-        labels = labels.repeat_interleave(num_patches)
-        images = images.repeat_interleave(num_patches)
-        weights = weights.repeat_interleave(num_patches)
+        features = self.features(inputs)
+        if earlier is not None:
+            features = torch.cat([earlier, features])
+        labels, images, weights = (
+            values.repeat_interleave(num_patches) for values in (labels, images, weights)
+        )
         total = total_images * num_patches
+        embedded, output = self.losses_of(features, labels, images, weights, total)
+        if self.training and self.config.consistency:
+            most_rows = None if most_images is None else most_images * num_patches
+            self.queue.push(embedded, images, weights, most_rows)
+        return output
 
-        embedded = self.head.embed(features)
-        assignments = self.head.assign(embedded)
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features float32 [B · N, D_f] of what `forward` takes as inputs."""
+        flat = inputs.flatten(0, 1)
+        return flat.float() if self.backbone is None else self.backbone(flat)
+
+    def losses_of(
+        self, features: Tensor, labels: Tensor, images: Tensor, weights: Tensor, total: int
+    ) -> tuple[Tensor, StepOutput]:
+        """Embedded patches [n, D_p] and the loss of features [n, D_f].
+
+        Labels, images and weights are given for each patch, `total` counts the patches of the
+        step over all workers. The queue is read and left as it is.
+        """
         config, head = self.config, self.head
+        embedded = head.embed(features)
+        assignments = head.assign(embedded)
+        # Begun first and needed last: it travels while the rest is computed.
+        everywhere = losses.sum_assignments(assignments, weights) if config.entropy else None
         terms: dict[str, Tensor] = {}
         # A loss of weight 0 is left out, but its layer stays in the graph for DDP.
         logits, predicted = head.classifier(assignments), head.regressor(assignments)
@@ -175,26 +251,22 @@ class TrainingModel(nn.Module):
             terms["semantic"] = losses.semantic_loss(predicted, words, weights, total)
         if config.consistency:
             terms["consistency"] = self._consistency(embedded, assignments, images, weights, total)
-        if config.entropy:
-            terms["entropy"] = losses.entropy_loss(assignments, weights, total)
+        if everywhere is not None:
+            terms["entropy"] = losses.entropy_of(everywhere.mean(total))
         for name, term in terms.items():
             loss = loss + getattr(config, name) * term
-        strongest = assignments.detach().argmax(1)
-        cells = (labels * assignments.shape[1] + strongest)[weights > 0]
-        usage = torch.bincount(strongest[weights > 0], minlength=assignments.shape[1])
-        return StepOutput(loss, {k: v.detach() for k, v in terms.items()}, usage, cells)
+        cells = labels * assignments.shape[1] + assignments.detach().argmax(1)
+        detached = {name: term.detach() for name, term in terms.items()}
+        return embedded, StepOutput(loss, detached, cells, weights)
 
     def _consistency(
         self, embedded: Tensor, assignments: Tensor, images: Tensor, weights: Tensor, total: int
     ) -> Tensor:
-        queue = self.queue
-        if queue.features is None or queue.images is None or len(queue.images) == 0:
-            term = 0.0 * assignments.sum()
-        else:
-            index = losses.nearest_in_queue(embedded, images, queue.features, queue.images)
-            neighbours = self.head.assign(queue.features[index.clamp_min(0)])
-            found = weights * (index >= 0)
-            term = losses.consistency_loss(assignments, neighbours, found, total)
-        if self.training:
-            queue.push(embedded, images, weights)
-        return term
+        content = self.queue.content()
+        if content is None:
+            return 0.0 * assignments.sum()
+        features, queue_images = content
+        index = losses.nearest_in_queue(embedded, images, features, queue_images)
+        neighbours = self.head.assign(features[index.clamp_min(0)])
+        found = weights * (index >= 0)
+        return losses.consistency_loss(assignments, neighbours, found, total)

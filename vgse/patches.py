@@ -2,7 +2,6 @@
 
 import math
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -49,13 +48,20 @@ def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
     return np.array(boxes, np.float32)
 
 
-def _to_pixels(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Boxes in whole pixels, at least one pixel wide: corners (x, y) [..., 2], as floats."""
-    size = torch.tensor([width, height], dtype=torch.float32, device=boxes.device)
-    low = torch.floor(boxes[..., :2] * size + 0.5).clamp_(min=0)
-    low = torch.minimum(low, size - 1)
-    high = torch.floor(boxes[..., 2:] * size + 0.5)
-    return low, torch.minimum(torch.maximum(high, low + 1), size)
+def _sampled(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
+    """Where `size` samples of a box lie along an axis of `length` pixels, in -1..1: [..., P].
+
+    `low` and `high` are the box's edges in 0..1; they are rounded to whole pixels, at least one
+    apart. No tensor is made from numbers of the host, which a GPU would have to wait for.
+    """
+    first = torch.floor(low * length + 0.5).clamp(0, length - 1)
+    last = torch.floor(high * length + 0.5).clamp(max=length)
+    last = torch.maximum(last, first + 1)[..., None]
+    first = first[..., None]
+    steps = (torch.arange(size, device=low.device, dtype=torch.float32) + 0.5) / size  # [P]
+    points = first + (last - first) * steps
+    points = torch.minimum(torch.maximum(points, first + 0.5), last - 0.5)
+    return points * (2 / length) - 1
 
 
 def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -77,17 +83,11 @@ def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     # Half precision would move the grid by whole pixels, so sampling takes float32 at least.
     floats = images if images.dtype == torch.float64 else images.float()
-    low, high = _to_pixels(boxes.float(), height, width)  # [B, N, 2]
-    steps = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / size  # [P]
-    points = low[..., None, :] + (high - low)[..., None, :] * steps[:, None]  # [B, N, P, 2]
-    points = torch.minimum(torch.maximum(points, low[..., None, :] + 0.5), high[..., None, :] - 0.5)
-    points = points * torch.tensor([2 / width, 2 / height], device=boxes.device) - 1
+    x0, y0, x1, y1 = boxes.float().unbind(-1)  # [B, N]
+    across, down = _sampled(x0, x1, width, size), _sampled(y0, y1, height, size)  # [B, N, P]
+    shape = (batch, num_patches, size, size)
     grid = torch.stack(
-        [
-            points[..., 0].unsqueeze(2).expand(-1, -1, size, -1),
-            points[..., 1].unsqueeze(3).expand(-1, -1, -1, size),
-        ],
-        dim=-1,
+        [across.unsqueeze(2).expand(shape), down.unsqueeze(3).expand(shape)], dim=-1
     )  # [B, N, P, P, 2]
     grid = grid.reshape(batch, num_patches * size, size, 2).to(floats.dtype)
     cut = F.grid_sample(floats, grid, "bilinear", "border", align_corners=False)
@@ -96,7 +96,7 @@ def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _corners(boxes: NDArray[np.float32], height: int, width: int) -> list[list[int]]:
-    """`_to_pixels` in NumPy: a call a picture, where torch's overhead would be felt."""
+    """Boxes in whole pixels as above, in NumPy: torch's overhead would be felt at each picture."""
     size = np.array([width, height], np.float32)
     low = np.floor(boxes[:, :2] * size + np.float32(0.5)).clip(0)
     low = np.minimum(low, size - 1)
@@ -123,6 +123,8 @@ def cut_patches_opencv(
     Returns:
         uint8 [N, P, P, 3], `out` where it was given.
     """
+    import cv2  # not needed where patches are cut on an accelerator
+
     patches = np.empty((len(boxes), size, size, 3), np.uint8) if out is None else out
     corners = _corners(np.asarray(boxes, np.float32), *image.shape[:2])
     for patch, (x0, y0, x1, y1) in zip(patches, corners, strict=True):

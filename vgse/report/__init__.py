@@ -12,7 +12,7 @@ from vgse.report.curves import curves_section
 from vgse.report.files import files_section
 from vgse.report.header import data_set_name, header
 from vgse.report.health import health_section
-from vgse.report.html import notice, page
+from vgse.report.html import notice, page, resource
 from vgse.report.load import Missing, RunFiles, load_run
 from vgse.report.pictures import ClassPictures
 from vgse.report.relations import relations_section
@@ -66,7 +66,7 @@ def render_report(run: RunFiles) -> str:
         ("files", "Files", _or_notice(lambda: files_section(run))),
     ]
     title = f"VGSE: {data_set_name(run)}"
-    return page(title, pictures.style() + patches, top, sections)
+    return page(title, pictures.style() + patches, top, sections, resource("script.js"))
 
 
 def _or_notice(render: Callable[[], str]) -> str:

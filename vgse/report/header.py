@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vgse.report.html import esc
+from vgse.report.html import esc, hero
 from vgse.report.load import RunFiles
 from vgse.report.pictures import ClassPictures
 
@@ -20,14 +20,13 @@ def header(run: RunFiles, pictures: ClassPictures) -> str:
         if summary
         else '<p class="result muted">This run has not been evaluated yet.</p>'
     )
-    entries = "".join(
-        f"<div><dt>{esc(term)}</dt><dd>{value}</dd></div>" for term, value in facts(run)
+    return hero(
+        f"VGSE run report · {run.name}",
+        data_set_name(run),
+        result,
+        facts(run),
+        aside=_mosaic(run, pictures),
     )
-    return f"""<header>
-<div class="hero"><div><p class="kicker">VGSE run report · {esc(run.name)}</p>
-<h1>{esc(data_set_name(run))}</h1>{result}</div>{_mosaic(run, pictures)}</div>
-<dl class="facts">{entries}</dl>
-</header>"""
 
 
 def data_set_name(run: RunFiles) -> str:

@@ -77,10 +77,27 @@ def percent(value: object) -> str:
     return NONE if value is None else number(100 * float(str(value)), 1)
 
 
-def page(title: str, style: str, header: str, sections: list[tuple[str, str, str]]) -> str:
-    """The whole document; `sections` are (ident, title, body) and `style` comes after ours."""
-    ours = _resource("style.css")
-    script = _resource("script.js")
+def hero(
+    kicker: str, title: str, result: str, facts: list[tuple[str, str]], *, aside: str = ""
+) -> str:
+    """The head of a page; `result` and `aside` are HTML, `facts` pair a term with HTML."""
+    entries = "".join(f"<div><dt>{esc(term)}</dt><dd>{value}</dd></div>" for term, value in facts)
+    return f"""<header>
+<div class="hero"><div><p class="kicker">{esc(kicker)}</p>
+<h1>{esc(title)}</h1>{result}</div>{aside}</div>
+<dl class="facts">{entries}</dl>
+</header>"""
+
+
+def page(
+    title: str, style: str, header: str, sections: list[tuple[str, str, str]], script: str
+) -> str:
+    """The whole document; `sections` are (ident, title, body).
+
+    `style` comes after the sheet that all pages share, `script` after pointer.js.
+    """
+    ours = resource("style.css")
+    script = resource("pointer.js") + script
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -112,5 +129,6 @@ def page(title: str, style: str, header: str, sections: list[tuple[str, str, str
 """
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file that lies beside this one."""
     return resources.files("vgse.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,46 @@
+"""The optimiser of a run, in the form that is fastest on its device."""
+
+from typing import Any
+
+import torch
+
+from vgse.config import TrainingConfig
+from vgse.model import TrainingModel
+
+
+def make_optimizer(model: TrainingModel, rates: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with a peak rate each for prototypes and projection, for Q and S, and for θ.
+
+    Each group holds its peak learning rate under "peak". On a GPU one kernel updates all
+    parameters.
+    """
+    head = model.head
+    regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
+    known = {id(parameter) for parameter in regressors}
+    clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
+    groups: list[dict[str, Any]] = [
+        {"params": clustering, "peak": rates.learning_rate},
+        {"params": regressors, "peak": rates.regressor_learning_rate},
+    ]
+    if model.backbone is not None:
+        part = [p for p in model.backbone.parameters() if p.requires_grad]
+        groups.append({"params": part, "peak": rates.backbone_learning_rate})
+    return torch.optim.AdamW(
+        groups,
+        lr=rates.learning_rate,
+        weight_decay=rates.weight_decay,
+        fused=True if head.centroids.is_cuda else None,
+    )
+
+
+@torch.no_grad()
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimiser's moments out in memory as their parameters are.
+
+    A checkpoint holds them row by row, and fused kernels refuse them beside a channels_last
+    weight.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
