@@ -1,5 +1,6 @@
 """Train on a Ray cluster: `python -m distributed train --config configs/demo.yaml`."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,9 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
         "the time.",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="Redo what follows training in a finished run."
+        "--resume",
+        action="store_true",
+        help="Redo what follows the embedding in a finished run.",
     )
     parser.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
     parser.add_class_arguments(RunConfig, as_group=False)
@@ -103,6 +106,7 @@ def default_run_id(config_files: list[str]) -> str:
 def _train(options: Any) -> int:
     run_id, resume, verbose, config = _run_options(options)
     from distributed.driver import train  # torch and Ray take seconds: not for --help
+    from distributed.run_storage import is_remote, join
 
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
@@ -111,7 +115,12 @@ def _train(options: Any) -> int:
             f"stopped; the same command with --run-id {run_id} goes on from here", file=sys.stderr
         )
         return 130
-    print(run / "report.html")
+    report = str(run / "report.html")
+    if is_remote(config.storage):
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job's machine is not the user's
+            print(f"{report} (a copy)")
+        report = join(config.storage, f"{run_id}/report.html")
+    print(report)
     return 0
 
 

@@ -18,21 +18,21 @@ from shards.health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest, load_manifest
 from shards.order import Order, pieces
 from shards.plan import Plan, batch_counts, reader_ranges, reader_steps
-from vgse.patches import cut_patches
+from vgse.step import StepData
 
 if TYPE_CHECKING:
     from distributed.job import TrainingJob
 
 
-Part = tuple[Tensor, Tensor, Tensor, LoadTimes]
-"""Inputs, labels, image ids and loading times of one worker's step."""
+Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
+"""Inputs, their boxes, labels, image ids and loading times of one worker's step."""
 
 
 @dataclass(frozen=True)
 class StepBatch:
     """One worker's part of a step."""
 
-    inputs: Tensor  # patches uint8/float [B, N, 3, P, P], or features float16 [B, N, D_f]
+    inputs: Tensor  # patches [B, N, 3, P, P] or pictures [B, 3, H, W] uint8, or features float16
     labels: Tensor  # int64 [B], in 0..S-1
     images: Tensor  # int64 [B], an id of each image
     weights: Tensor  # float32 [B], 0 for padding
@@ -40,6 +40,22 @@ class StepBatch:
     total_images: int  # of the step over all workers
     done_before: float  # share of the epoch, in 0..1, that was done before this step
     times: LoadTimes = NO_TIMES  # where the loader's time went; nothing for cached features
+    most_images: int | None = None  # of a worker, padding included; None: the same on all
+    boxes: Tensor | None = None  # float32 [B, N, 4]: `inputs` are pictures to be cut
+    patch_size: int = 0  # P, where there are boxes
+
+    def data(self) -> StepData:
+        """What the step takes of it."""
+        return StepData(
+            self.inputs,
+            self.labels,
+            self.images,
+            self.weights,
+            self.total_images,
+            self.most_images,
+            self.boxes,
+            self.patch_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,23 +112,25 @@ def epoch_batches(
     part in the step's collective calls.
     """
     order = order_of(cursor, dataset.selection)
-    totals = batch_counts(plan).sum(0)
+    counts = batch_counts(plan)
+    totals, most = counts.sum(0), counts.max(0)
     before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
     shares = before / cursor.total  # counted through the whole plan, from its step 0
     parts = (
-        _pixel_parts(dataset, order, plan, rank, patch_size, device)
+        _pixel_parts(dataset, order, plan, rank, device)
         if dataset.folder is None
         else _feature_parts(dataset, order, plan, rank)
     )
-    blank: tuple[Tensor, Tensor, Tensor] | None = None
-    for step, (inputs, labels, images, times) in enumerate(parts, plan.first_step):
+    blank: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+    for step, (inputs, boxes, labels, images, times) in enumerate(parts, plan.first_step):
         weights = torch.ones(len(labels))
         num_images = len(labels)
         if not len(labels):
-            inputs, labels, images = blank or _blank(inputs)
+            inputs, boxes, labels, images = blank or _blank(inputs, boxes)
             weights = torch.zeros(1)
         elif blank is None:
-            blank = (inputs[:1].clone(), labels[:1].clone(), images[:1].clone())
+            first_box = None if boxes is None else boxes[:1].clone()
+            blank = (inputs[:1].clone(), first_box, labels[:1].clone(), images[:1].clone())
         yield StepBatch(
             inputs,
             labels,
@@ -122,16 +140,20 @@ def epoch_batches(
             max(1, int(totals[step])),
             float(shares[step]),
             times,
+            max(1, int(most[step])),
+            boxes,
+            0 if boxes is None else patch_size,
         )
 
 
-def _blank(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _blank(inputs: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     zero = torch.zeros(1, dtype=torch.int64)
-    return inputs.new_zeros(1, *inputs.shape[1:]), zero, zero - 1
+    no_boxes = None if boxes is None else boxes.new_zeros(1, *boxes.shape[1:])
+    return inputs.new_zeros(1, *inputs.shape[1:]), no_boxes, zero, zero - 1
 
 
 def _pixel_parts(
-    dataset: Dataset, order: Order, plan: Plan, rank: int, patch_size: int, device: torch.device
+    dataset: Dataset, order: Order, plan: Plan, rank: int, device: torch.device
 ) -> Iterator[Part]:
     batches = Batches(
         dataset.manifest,
@@ -144,16 +166,16 @@ def _pixel_parts(
         access=dataset.access,
     )
     for batch in make_loader(batches, pin_memory=device.type == "cuda"):
-        inputs = _patches(batch, patch_size, device)
-        yield inputs, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
+        inputs, boxes = _inputs(batch)
+        yield inputs, boxes, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
 
 
-def _patches(batch: Batch, patch_size: int, device: torch.device) -> Tensor:
+def _inputs(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Patches, or pictures and the boxes that the step cuts out of them on the accelerator."""
     if batch.patches is not None:
-        return batch.patches.permute(0, 1, 4, 2, 3)
+        return batch.patches.permute(0, 1, 4, 2, 3), None
     assert batch.images is not None
-    images = batch.images.to(device, non_blocking=True)
-    return cut_patches(images, batch.boxes.to(device, non_blocking=True), patch_size)
+    return batch.images, batch.boxes
 
 
 def _ids(keys: list[str]) -> Tensor:
@@ -176,7 +198,8 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
     )
     at = 0
     for _, count in reader_steps(plan, rank, 0):
-        yield *store.read(places[at : at + count]), NO_TIMES
+        features, labels, ids = store.read(places[at : at + count])
+        yield features, None, labels, ids, NO_TIMES
         at += count
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
+from distributed.run_storage import absolute, join, read
 from vgse.model import TrainingModel
 
 VERSION = 2
@@ -80,9 +81,9 @@ def load_checkpoint(
     return state["position"], load_file(path)["sums"] if path.is_file() else None
 
 
-def load_module(folder: Path, prefix: str, module: nn.Module) -> None:
-    """Fill a part of the model, such as "head", from a checkpoint."""
-    state = load_file(folder / "model.safetensors")
+def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
+    """Fill a part of the model, such as "head", from a checkpoint in a folder or at a URL."""
+    state = load(read(join(absolute(folder), "model.safetensors")))
     own = {k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")}
     module.load_state_dict(own)
 

@@ -2,15 +2,22 @@
 
 import logging
 import os
+import re
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
+from distributed.progress import plural
+from distributed.room import Say, could_have, least_workers, shortfall, wait_for_room
 from vgse.config import ClusterConfig
 
+_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of what workers send each other
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -39,6 +46,50 @@ def _private_token() -> None:
 
 
 @contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that is started here, and its workers, listen on this machine's loopback alone.
+
+    The variable is Ray's own: set to 0 it makes a node that no other can join, as on systems
+    where Ray knows no clusters. Setting it to 1 before is asking for the opposite.
+    """
+    if os.environ.get(_CLUSTER) == "1":
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    changed = {_CLUSTER: "0"} | {name: loopback for name in _INTERFACES if name not in os.environ}
+    os.environ.update(changed)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # was read from the variable when Ray was imported
+    try:
+        yield
+    finally:  # Ray's processes have it by now; those that this one starts later need it not
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in changed:
+            os.environ.pop(name, None)
+
+
+def _hush() -> None:
+    """Keep Ray from printing a paragraph for each dead worker or node, of which the display has a
+    line. Ray reads the variable for this (RAY_DEDUP_LOGS_SKIP_REGEX) as early as it is imported.
+    """
+    try:
+        from ray._private.ray_logging import stdout_deduplicator
+    except ImportError:
+        return
+    if not stdout_deduplicator.skip_re:
+        stdout_deduplicator.skip_re = re.compile("^A worker died or was killed|marked dead because")
+
+
+def _address(config: ClusterConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def is_own(config: ClusterConfig) -> bool:
+    """Whether the cluster is one that is started here, to which no node comes."""
+    return _address(config) == "local"
+
+
+@contextmanager
 def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[None]:
     """Join the cluster at `config.address` (or RAY_ADDRESS), or start one on this machine.
 
@@ -52,40 +103,86 @@ def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
         yield
         return
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     own: dict[str, object] = {}
-    if address == "local":
+    if not verbose:
+        _hush()
+    if is_own(config):
         _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
         own = {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            **own,  # type: ignore[arg-type]
-        )
+        with _on_loopback() if is_own(config) else nullcontext():
+            ray.init(
+                address=address,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+                **own,  # type: ignore[arg-type]
+            )
     except ConnectionError as error:
         raise ValueError(
             f"cluster.address: no Ray cluster answers at {address} ({error}); "
             "start one with 'ray start --head', or leave the address out"
         ) from None
+    except Exception as error:  # Ray has no kind of its own for this
+        if "timed out during startup" not in str(error):
+            raise
+        raise ValueError(
+            "Ray did not start within half a minute: this machine is busy or short of memory; "
+            "run the same command again when it has room"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def wants_gpu(config: ClusterConfig) -> bool:
+def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
     """Whether training workers get a GPU each, by configuration and by what the cluster has.
 
+    Waits up to `config.wait_for_gpus` seconds for nodes: for those that scale up on demand, and
+    for those that join slowly. A cluster of this process's own is as large as it will ever be.
+
+    Args:
+        config: what is asked for.
+        say: prints a line, such as what is waited for.
+
     Raises:
-        ValueError: GPUs were asked for and are not there.
+        ValueError: there is no room for the workers.
     """
-    available = ray.cluster_resources().get("GPU", 0)
-    if config.use_gpu == "yes" and available < config.num_workers:
+    count = least_workers(config)
+    there = ray.cluster_resources().get("GPU", 0)
+    most = could_have("GPU")
+    if config.use_gpu == "auto" and there < count:
+        if most is not None and most >= count:
+            say("the cluster adds nodes with GPUs on demand; --cluster.use_gpu no takes CPUs")
+        else:
+            if there or not is_own(config):
+                say(
+                    f"{there:g} GPUs for {plural(count, 'worker')}: training on CPUs "
+                    "(--cluster.use_gpu yes waits for GPUs)"
+                )
+            return _with_room(config, False, say)
+    return _with_room(config, config.use_gpu != "no", say)
+
+
+def _with_room(config: ClusterConfig, gpu: bool, say: Say) -> bool:
+    """`gpu`, once there is room for the workers."""
+    own = is_own(config)
+    most = could_have("GPU") if gpu else None
+    hopeless = own or (most is not None and most < least_workers(config))
+    lack = shortfall(config, gpu) if hopeless else wait_for_room(config, gpu, say)
+    if lack is None or (own and "GPU" not in lack):  # its CPUs count as many as there are workers
+        return gpu
+    waited = "" if hopeless else f" after {config.wait_for_gpus:g} s"
+    limit = "" if most is None or not hopeless else f", and its node types allow {most:g} at most"
+    if gpu:
         raise ValueError(
-            f"cluster.use_gpu is yes, but the cluster has {available:.0f} GPUs for "
-            f"{config.num_workers} workers; lower cluster.num_workers or set use_gpu to auto"
+            f"cluster.use_gpu is {config.use_gpu}, but{waited} training is still {lack}{limit}; "
+            "lower cluster.num_workers or set cluster.use_gpu to no"
+            + ("" if hopeless else ", or raise cluster.wait_for_gpus")
         )
-    return config.use_gpu != "no" and available >= config.num_workers
+    raise ValueError(
+        f"cluster.num_workers is {config.num_workers}, but{waited} training is still {lack}; "
+        "lower cluster.num_workers or cluster.cpus_per_worker, or raise cluster.wait_for_gpus"
+    )

@@ -1,11 +1,14 @@
 """What the terminal shows: one line a stage, a bar while it runs, plain lines when piped."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     Progress,
@@ -14,8 +17,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 _PLAIN_INTERVAL_S = 15.0
+_NAME = 11  # columns of a stage's name
+
+Details = Sequence[tuple[str, str]]
+"""Labels and what they say, shown below the bar."""
 
 
 class Stage:
@@ -23,33 +31,49 @@ class Stage:
 
     def __init__(self, display: "Display", name: str, total: float | None) -> None:
         self._display = display
-        self._task = display.progress.add_task(name, total=total, note="")
+        self._task = display.bars.add_task(name, total=total, note="")
         self._name = name
         self._total = total
-        self.done = 0.0
-        self.note = ""
         self._last_plain = time.monotonic()
+        self._last_text, self._pause = "", _PLAIN_INTERVAL_S
+        self.done = 0.0
         self.summary = ""
 
-    def update(self, done: float, note: str = "") -> None:
-        """Set how much is done, with a short note beside the bar."""
-        self.done, self.note = done, note
-        self._display.progress.update(self._task, completed=done, note=note)
+    def update(self, done: float, note: str = "", details: Details = ()) -> None:
+        """Set how much is done, with a short note beside the bar and details below it."""
+        self.done = done
+        self._display.details = details
+        self._display.bars.update(self._task, completed=done, note=escape(note))
         if self._display.console.is_terminal:
             return
-        if time.monotonic() - self._last_plain > _PLAIN_INTERVAL_S:
-            self._last_plain = time.monotonic()
+        if time.monotonic() - self._last_plain > self._pause:
             share = f"{done / self._total:.0%}" if self._total else f"{done:,.0f}"
-            self._display.line(f"{self._name:<11} {share} {note}".rstrip())
+            text = " ".join([share, note, ", ".join(map(" ".join, details))])
+            # What stands still is said less and less often.
+            self._pause = 2 * self._pause if text == self._last_text else _PLAIN_INTERVAL_S
+            self._last_text = text
+            self.say(text)
 
     def advance(self, amount: float, note: str = "") -> None:
         """Add to what is done."""
         self.update(self.done + amount, note)
 
+    def say(self, text: str) -> None:
+        """Print a line of this stage at once, in a terminal above the bar."""
+        self._last_plain = time.monotonic()
+        self._display.line(f"{self._name:<{_NAME}} {escape(' '.join(text.split()))}")
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._display.details = ()
+        self._display.bars.remove_task(self._task)
+        self._display.redraw()
+
     def finish(self, seconds: float) -> None:
         """Replace the bar by the stage's line."""
-        self._display.progress.remove_task(self._task)
-        self._display.line(f"{self._name:<11} {self.summary} [dim]({seconds:.0f} s)[/dim]")
+        self.end()
+        summary = escape(self.summary)
+        self._display.line(f"{self._name:<{_NAME}} {summary} [dim]({seconds:.0f} s)[/dim]")
 
 
 class Display:
@@ -57,21 +81,26 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self.progress = Progress(
-            TextColumn("{task.description:<11}"),
+        self.details: Details = ()
+        self.bars = Progress(
+            TextColumn(f"{{task.description:<{_NAME}}}"),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
+        )
+        self._live = Live(
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            refresh_per_second=4,
+            get_renderable=self._render,
         )
 
     def __enter__(self) -> "Display":
-        self.progress.start()
+        if self.console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -80,11 +109,16 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.progress.stop()
+        self._live.stop()
 
     def line(self, text: str) -> None:
-        """Print one line above the bar."""
+        """Print one line, of rich markup, above the bar."""
         self.console.print(text, soft_wrap=True)
+
+    def redraw(self) -> None:
+        """Draw what has changed now, rather than a little later."""
+        if self._live.is_started:
+            self._live.refresh()
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
@@ -94,6 +128,12 @@ class Display:
         try:
             yield stage
         except BaseException:
-            self.progress.remove_task(stage._task)
+            stage.end()
             raise
         stage.finish(time.monotonic() - started)
+
+    def _render(self) -> RenderableType:
+        rows = Table.grid(padding=(0, 2))
+        for label, text in self.details:
+            rows.add_row(f"[dim]{escape(label)}[/dim]", escape(text))
+        return Group(self.bars, Padding(rows, (0, 0, 0, _NAME + 1)))

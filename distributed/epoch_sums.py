@@ -21,6 +21,11 @@ _TIMES = _COUNTS + 2  # seconds waited, seconds in all, then those of LOADING
 _TABLE = _TIMES + 2 + len(LOADING)
 
 
+class Diverged(ValueError):
+    """A loss is not a finite number: an error of the configuration or the data, that starting
+    again repeats."""
+
+
 class EpochSums:
     """Losses, images, waiting time and the contingency table of classes and clusters.
 
@@ -41,8 +46,8 @@ class EpochSums:
             if name in output.terms:
                 # Terms are scaled to be averaged over workers; weigh a step by its images.
                 self.values[place] += output.terms[name] * (total_images / world_size())
-        counts = torch.bincount(output.contingency, minlength=self.shape[0] * self.shape[1])
-        self.values[_TABLE:] += counts
+        # Whole numbers: the order in which a GPU adds them does not matter. bincount would wait.
+        self.values[_TABLE:].scatter_add_(0, output.cells, (output.weights > 0).double())
         self.values[_COUNTS] += batch.num_images
         self.values[_COUNTS + 1] += total_images / world_size()
         for place, name in enumerate(LOADING, _TIMES + 2):
@@ -54,29 +59,38 @@ class EpochSums:
         self.values[_TIMES + 1] += seconds
 
     def total(self) -> Tensor:
-        """The sums over all workers (a collective call), [size] float64 on the CPU."""
+        """The sums over all workers (a collective call), [size] float64 on the CPU.
+
+        Raises:
+            Diverged: a loss that is not finite, on every worker alike.
+        """
         values = self.values.clone()
         if world_size() > 1:
             dist.all_reduce(values)
         values = values.cpu()
-        return values if self.base is None else values + self.base
+        if self.base is not None:
+            values += self.base
+        for name, value in zip(TERMS, values.tolist(), strict=False):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the {name} loss is {value}: lower training.learning_rate, or check that "
+                    "features and word vectors are finite"
+                )
+        return values
 
     def row(self, config: LossConfig) -> dict[str, Any]:
         """The line of metrics.jsonl, without epoch and rates (a collective call).
 
+        `worker_stall` is this worker's own, all others are figures of all workers.
+
         Raises:
-            ValueError: a loss that is not finite.
+            Diverged: a loss that is not finite.
         """
         values = self.total().numpy()
+        own_waited, own_seconds = self.values[_TIMES : _TIMES + 2].tolist()
         images, weight, waited, seconds = values[_COUNTS : _TIMES + 2]
         active = [name for name in TERMS if getattr(config, name)]
         terms = {name: float(values[TERMS.index(name)] / weight) for name in active}
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if bad:
-            raise ValueError(
-                f"the {bad[0]} loss is not finite: lower training.learning_rate, or check the "
-                "data for broken images"
-            )
         contingency = values[_TABLE:].reshape(self.shape).astype(np.int64)
         used, entropy = health.usage(contingency.sum(0))
         return {
@@ -85,8 +99,12 @@ class EpochSums:
             "used_clusters": used,
             "usage_entropy": entropy,
             "nmi": health.normalised_mutual_information(contingency),
+            "nmi_chance": health.chance_information(contingency, images),
+            "seconds": seconds / world_size(),
+            "images": int(images),
             "images_per_second": images / max(1e-9, seconds / world_size()),
             "loader_stall": waited / max(1e-9, seconds),
+            "worker_stall": own_waited / max(1e-9, own_seconds),
             **{
                 f"loader_{name}_seconds": float(value)
                 for name, value in zip(LOADING, values[_TIMES + 2 : _TABLE], strict=True)

@@ -1,15 +1,13 @@
 """Features of a frozen backbone, computed once, cached as files and read back by mmap.
 
 A unit is a run of at most 256 consecutive images of one shard: the piece of work of one Ray
-task, one file of the cache, and one block of the epoch's order. Files are written under a
-temporary name and renamed, so that any number of runs and trials can share a cache.
+task, one file of the cache, and one block of the epoch's order. Files appear whole or not at all,
+so that any number of runs and trials can share a cache, on a disk or at a URL.
 """
 
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,20 +16,24 @@ import cv2
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shards.access import ACCESS, Access
+from distributed.run_storage import join
+from distributed.unit_files import local_unit, send_unit, unit_path
+from distributed.unit_files import write_tensors as write_tensors
+from shards.access import ACCESS, PATIENT, Access
 from shards.manifest import Manifest, load_manifest
 from shards.stream import Sample, decode, label_index, parse_meta, read_raw
 from vgse.backbones import Backbone, build_backbone
+from vgse.batch_size import pictures_a_pass
 from vgse.clusters import patch_hashes
 from vgse.config import BackboneConfig, DataConfig
 from vgse.devices import autocast
 from vgse.patches import cut_patches_opencv
 
 UNIT = 256
-_PATCHES_A_PASS = 288  # 32 images of 9 patches: larger gains nothing on a CPU
+# Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
+_PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
 def access_of(config: DataConfig) -> Access:
     """How the configuration wants remote shards to be read."""
     limit = int(config.shard_cache_gb * 1e9) or None
-    return Access(cache=config.shard_cache, cache_bytes=limit)
+    return Access(retry=PATIENT, cache=config.shard_cache, cache_bytes=limit)
 
 
-def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> Path:
-    """The folder of one data set and spec below the cache's root."""
+def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
+    """The folder or URL of one data set and spec below the cache's root."""
     content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
-    return Path(root) / f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    return join(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -120,7 +122,6 @@ def compute_unit(
     url: str, unit: Unit, spec: FeatureSpec, folder: str, device: str, access: Access = ACCESS
 ) -> tuple[int, list[str]]:
     """Compute and write one unit's file; returns its images and the keys of damaged ones."""
-    target = Path(folder) / unit.file
     manifest = _manifest(url)
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     backbone = _backbone(spec.name, spec.weights.partition("#")[0], device)
@@ -136,7 +137,8 @@ def compute_unit(
         tensors["patches"] = tensors["patches"].view(
             len(samples), manifest.num_patches, backbone.num_features
         )
-    write_tensors(target, tensors, {"keys": json.dumps(keys)})
+    write_tensors(unit_path(folder, unit.file, access), tensors, {"keys": json.dumps(keys)})
+    send_unit(folder, unit.file, access)
     return unit.stop - unit.start, damaged
 
 
@@ -175,10 +177,13 @@ def _patch_features(
 ) -> Tensor:
     done: list[Tensor] = []
     waiting: list[np.ndarray] = []
+    most = _PATCHES_A_PASS
+    if device.startswith("cuda"):
+        most = pictures_a_pass(backbone, spec.patch_size, spec.precision, device)
     for sample, mask in zip(samples, chosen, strict=True):
         if mask.any():
             waiting += list(cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size))
-        if len(waiting) >= _PATCHES_A_PASS:
+        if len(waiting) >= most:
             done.append(_run(waiting, backbone, spec, device))
             waiting = []
     if waiting:
@@ -207,8 +212,11 @@ def _whole_features(
     samples: list[Sample], backbone: Backbone, spec: FeatureSpec, device: str
 ) -> Tensor:
     done = []
-    for start in range(0, len(samples), 64):
-        pictures = [whole_picture(s.image, spec.image_size) for s in samples[start : start + 64]]
+    most = _PICTURES_A_PASS
+    if device.startswith("cuda"):
+        most = pictures_a_pass(backbone, spec.image_size, spec.precision, device)
+    for start in range(0, len(samples), most):
+        pictures = [whole_picture(s.image, spec.image_size) for s in samples[start : start + most]]
         done.append(_run(pictures, backbone, spec, device))
     empty = torch.empty(0, backbone.num_features, dtype=torch.float16)
     return torch.cat(done) if done else empty
@@ -222,26 +230,13 @@ def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file under a temporary name, then rename it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-    os.close(handle)
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_unit(folder: str | Path, unit: Unit) -> UnitFeatures:
-    """A unit of the cache, mapped rather than read.
+def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
+    """A unit of the cache, mapped rather than read; of a cache at a URL a copy on this node is.
 
     Raises:
         ValueError: the file is missing or damaged.
     """
-    path = Path(folder) / unit.file
+    path = local_unit(str(folder), unit.file, access)
     try:
         with safe_open(path, framework="pt") as file:
             keys = json.loads(file.metadata()["keys"])

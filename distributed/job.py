@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from distributed.start import load_start
 from vgse.backbones import build_backbone
 from vgse.config import RunConfig
 from vgse.model import ClusterHead, TrainingModel
+from vgse.optimizer import make_optimizer
 
 WARM_UP = 0.05
 
@@ -32,7 +32,8 @@ class TrainingJob:
     num_features: int
     precision: str
     fingerprint: str  # of configuration and data
-    board: Any = None  # actor handle of distributed.board.Board
+    num_images: int = 0  # of an epoch
+    board: Any = None  # actor handle of distributed.board
 
 
 def learning_rate(progress: float) -> float:
@@ -51,24 +52,15 @@ def build_model(job: TrainingJob) -> TrainingModel:
     if config.backbone.train != "none":
         backbone = build_backbone(config.backbone.name, config.backbone.weights)
         backbone.learn(config.backbone.train)
+        if config.backbone.compile:
+            backbone.compile_blocks()
     head = ClusterHead(config.model, job.num_features, len(job.classes), job.word_vectors.shape[1])
-    projection, centroids = load_start(Path(job.run) / "init")
+    projection, centroids = load_start(f"{job.run}/init")
     from_kmeans = config.model.init == "kmeans"
     head.start(projection, torch.from_numpy(centroids) if from_kmeans else None)
     return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
 
 
 def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW with a peak rate each for prototypes and projection, for Q and S, and for θ."""
-    rates, head = config.training, model.head
-    regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
-    known = {id(parameter) for parameter in regressors}
-    clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
-    groups: list[dict[str, Any]] = [
-        {"params": clustering, "peak": rates.learning_rate},
-        {"params": regressors, "peak": rates.regressor_learning_rate},
-    ]
-    if model.backbone is not None:
-        part = [p for p in model.backbone.parameters() if p.requires_grad]
-        groups.append({"params": part, "peak": rates.backbone_learning_rate})
-    return torch.optim.AdamW(groups, lr=rates.learning_rate, weight_decay=rates.weight_decay)
+    """AdamW at the configuration's rates."""
+    return make_optimizer(model, config.training)

@@ -15,9 +15,12 @@ from distributed.checkpoint import load_checkpoint, save_checkpoint
 from distributed.epoch_sums import EpochSums
 from distributed.job import TrainingJob, build_model, build_optimizer, learning_rate
 from distributed.position import Position, epoch_start, plan_of, restore_position
-from vgse.devices import autocast
+from distributed.prefetch import prefetch
+from vgse.disk import room_for
 from vgse.losses import world_size
 from vgse.model import TrainingModel
+from vgse.optimizer import match_layout
+from vgse.step import run_step
 
 _POST_INTERVAL_S = 0.5
 
@@ -55,6 +58,7 @@ def train_epochs(
     position = epoch_start(dataset, 0, 0, seed, world_size())
     if checkpoint is not None:
         state, sums.base = load_checkpoint(checkpoint, model, optimizer, job.fingerprint)
+        match_layout(optimizer)
         position = restore_position(state, dataset, world_size())
     wrapped = wrap(model) if world_size() > 1 else model
     worker = Worker(job, model, wrapped, optimizer, dataset, device, rank, report)
@@ -93,13 +97,16 @@ class Worker:
         # Loader workers take turns: a plan can go on only where a round of them ended.
         every = -(-self.job.config.training.checkpoint_steps // plan.readers) * plan.readers
         self.step = position.step
-        batches = epoch_batches(
-            self.dataset,
-            position.cursor,
-            plan,
-            self.rank,
-            patch_size=self.job.config.backbone.patch_size,
-            device=self.device,
+        batches = prefetch(
+            epoch_batches(
+                self.dataset,
+                position.cursor,
+                plan,
+                self.rank,
+                patch_size=self.job.config.backbone.patch_size,
+                device=self.device,
+            ),
+            self.device,
         )
         self.model.train()
         posted = entered = asked = time.monotonic()
@@ -124,17 +131,15 @@ class Worker:
         progress = (epoch + batch.done_before) / self.job.config.training.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(progress)
-        precision = self.job.precision if self.model.backbone is not None else "float32"
-        with autocast(self.device.type, precision):
-            output = self.wrapped(
-                batch.inputs.to(self.device, non_blocking=True),
-                batch.labels.to(self.device, non_blocking=True),
-                batch.images.to(self.device, non_blocking=True),
-                batch.weights.to(self.device, non_blocking=True),
-                batch.total_images,
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
+        # Under DDP gradients are views of what workers exchange, and stay in place.
+        self.optimizer.zero_grad(set_to_none=self.wrapped is self.model)
+        output = run_step(
+            self.model,
+            self.wrapped,
+            batch.data(),
+            micro_batches=self.job.config.training.accumulate,
+            precision=self.job.precision,
+        )
         self.optimizer.step()
         self.step += 1
         sums.add(output, batch)
@@ -158,12 +163,13 @@ class Worker:
         folder = None
         if self.rank == 0 and position is not None:
             folder = Path(tempfile.mkdtemp(prefix="vgse-checkpoint-"))
-            save_checkpoint(
-                folder,
-                self.model,
-                self.optimizer,
-                position.to_dict(),
-                sums,
-                self.job.fingerprint,
-            )
+            with room_for(folder):
+                save_checkpoint(
+                    folder,
+                    self.model,
+                    self.optimizer,
+                    position.to_dict(),
+                    sums,
+                    self.job.fingerprint,
+                )
         self.report(row, folder)

@@ -3,14 +3,14 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distributed.run_storage import absolute, is_remote, join
 from shards.manifest import Manifest, load_manifest
-from shards.storage import is_remote
 from vgse.backbones import Backbone, build_backbone
 from vgse.config import RunConfig, to_dict, validate
 from vgse.words import load_word_vectors, normalise_words
@@ -38,11 +38,6 @@ def prepare(config: RunConfig) -> Prepared:
         ValueError: one line that names the file or the field, and the remedy.
     """
     validate(config)
-    if is_remote(config.storage):
-        raise ValueError(
-            f"storage is {config.storage}; run folders must lie on a disk that all nodes share "
-            "(only shards may be streamed from a URL)"
-        )
     manifest = load_manifest(config.data.shards)
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words
@@ -132,20 +127,32 @@ def _check_sizes(config: RunConfig, manifest: Manifest) -> None:
 
 
 def _cache_root(config: RunConfig) -> str:
+    """Folder or URL: beside local shards, in the storage of a run whose shards are remote."""
     if config.data.cache:
-        return str(Path(config.data.cache).absolute())
+        return absolute(config.data.cache)
     if is_remote(config.data.shards):
-        return str((Path(config.storage) / "cache").absolute())
-    return str((Path(config.data.shards) / "features").absolute())
+        return join(absolute(config.storage), "cache")
+    return join(absolute(config.data.shards.removesuffix("manifest.json")), "features")
+
+
+def learned(content: dict[str, Any]) -> dict[str, Any]:
+    """Those sections and fields of a configuration that decide what is learned."""
+    sections = ("backbone", "model", "loss", "training", "seed")
+    chosen = {name: content[name] for name in sections if name in content}
+    free = {
+        "training": ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept", "accumulate"),
+        "backbone": ("compile",),
+    }
+    for section, names in free.items():
+        if isinstance(chosen.get(section), dict):
+            chosen[section] = {k: v for k, v in chosen[section].items() if k not in names}
+    return chosen
 
 
 def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.float64]) -> str:
     """Of all that decides what is learned: a checkpoint goes on only under the same."""
-    content = to_dict(config)
-    learned = {key: content[key] for key in ("backbone", "model", "loss", "training", "seed")}
-    for name in ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept"):
-        del learned["training"][name]
-    digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode())
+    content = json.dumps(learned(to_dict(config)), sort_keys=True)
+    digest = hashlib.sha256(content.encode())
     digest.update(manifest.fingerprint.encode())
     digest.update(np.ascontiguousarray(vectors).tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: embeddings, relations, evaluation, pictures, health and report."""
+"""What a run finds out: class embeddings, relations, measures of the clusters, and its health."""
 
 from pathlib import Path
 from typing import Any
@@ -6,69 +6,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.display import Display
 from distributed.embed import Embedded
 from distributed.epoch_sums import LOADING
-from distributed.features import access_of
 from distributed.metrics import read_metrics
-from distributed.pictures import gather_pictures
 from distributed.prepare import Prepared
 from shards.health import LoadTimes, explain_stall
 from shards.storage import is_remote
 from vgse import health
 from vgse.config import RunConfig
 from vgse.embeddings import ClassSums, class_embeddings
-from vgse.formats import ClassEmbeddings, write_arrays, write_json
+from vgse.formats import ClassEmbeddings, write_json
 from vgse.relate import predict_unseen, relate
-from vgse.report import write_report
-from vgse.run_folder import (
-    SPLITS,
-    ImageFeatures,
-    evaluate_run,
-    export_splits,
-    write_classes,
-    write_image_features,
-)
-from vgse.zsl.show import evaluation_table
-
-
-def write_results(
-    config: RunConfig, prepared: Prepared, embedded: Embedded, run: Path, display: Display
-) -> None:
-    """Relate, evaluate and report; each step writes its files before the next begins."""
-    with display.stage("relations") as stage:
-        classes, gap = relate_classes(config, prepared, embedded, run)
-        stage.summary = (
-            f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones, "
-            f"largest duality gap {gap:.0e}"
-        )
-    with display.stage("pictures") as stage:
-        arrays = gather_pictures(
-            prepared.manifest,
-            embedded.images,
-            prepared.seen,
-            prepared.unseen,
-            config.model.num_clusters,
-            config.seed,
-            access_of(config.data),
-        )
-        write_arrays(run / "pictures.npz", arrays)
-        stage.summary = f"{len(arrays['cluster_ids'])} clusters, {len(classes.class_names)} classes"
-    clusters = cluster_measures(prepared, embedded, config.model.num_clusters)
-    found = write_health(run, config, prepared, clusters)
-    with display.stage("evaluation") as stage:
-        evaluation = evaluate_run(
-            run, config.evaluation, config.relations, config.seed, clusters=clusters
-        )
-        rows, models = len(evaluation["rows"]), len(evaluation["models"])
-        stage.summary = f"{rows} rows by {models} zero-shot models"
-    with display.stage("report") as stage:
-        write_report(run)
-        stage.summary = "report.html"
-    display.console.print(evaluation_table(evaluation))
-    display.line(evaluation["summary"])
-    for finding in found:
-        display.line(f"[yellow]{finding['cause']}[/yellow]: {finding['sentence']}")
+from vgse.run_folder import export_splits, write_classes
 
 
 def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64]:
@@ -84,7 +33,7 @@ def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64
 def relate_classes(
     config: RunConfig, prepared: Prepared, embedded: Embedded, run: Path
 ) -> tuple[ClassEmbeddings, float]:
-    """Solve the relations and write embeddings, relations and image features.
+    """Solve the relations; write embeddings, relations and the split file.
 
     Returns:
         The class embeddings and the largest relative duality gap.
@@ -100,17 +49,6 @@ def relate_classes(
         seen=seen,
         unseen=unseen,
         val=prepared.val,
-    )
-    images = embedded.images
-    write_image_features(
-        run,
-        ImageFeatures(
-            features=np.concatenate(images.features),
-            labels=np.concatenate(images.labels),
-            split=np.array([SPLITS.index(name) for name in images.splits], np.uint8),
-            keys=images.keys,
-            assignments=np.concatenate(images.assignments).astype(np.float16),
-        ),
     )
     write_classes(run, classes, related)
     export_splits(run, run)

@@ -138,8 +138,8 @@ def place_paths(config: RunConfig, shipment: Shipment) -> list[str]:
     folder = given.parent if given.name == "manifest.json" else given
     inside = ["manifest.json", *(tar.name for tar in sorted(folder.glob("*.tar")))]
     config.data.shards = _shipped("data.shards", str(folder), shipment, inside)
-    if config.data.cache is None and "://" not in config.storage:
-        config.data.cache = str(Path(config.storage) / "cache")
+    if config.data.cache is None:
+        config.data.cache = f"{config.storage.rstrip('/')}/cache"
     return [
         f"warning: data.shards {config.data.shards} lies in the checkout, of which every node "
         "unpacks a copy of its own: sure to work on a cluster of one node only; for more, copy "

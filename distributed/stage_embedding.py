@@ -16,9 +16,16 @@ _UNITS_A_TASK = 4
 
 
 def run_embedding(
-    job: TrainingJob, checkpoint: Path, gpu: bool, display: Display, manifest_units: list[Unit]
+    job: TrainingJob,
+    checkpoint: str | Path,
+    gpu: bool,
+    display: Display,
+    manifest_units: list[Unit],
 ) -> Embedded:
-    """Embed every image once; returns the reduced sums and one row an image."""
+    """Embed every image once; returns the reduced sums and one row an image.
+
+    `checkpoint` is the folder or the URL of the last one.
+    """
     device = "cuda" if gpu else "cpu"
     model = build_model(job)
     frozen = model.backbone is None

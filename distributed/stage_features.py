@@ -1,7 +1,7 @@
 """The stage that fills the cache with features of the frozen backbone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import ray
 
@@ -16,6 +16,8 @@ from distributed.features import (
 )
 from distributed.prepare import Prepared
 from distributed.remote_calls import results_of
+from distributed.run_storage import absolute as absolute
+from distributed.run_storage import file_sizes
 from shards.entries import SPLITS
 from vgse.clusters import hash_threshold
 from vgse.config import RunConfig
@@ -23,9 +25,13 @@ from vgse.devices import resolve_precision
 
 
 def run_features(
-    config: RunConfig, prepared: Prepared, gpu: bool, display: Display
-) -> tuple[FeatureSpec, Path]:
-    """Compute what the feature cache lacks; returns its spec and folder."""
+    config: RunConfig,
+    prepared: Prepared,
+    gpu: bool,
+    display: Display,
+    splits: Sequence[str] = SPLITS,
+) -> tuple[FeatureSpec, str]:
+    """Compute what the feature cache lacks of some splits; returns its spec and folder or URL."""
     manifest = prepared.manifest
     device = "cuda" if gpu else "cpu"
     precision = resolve_precision(config.backbone.precision, device)
@@ -37,13 +43,14 @@ def run_features(
         below = hash_threshold(size, images * manifest.num_patches)
         spec = replace(spec, seed=config.seed, sample_below=below)
     folder = cache_folder(prepared.cache, manifest, spec)
-    units = units_of(manifest, SPLITS)
-    missing = [unit for unit in units if not (folder / unit.file).is_file()]
+    units = units_of(manifest, splits)
+    there = file_sizes(folder)
+    missing = [unit for unit in units if unit.file not in there]
     total = sum(unit.stop - unit.start for unit in units)
     with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
         task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(compute_unit)
         url, access = absolute(manifest.url), access_of(config.data)
-        calls = ((task, (url, unit, spec, str(folder), device, access)) for unit in missing)
+        calls = ((task, (url, unit, spec, folder, device, access)) for unit in missing)
         damaged: list[str] = []
         for count, broken in results_of(calls, limit=64):
             damaged += broken
@@ -58,8 +65,3 @@ def run_features(
         skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
         stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
     return spec, folder
-
-
-def absolute(url: str) -> str:
-    """The URL as every node of the cluster can use it."""
-    return url if "://" in url else str(Path(url).absolute())

@@ -6,8 +6,10 @@ from pathlib import Path
 import ray
 
 from distributed.display import Display
-from distributed.features import FeatureSpec, Unit, units_of
+from distributed.features import FeatureSpec, Unit, access_of, units_of
 from distributed.prepare import Prepared
+from distributed.remote_calls import result_of
+from distributed.run_storage import absolute, file_sizes, join
 from distributed.start import fit_start, sample_patches, save_start
 from vgse.clusters import Centroids
 from vgse.config import RunConfig
@@ -17,20 +19,21 @@ def run_start(
     config: RunConfig,
     prepared: Prepared,
     spec: FeatureSpec,
-    folder: Path,
-    run: Path,
+    folder: str | Path,
+    run: str | Path,
     gpu: bool,
     display: Display,
 ) -> None:
-    """k-means into `<run>/init`, unless it is there."""
-    if (run / "init" / "centroids.npy").is_file():
+    """k-means into `init` of the run folder, a local one or a URL, unless it is there."""
+    init = join(absolute(run), "init")
+    if "centroids.npy" in file_sizes(init):
         display.line("clusters    init/centroids.npy is there already")
         return
     with display.stage("clusters") as stage:
         task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_start_task)
         units = units_of(prepared.manifest, ["train"])
         labels = prepared.trained.tolist()
-        centroids, sampled, population = ray.get(
+        centroids, sampled, population = result_of(
             task.remote(
                 str(folder),
                 units,
@@ -38,7 +41,7 @@ def run_start(
                 config,
                 prepared.manifest.num_patches,
                 spec.sample_below,
-                str(run),
+                init,
             )
         )
         stage.summary = (
@@ -54,7 +57,7 @@ def _start_task(
     config: RunConfig,
     num_patches: int,
     below: int,
-    run: str,
+    init: str,
 ) -> tuple[Centroids, int, int]:
     sample = sample_patches(
         folder,
@@ -64,7 +67,8 @@ def _start_task(
         seed=config.seed,
         num_patches=num_patches,
         below=below,
+        access=access_of(config.data),
     )
     projection, centroids = fit_start(sample, config.model, config.seed)
-    save_start(Path(run) / "init", projection, centroids)
+    save_start(init, projection, centroids)
     return centroids, len(sample.features), sample.population

@@ -1,5 +1,6 @@
 """How the clustering layer starts: a hashed sample of patch features, their PCA, k-means."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.features import Unit, UnitFeatures, read_unit
+from distributed.run_storage import join, read, write
+from shards.access import ACCESS, Access
 from vgse.clusters import (
     Centroids,
     Projection,
@@ -17,7 +20,6 @@ from vgse.clusters import (
     project,
 )
 from vgse.config import ModelConfig
-from vgse.formats import written_whole
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def sample_patches(
     seed: int,
     num_patches: int,
     below: int,
+    access: Access = ACCESS,
 ) -> Sample:
     """Bottom-k sample of the cached patch features of some classes.
 
@@ -44,16 +47,17 @@ def sample_patches(
     bounded by the sample: hashes are gathered first, features of the chosen patches after.
 
     Args:
-        folder: the cache's folder.
+        folder: the cache's folder or URL.
         units: units of the training split.
         labels: classes to draw from.
         sample_size: k.
         seed: seed of the hash.
         num_patches: N, patches an image.
         below: hash bound under which the cache holds features, 2**64 - 1 for all.
+        access: where this node keeps copies, if the cache is at a URL.
     """
     hashes, owners, population = [], [], 0
-    for number, content in enumerate(_walk(folder, units)):
+    for number, content in enumerate(_walk(folder, units, access)):
         keep = np.isin(content.labels.numpy(), labels)
         drawn = patch_hashes(content.keys, num_patches, seed)
         population += int(keep.sum()) * num_patches
@@ -66,7 +70,7 @@ def sample_patches(
         all_owners = all_owners[smallest]
 
     rows, names = [], []
-    for number, content in enumerate(_walk(folder, units)):
+    for number, content in enumerate(_walk(folder, units, access)):
         flat = np.sort(all_owners[all_owners[:, 0] == number, 1])
         rows.append(_patch_rows(content, flat, num_patches, seed, below))
         names += [
@@ -76,9 +80,9 @@ def sample_patches(
     return Sample(features[np.argsort(np.array(names), kind="stable")], population)
 
 
-def _walk(folder: str, units: Sequence[Unit]) -> Iterator[UnitFeatures]:
+def _walk(folder: str, units: Sequence[Unit], access: Access) -> Iterator[UnitFeatures]:
     for unit in units:
-        yield read_unit(folder, unit)
+        yield read_unit(folder, unit, access)
 
 
 def _patch_rows(
@@ -108,26 +112,41 @@ def fit_start(
     return projection, centroids
 
 
-def save_start(folder: Path, projection: Projection | None, centroids: Centroids) -> None:
+def save_start(folder: str | Path, projection: Projection | None, centroids: Centroids) -> None:
     """Write `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
-    whose last column is the bias."""
-    folder.mkdir(parents=True, exist_ok=True)
+    whose last column is the bias, into a local folder or a URL."""
     if projection is not None:
         joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
-        _write_array(folder / "projection.npy", joined)
-    _write_array(folder / "centroids.npy", centroids.vectors)  # last: its presence says complete
+        _write_array(join(str(folder), "projection.npy"), joined)
+    # Last: its presence says that the start is complete.
+    _write_array(join(str(folder), "centroids.npy"), centroids.vectors)
 
 
-def load_start(folder: Path) -> tuple[Projection | None, NDArray[np.float32]]:
-    """What `save_start` wrote."""
-    centroids = np.load(folder / "centroids.npy", allow_pickle=False)
-    path = folder / "projection.npy"
-    if not path.is_file():
+def load_start(folder: str | Path) -> tuple[Projection | None, NDArray[np.float32]]:
+    """What `save_start` wrote.
+
+    Raises:
+        FileNotFoundError: there is no start.
+        ValueError: a file is damaged, or the store cannot be read.
+    """
+    centroids = _read_array(join(str(folder), "centroids.npy"))
+    try:
+        joined = _read_array(join(str(folder), "projection.npy"))
+    except FileNotFoundError:
         return None, centroids
-    joined = np.load(path, allow_pickle=False)
     return Projection(np.ascontiguousarray(joined[:, :-1]), joined[:, -1].copy()), centroids
 
 
-def _write_array(path: Path, array: NDArray[np.floating]) -> None:
-    with written_whole(path) as stream:
-        np.save(stream, array, allow_pickle=False)
+def _write_array(url: str, array: NDArray[np.floating]) -> None:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    write(url, stream.getvalue())
+
+
+def _read_array(url: str) -> NDArray[np.float32]:
+    content = io.BytesIO(read(url))
+    try:
+        array: NDArray[np.float32] = np.load(content, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{url}: damaged ({error}); delete the file and run again") from None
+    return array

@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ray.job_submission import JobSubmissionClient
 from distributed import job_env
 from distributed.jobs import connect, follow, jobs_of, latest_job, one_line, stop
 from distributed.shipping import ROOT, pack_list, place_paths, stage
-from vgse.config import RunConfig, to_dict, validate
+from vgse.config import RunConfig, leaves, to_dict, validate
 
 _START_S = 30.0
 
@@ -163,20 +163,12 @@ def next_id(client: JobSubmissionClient, run_id: str, address: str) -> str:
 def train_command(config: RunConfig, run_id: str, flags: Sequence[str] = ()) -> str:
     """The shell command that trains with this configuration, whatever file it came from."""
     arguments = ["python", "-m", "distributed", "train", "--run-id", run_id, *flags]
-    defaults = dict(_leaves(to_dict(RunConfig())))
-    for name, value in _leaves(to_dict(config)):
+    defaults = dict(leaves(to_dict(RunConfig())))
+    for name, value in leaves(to_dict(config)):
         if value != defaults[name]:
             text = value if isinstance(value, str) else json.dumps(value)
             arguments.append(f"--{name}={text}")
     return shlex.join(arguments)
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _other(command: Sequence[str]) -> str:

@@ -52,6 +52,7 @@ class Access:
 
 RETRY = Retry()
 FIRST = Retry(attempts=4)  # of what is read before a run begins: someone is waiting
+PATIENT = Retry(attempts=20)  # within a run: sees a store through more than a minute's absence
 ACCESS = Access()
 
 
@@ -68,6 +69,8 @@ def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Re
         except FileNotFoundError:
             raise
         except Exception as error:  # every store raises errors of its own
+            if getattr(error, "errno", None) in FULL:
+                raise ValueError(f"{url}: cannot be {what} ({short(error)}); {ROOM}") from error
             if _is_final(error):
                 raise ValueError(f"{url}: cannot be {what} ({short(error)}); {HINT}") from error
             if number + 1 == retry.attempts:
@@ -81,6 +84,8 @@ def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Re
     raise AssertionError("a Retry has at least one attempt")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = "free space on this node's disk, or choose another folder"
 HINT = "see to the address and the credentials (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
 
 

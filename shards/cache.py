@@ -6,7 +6,6 @@ that need the same shard at once each load it, and the second replaces the copy 
 one. What a killed process leaves is a `.part-` file, which a later one removes.
 """
 
-import errno
 import hashlib
 import os
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards import storage
-from shards.access import Access
+from shards.access import FULL, Access
 from shards.ahead import read_ahead
 from shards.entries import ShardEntry
 
@@ -66,7 +65,7 @@ def keep(url: str, shard: ShardEntry, access: Access) -> Path | None:
         except FileNotFoundError:
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in FULL:
                 return None
             raise ValueError(
                 f"{folder}: the shard cache cannot be written ({error.strerror}); "

@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 
 SPLITS = ("train", "test_seen", "test_unseen")
-ROLES = ("train", "val", "unseen")
+ROLES = ("train", "val", "unseen", "hidden")
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """A class, its role and the words of its name; val is a seen class used for choices."""
+    """A class, its role and the words of its name.
+
+    val is a seen class used for choices; hidden is a class none of whose images this manifest
+    lists, named so that labels count along the same classes as in the manifest it was made from.
+    """
 
     name: str
     role: str

@@ -73,6 +73,13 @@ def _count_problems(classes: list[ClassEntry], shards: list[ShardEntry]) -> list
     for shard in shards:
         totals[shard.split].update(shard.class_counts)
     for entry in classes:
+        if entry.role == "hidden":
+            found += [
+                f"class {entry.name!r} is hidden but has images in split {split}"
+                for split in SPLITS
+                if totals[split][entry.name]
+            ]
+            continue
         unseen = entry.role == "unseen"
         home = "test_unseen" if unseen else "train"
         if not totals[home][entry.name]:

@@ -42,7 +42,7 @@ def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RE
             raise
         except OSError as error:
             raise ValueError(f"{url}: cannot be read ({error.strerror})") from error
-    filesystem, path = _open(url)
+    filesystem, path = open_filesystem(url)
 
     def fetch() -> bytes:
         ranged = start > 0 or stop is not None
@@ -59,7 +59,7 @@ def sizes(folder: str, *, retry: Retry = RETRY) -> dict[str, int]:
     if not is_remote(folder):
         path = Path(folder.removeprefix("file://"))
         return {item.name: item.stat().st_size for item in os.scandir(path) if item.is_file()}
-    filesystem, path_ = _open(folder)
+    filesystem, path_ = open_filesystem(folder)
 
     def fetch() -> list[dict[str, Any]]:
         filesystem.invalidate_cache()  # a store remembers listings, a folder changes
@@ -73,7 +73,11 @@ def sizes(folder: str, *, retry: Retry = RETRY) -> dict[str, int]:
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 
-def _open(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and what the URL is called there.
+
+    Raises ValueError if the package for the scheme is missing, or the scheme unknown.
+    """
     scheme = url.split("::")[-1].split("://")[0]
     prepare = _OPTIONS.get(scheme)
     try:

@@ -5,10 +5,15 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests are small: threads only get in their way
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+
+if TYPE_CHECKING:
+    from fault_runs import Ended
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +44,21 @@ def ray_session() -> Iterator[None]:
     # Four CPUs in name: as many workers as the README's cluster example asks for.
     with ray_cluster(ClusterConfig(num_workers=4)):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed tiny set, and a folder for runs of it."""
+    from tiny import make_tiny
+
+    root = tmp_path_factory.mktemp("tiny")
+    make_tiny(root, test=4)
+    return root
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny_runs: Path) -> "Ended":
+    """A run that nothing happens to, which those that are interrupted are compared with."""
+    from fault_runs import start_run
+
+    return start_run(tiny_runs, "uninterrupted").end()

@@ -78,6 +78,8 @@ def ray_head() -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # busy neighbours are no fault of the run
+        "RAY_worker_niceness": "0",
         "PYTHONUNBUFFERED": "1",
     }
     gcs, dashboard, client, agent = free_ports(4)

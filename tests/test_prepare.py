@@ -8,8 +8,8 @@ import pytest
 from tiny import make_tiny
 
 from distributed.__main__ import main
-from distributed.driver import check_run_folder
 from distributed.prepare import prepare
+from distributed.run_marks import check_run_folder, write_config
 from vgse.config import DataConfig, ModelConfig, RunConfig
 
 
@@ -121,8 +121,49 @@ def test_mistakes_end_the_command_with_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_run_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    check_run_folder(tmp_path / "run", "one", resume=False)
-    check_run_folder(tmp_path / "run", "one", resume=False)
-    with pytest.raises(ValueError, match="made with another configuration or other data"):
-        check_run_folder(tmp_path / "run", "two", resume=False)
+def check(run: Path, config: RunConfig, fingerprint: str = "one", resume: bool = False) -> bool:
+    finished = check_run_folder(str(run), config, fingerprint, resume=resume)
+    write_config(config, str(run))
+    return finished
+
+
+def test_a_run_folder_of_another_configuration_is_refused_with_the_fields_that_differ(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    check(tmp_path / "run", config)
+    check(tmp_path / "run", config)
+    config.cluster.num_workers = 1  # decides nothing of what is learned
+    check(tmp_path / "run", config)
+    config.training.epochs, config.seed = 12, 7
+    with pytest.raises(ValueError, match="made with another configuration") as caught:
+        check(tmp_path / "run", config, "two")
+    assert "seed was 0 and is 7; training.epochs was 10 and is 12; choose" in str(caught.value)
+    assert "num_workers" not in str(caught.value)
+
+
+def test_a_run_folder_of_other_data_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    check(tmp_path / "run", config)
+    with pytest.raises(ValueError, match="the shards or the word vectors have changed; choose"):
+        check(tmp_path / "run", config, "two")
+
+
+def test_a_finished_run_is_refused_with_what_is_there_unless_resumed(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    assert not check(tmp_path, config)
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert not check(tmp_path, config), "a run that lacks its report is not finished"
+    (tmp_path / "report.html").write_text("")
+    with pytest.raises(ValueError, match=r"finished \(evaluation.json, report.html are there"):
+        check(tmp_path, config)
+    assert check(tmp_path, config, resume=True)
+
+
+def test_the_feature_cache_lies_where_all_nodes_reach_it(config: RunConfig, root: Path) -> None:
+    assert prepare(config).cache == str(root / "packed" / "features")
+    config.storage = "s3://bucket/runs"
+    assert prepare(config).cache == str(root / "packed" / "features")
+    config.data.shards = f"local://{root}/packed"  # counts as a store
+    assert prepare(config).cache == "s3://bucket/runs/cache"
+    config.data.cache = "memory://features"
+    assert prepare(config).cache == "memory://features"

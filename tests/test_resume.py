@@ -3,43 +3,40 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from tiny import make_tiny
+from fault_runs import (
+    CONFIG,
+    Ended,
+    assert_same_result,
+    children,
+    committed_step,
+    lines_with,
+    only_line,
+    record,
+    start_run,
+    title,
+)
 
 from distributed.batches import Dataset, epoch_batches
+from distributed.leftovers import remove_leftovers
 from distributed.metrics import read_metrics
 from distributed.position import Position, epoch_start, plan_of, restore_position
 from shards.batches import Cut
 from shards.cursor import select
 from shards.manifest import load_manifest
-from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, to_dict
-from vgse.formats import read_npz
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny")
-    make_tiny(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def pixels(root: Path) -> Dataset:
+def pixels(tiny_runs: Path) -> Dataset:
     """The training images as a run with a learning backbone reads them."""
-    manifest = load_manifest(str(root / "packed"))
+    manifest = load_manifest(str(tiny_runs / "packed"))
     return Dataset(
         manifest=manifest,
         selection=select(manifest, "train", manifest.seen),
@@ -55,7 +52,8 @@ def pixels(root: Path) -> Dataset:
 def read(dataset: Dataset, position: Position, steps: int | None = None) -> list[list[int]]:
     """Image ids of each step, over all workers, from a position on."""
     plan = plan_of(position, dataset)
-    found: list[list[int]] = [[] for _ in range(plan.steps - plan.first_step)][:steps]
+    left = plan.steps - plan.first_step
+    found: list[list[int]] = [[] for _ in range(left if steps is None else min(left, steps))]
     for rank in range(position.world_size):
         batches = epoch_batches(dataset, position.cursor, plan, rank, patch_size=16, device=CPU)
         for step, batch in zip(found, batches, strict=False):
@@ -90,114 +88,75 @@ def test_each_image_is_read_once_with_one_then_two_then_three_workers(pixels: Da
     assert len(seen) == len(set(seen)) == 240
 
 
-def write_config(root: Path, name: str) -> Path:
-    config = RunConfig(
-        data=DataConfig(shards=str(root / "packed"), words=str(root / "words.txt")),
-        model=ModelConfig(num_clusters=20, projection=64),
-        training=TrainingConfig(
-            epochs=6, batch_size=24, learning_rate=1e-2, checkpoint_epochs=2, checkpoint_steps=4
-        ),
-        storage=str(root / "runs"),
-    )
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(to_dict(config)))
-    return path
+def checkpoints(run: Path) -> list[Path]:
+    return sorted(run.glob("checkpoint_*/"))
 
 
-def start_run(root: Path, run_id: str) -> subprocess.Popen[str]:
-    config = write_config(root, run_id)
-    return subprocess.Popen(
-        [sys.executable, "-m", "distributed", "train", "--config", config, "--run-id", run_id],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return output
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(root: Path) -> Path:
-    finish(start_run(root, "uninterrupted"))
-    return root / "runs" / "uninterrupted"
-
-
-def wait_for_checkpoint(run: Path, process: subprocess.Popen[str], more_than: int = 0) -> None:
-    """Until a checkpoint is complete: state.json is the last file that is written."""
-    for _ in range(3000):
-        if len(list(run.glob("checkpoint_*/state.json"))) > more_than:
-            return
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint within a minute")
-
-
-def assert_same_result(run: Path, reference: Path) -> None:
-    """The losses of every epoch, and the class embeddings."""
-    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (run, reference)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-    ours = read_npz(run / "class_embeddings.npz").embeddings
-    theirs = read_npz(reference / "class_embeddings.npz").embeddings
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def children(pid: int) -> list[int]:
-    """All processes below one, found in /proc."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            )
-        except (OSError, IndexError, ValueError):
-            continue
-    found, waiting = [], [pid]
-    while waiting:
-        parent = waiting.pop()
-        own = [child for child, its in parents.items() if its == parent]
-        found += own
-        waiting += own
-    return found
-
-
-def title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
+def test_a_checkpoint_that_was_cut_off_is_removed_and_others_stay(tmp_path: Path) -> None:
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "init"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "file").touch()
+    known = [{"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}]
+    content = {"checkpoint_results": known, "latest_checkpoint_result": known[1]}
+    (tmp_path / "run" / "checkpoint_manager_snapshot.json").write_text(json.dumps(content))
+    (tmp_path / "run" / ".checkpoint_manager_snapshot.json.ab12").touch()
+    remove_leftovers(str(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob(".*"))
+    left = {path.name for path in (tmp_path / "run").glob("*/")}
+    assert left == {"checkpoint_1", "checkpoint_2", "init"}
+    remove_leftovers(str(tmp_path / "none"))
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_nothing_but_time(root: Path, uninterrupted: Path) -> None:
-    process = start_run(root, "worker")
-    run = root / "runs" / "worker"
-    wait_for_checkpoint(run, process)
-    workers = [pid for pid in children(process.pid) if "RayTrainWorker" in title(pid)]
+def test_as_many_checkpoints_stay_as_the_configuration_says(uninterrupted: Ended) -> None:
+    kept = checkpoints(uninterrupted.folder)
+    assert len(kept) == CONFIG["training"]["checkpoints_kept"]
+    assert kept[-1].joinpath("state.json").is_file()
+    assert committed_step(uninterrupted.folder) == 10 * CONFIG["training"]["epochs"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(tiny_runs: Path, uninterrupted: Ended) -> None:
+    run = start_run(tiny_runs, "worker")
+    run.wait_for_checkpoints(20)
+    step = committed_step(run.folder)
+    assert step % 10 in (4, 8) or step % 20 == 0  # every 4 steps, and every second epoch
+    workers = [pid for pid in children(run.process.pid) if "RayTrainWorker" in title(pid)]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
-    finish(process)
-    assert_same_result(run, uninterrupted)
+    ended = run.end()
+    told = lines_with(ended, " lost (")
+    assert "its process was killed" in told[0]
+    assert len(checkpoints(run.folder)) == CONFIG["training"]["checkpoints_kept"]
+    record(
+        "a worker is killed (SIGKILL)",
+        told,
+        tiny_runs,
+        repeated_s=read_metrics(run.folder)[-1]["restart_seconds"],
+        seconds=ended.seconds - uninterrupted.seconds,
+        difference=assert_same_result(run.folder, uninterrupted.folder),
+    )
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_when_started_again(root: Path, uninterrupted: Path) -> None:
-    process = start_run(root, "driver")
-    run = root / "runs" / "driver"
-    wait_for_checkpoint(run, process)
-    below = children(process.pid)
-    process.kill()
-    process.wait()
-    for pid in below:  # a machine that went down takes its Ray with it
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    again = finish(start_run(root, "driver"))
-    assert "init/centroids.npy is there already" in again
-    assert_same_result(run, uninterrupted)
+def test_a_killed_driver_goes_on_when_started_again_with_the_same_configuration_only(
+    tiny_runs: Path, uninterrupted: Ended
+) -> None:
+    run = start_run(tiny_runs, "driver")
+    run.wait_for_checkpoints(20)
+    seconds = run.kill()  # a machine that went down takes its Ray with it
+    other = {"training": {"learning_rate": 2e-2}}
+    line = only_line(start_run(tiny_runs, "driver", CONFIG, other).end(2))
+    assert "choose another --run-id" in line
+    record("the same run id with another learning rate", [line], tiny_runs)
+    again = start_run(tiny_runs, "driver").end()
+    told = lines_with(again, "is there already")
+    assert "init/centroids.npy is there already" in told[0]
+    assert len(checkpoints(run.folder)) == CONFIG["training"]["checkpoints_kept"]
+    record(
+        "the driver and its Ray are killed; the same command",
+        told,
+        tiny_runs,
+        seconds=seconds + again.seconds - uninterrupted.seconds,
+        difference=assert_same_result(run.folder, uninterrupted.folder),
+    )

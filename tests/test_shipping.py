@@ -134,6 +134,9 @@ def test_paths_in_the_checkout_are_named_from_its_root_with_a_warning(
     assert "a cluster of one node only" in warning
     assert (config.data.shards, config.data.words) == ("shards", "words.txt")
     assert config.data.cache == "/shared/runs/cache"
+    config = replace(absolute(shards="."), storage="s3://bucket/runs/")
+    place_paths(config, pack_list(checkout))
+    assert config.data.cache == "s3://bucket/runs/cache"
 
 
 def test_a_shard_that_git_ignores_is_named(checkout: Path) -> None:

@@ -1,0 +1,134 @@
+"""The stages after the embedding pass, each done once: relations to report."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from distributed import embedded_files
+from distributed.display import Display, Stage
+from distributed.embed import Embedded
+from distributed.embedded_files import load_embedded
+from distributed.features import access_of
+from distributed.late_stages import RunFolder, digest, fetch, run_stage
+from distributed.pictures import gather_pictures
+from distributed.prepare import Prepared
+from distributed.results import cluster_measures, relate_classes, write_health
+from vgse.config import RunConfig, to_dict
+from vgse.formats import write_arrays
+from vgse.report import write_report
+from vgse.run_folder import evaluate_run
+from vgse.zsl.show import evaluation_table
+
+RELATIONS = (
+    "class_embeddings.npz",
+    "class_embeddings.safetensors",
+    "relations.npz",
+    "VGSE_SMO_splits.mat",
+)
+_REPORT_READS = (
+    *("config.yaml", "metrics.jsonl", "class_embeddings.npz", "relations.npz", "pictures.npz"),
+    *("image_features.npz", "evaluation.json", "health.json"),
+)
+
+
+def write_results(
+    config: RunConfig,
+    prepared: Prepared,
+    run: RunFolder,
+    embedding: str,
+    display: Display,
+    *,
+    redo: bool,
+) -> None:
+    """Relate, evaluate and report, as far as it is not done.
+
+    Args:
+        config: the run's configuration.
+        prepared: its data.
+        run: the run folder, with the embedding pass's files.
+        embedding: digest of what those were made from.
+        display: where lines go.
+        redo: do also what is done.
+    """
+    folder, num_clusters = run.local, config.model.num_clusters
+
+    @functools.cache
+    def embedded() -> Embedded:
+        fetch(run, *embedded_files.FILES)
+        return load_embedded(folder)
+
+    def relations(stage: Stage) -> None:
+        classes, gap = relate_classes(config, prepared, embedded(), folder)
+        stage.summary = (
+            f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones, "
+            f"largest duality gap {gap:.0e}"
+        )
+
+    def pictures(stage: Stage) -> None:
+        arrays = gather_pictures(
+            prepared.manifest,
+            embedded().images,
+            prepared.seen,
+            prepared.unseen,
+            num_clusters,
+            config.seed,
+            access_of(config.data),
+        )
+        write_arrays(folder / "pictures.npz", arrays)
+        shown, classes = len(arrays["cluster_ids"]), len(prepared.manifest.class_names)
+        stage.summary = f"{shown} clusters, {classes} classes"
+
+    def health_file(stage: Stage) -> None:
+        fetch(run, "metrics.jsonl")
+        clusters = cluster_measures(prepared, embedded(), num_clusters)
+        found = write_health(folder, config, prepared, clusters)
+        stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
+
+    def evaluation(stage: Stage) -> None:
+        fetch(run, "class_embeddings.npz", "image_features.npz", "health.json")
+        content = evaluate_run(
+            folder,
+            config.evaluation,
+            config.relations,
+            config.seed,
+            clusters=read_json(folder / "health.json")["clusters"],
+        )
+        rows, models = len(content["rows"]), len(content["models"])
+        stage.summary = f"{rows} rows by {models} zero-shot models"
+
+    def report(stage: Stage) -> None:
+        fetch(run, *_REPORT_READS)
+        write_report(folder)
+        stage.summary = "report.html"
+
+    late = to_dict(config)
+    related = digest(embedding, late["relations"])
+    pictured = digest(embedding, config.seed)
+    evaluated = digest(related, late["evaluation"], config.seed)
+    healthy = digest(embedding, "health")
+    for name, inputs, files, work in (
+        ("relations", related, RELATIONS, relations),
+        ("pictures", pictured, ["pictures.npz"], pictures),
+        ("health", healthy, ["health.json"], health_file),
+        ("evaluation", evaluated, ["evaluation.json"], evaluation),
+        ("report", digest(pictured, healthy, evaluated), ["report.html"], report),
+    ):
+        run_stage(run, name, inputs, files, work, display, redo=redo)
+    fetch(run, "evaluation.json", "health.json", "report.html")
+    _show(read_json(folder / "evaluation.json"), read_json(folder / "health.json"), display)
+
+
+def _show(evaluation: dict[str, Any], health_content: dict[str, Any], display: Display) -> None:
+    display.console.print(evaluation_table(evaluation))
+    display.line(escape(evaluation["summary"]))
+    for finding in health_content["findings"]:
+        display.line(f"[yellow]{finding['cause']}[/yellow]: {escape(finding['sentence'])}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the run folder."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
