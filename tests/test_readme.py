@@ -11,12 +11,14 @@ from tiny import make_tiny
 
 import distributed.__main__
 import shards.__main__
+import tune.__main__
 import vgse.__main__
 
 README = Path(__file__).parent.parent / "README.md"
 MODULES = {
     "shards": shards.__main__.main,
     "distributed": distributed.__main__.main,
+    "tune": tune.__main__.main,
     "vgse": vgse.__main__.main,
 }
 
@@ -44,6 +46,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"epochs": 2, "batch_size": 60},
     }
     (folder / "configs" / "demo.yaml").write_text(yaml.safe_dump(config))
+    search = {
+        "run": "demo.yaml",
+        "grace_epochs": 1,
+        "finalists": 1,
+        "space": {"loss.entropy": {"low": 0.1, "high": 1, "log": True}},
+    }
+    (folder / "configs" / "search-demo.yaml").write_text(yaml.safe_dump(search))
     return folder
 
 
@@ -67,12 +76,16 @@ def test_every_python_command_runs(
         if module == "distributed" and "mine" in arguments:
             arguments += ["--model.num_clusters", "20", "--model.projection", "64"]
             arguments += ["--training.batch_size", "60"]
+        elif "--trials" in arguments:
+            arguments[arguments.index("--trials") + 1] = "2"
         elif "--model.num_clusters" in arguments:
             arguments[arguments.index("--model.num_clusters") + 1] = "30"
         assert MODULES[module](arguments) == 0, line
         ran.append(module)
     assert ran.count("distributed") >= 3
     assert ran.count("vgse") == 4
+    assert ran.count("tune") == 2
+    assert (folder / "runs" / "mine-search" / "search.html").is_file()
     assert (folder / "runs" / "mine" / "report.html").is_file()
 
 

@@ -1,0 +1,1 @@
+"""Searches: many runs over loss weights and cluster numbers, judged on validation classes."""

@@ -1,0 +1,144 @@
+"""The configuration of a search."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.storage import is_remote
+from tune.space import Dimension, check_space, default_space
+from vgse.config import RunConfig, validate
+from vgse.zsl.models import find_model
+
+Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
+
+
+@dataclass
+class SearchConfig:
+    """A search around one configuration of a run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run that is searched around, with the fields of `python -m distributed train`; in a
+    YAML file also the path of another one, such as demo.yaml, relative to the file."""
+    space: dict[str, Dimension] = field(default_factory=default_space)
+    """For each dotted field of the run: low and high (log: true for a logarithmic scale), or
+    choices."""
+    trials: int = 64
+    """Trials, the default configuration among them, which comes first and is never stopped."""
+    max_concurrent: int = 0
+    """Trials at the same time; 0 takes as many as the cluster has room for."""
+    workers_per_trial: int = 1
+    """Training workers of a trial; above 1 each trial is a run of Ray Train."""
+    gpus_per_trial: float = 0.25
+    """Share of a GPU that a trial of one worker takes where the cluster has GPUs."""
+    objective: Objective = "zsl"
+    """What is maximised on the validation classes, which play the unseen ones: zsl (top-1 among
+    them), or harmonic_mean, seen or unseen of generalised zero-shot learning."""
+    models: list[str] = field(default_factory=lambda: ["prototype"])
+    """Zero-shot models whose mean the objective is; their hyper-parameters are chosen on a part
+    of the training classes, never on the validation classes."""
+    grace_epochs: int = 2
+    """Epochs before which ASHA stops no trial."""
+    reduction_factor: int = 3
+    """ASHA lets the best 1 in this many go on at each of its rungs."""
+    collapse_share: float = 0.1
+    """A trial with less than this share of its clusters in use is stopped as collapsed."""
+    finalists: int = 3
+    """Best configurations that are trained anew on all seen classes and scored on test images; 0
+    leaves the test images alone."""
+    max_failures: int = 1
+    """Times that a trial whose process died goes on from its last epoch before it counts as
+    failed."""
+    from_pixels: bool = False
+    """Compute patch features anew in every epoch, as a trainer without a cache would."""
+    seed: int = 0
+    """Seed of the choices of the search."""
+
+
+_NUMBERS: tuple[tuple[str, float, float], ...] = (
+    ("trials", 1, 1_000_000),
+    ("max_concurrent", 0, 100_000),
+    ("workers_per_trial", 1, 100_000),
+    ("gpus_per_trial", 0.01, 64),
+    ("grace_epochs", 1, 1_000_000),
+    ("reduction_factor", 2, 1000),
+    ("collapse_share", 0, 1),
+    ("finalists", 0, 1000),
+    ("max_failures", 0, 1000),
+)
+
+CHANGEABLE = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
+"""Fields that a resumed search may change."""
+
+
+def check(config: SearchConfig) -> None:
+    """Find what can be found wrong before a cluster is started.
+
+    Raises:
+        ValueError: one line that names the field and the remedy.
+    """
+    for name, low, high in _NUMBERS:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; it must be in {low:g}..{high:g}")
+    if config.grace_epochs > config.run.training.epochs:
+        raise ValueError(
+            f"grace_epochs is {config.grace_epochs}, but a trial has {config.run.training.epochs} "
+            "epochs; lower it or raise run.training.epochs"
+        )
+    if not config.models:
+        raise ValueError("models is empty; name at least one, such as prototype")
+    for name in config.models:
+        try:
+            find_model(name)
+        except ValueError as error:
+            raise ValueError(f"models: {error}") from None
+    try:
+        validate(config.run)
+    except ValueError as error:
+        raise ValueError(f"run.{error}") from None
+    if is_remote(config.run.storage):
+        raise ValueError(
+            f"run.storage is {config.run.storage}; the folder of a search must lie on a disk that "
+            "all nodes share"
+        )
+    if config.from_pixels and config.workers_per_trial > 1:
+        raise ValueError("from_pixels goes with workers_per_trial 1")
+    pixels = config.from_pixels or config.run.backbone.train != "none"
+    if pixels and is_remote(config.run.data.shards):
+        raise ValueError(
+            f"run.data.shards is {config.run.data.shards}; trials from pixels read shards from a "
+            "disk, so that test shards can be kept from them: copy the shards there"
+        )
+    if config.from_pixels and config.run.backbone.train != "none":
+        raise ValueError("from_pixels is for a frozen backbone; a backbone that learns needs none")
+    check_space(config.run, config.space)
+
+
+def search_folder(config: SearchConfig, search_id: str) -> Path:
+    """Where a search keeps its files."""
+    return (Path(config.run.storage) / search_id).absolute()
+
+
+def to_dict(config: SearchConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and scalars; the space without what is not set."""
+    content = asdict(config)
+    content["space"] = {
+        name: {
+            key: value
+            for key, value in dimension.items()
+            if value is not None and value is not False
+        }
+        for name, dimension in content["space"].items()
+    }
+    return content
+
+
+def differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of fields in which two configurations differ."""
+    for key in sorted(one.keys() | two.keys()):
+        left, right = one.get(key), two.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield prefix + key

@@ -1,0 +1,192 @@
+"""A search from its configuration to its winner: trials under Ray Tune, then the finalists."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from distributed.cluster import ray_cluster
+from distributed.display import Display
+from distributed.prepare import Prepared, prepare
+from distributed.stage_features import run_features
+from tune.config import SearchConfig, check, search_folder
+from tune.final import finish
+from tune.fit import check_against_data
+from tune.folder import open_folder, write_best
+from tune.halving import Halving
+from tune.keeping import kept
+from tune.live import Live
+from tune.material import Material, gather, trial_base
+from tune.proposals import Proposals
+from tune.records import TrialRecord, ranked, write_record
+from tune.room import Room, cluster_of, find_room
+from tune.space import distributions, value_of
+from tune.stage_starts import run_starts, widest
+from tune.trainable import resources_of, tune_trial
+from tune.watch import Watch
+from vgse.disk import room_for
+from vgse.formats import write_json
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no objective
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a resume starts from the trials' files
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "100000",
+}
+
+
+class Interrupted(Exception):
+    """The user stopped the search; every trial that ended, and every epoch, is kept."""
+
+
+def search(
+    config: SearchConfig, search_id: str, *, resume: bool = False, verbose: bool = False
+) -> Path:
+    """Run all trials, train the best ones anew, and return the search folder.
+
+    Args:
+        config: the search.
+        search_id: name of the search folder below `config.run.storage`.
+        resume: go on with a search that is there. Trials that ended stay; interrupted ones go on
+            from their last epoch.
+        verbose: let Ray's own log through.
+
+    Raises:
+        ValueError: one line that names the file or the field, and the remedy.
+        Interrupted: by ^C.
+    """
+    check(config)
+    base = trial_base(config)
+    prepared = prepare(base)
+    check_against_data(config, prepared)
+    folder = search_folder(config, search_id)
+    records = open_folder(folder, config, resume=resume)
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    with ExitStack() as open_things:
+        with Display() as display:
+            display.line(_describe(config, prepared, records))
+            with display.stage("ray") as stage:
+                open_things.enter_context(ray_cluster(cluster_of(config), verbose=verbose))
+                room = find_room(config, display.line)
+                stage.summary = f"{room.concurrent} trials at a time, on {room.device}"
+            spec, features = run_features(
+                widest(config, base), prepared, room.device == "cuda", display, ["train"]
+            )
+            material = gather(config, prepared, spec, features, folder, room.device)
+            shared = ray.put(material)
+            run_starts(material, shared, display)
+        with room_for(folder):
+            records = run_trials(material, shared, room, folder, records)
+        best = ranked(records)
+        if not best:
+            raise ValueError(f"{folder}: no trial came to an end; see the causes in trials/*.json")
+        write_best(folder, config.run, best[0])
+        finish(config, folder, records)
+    return folder
+
+
+def run_trials(
+    material: Material, shared: Any, room: Room, folder: Path, before: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """Run what is left of the trials; returns all of them.
+
+    Raises:
+        Interrupted: by ^C.
+    """
+    config, base = material.config, material.base
+    records = [_caught_up(folder, record) for record in before]
+    left = config.trials - sum(record.ended for record in records)
+    if left <= 0:
+        return records
+    epochs = base.training.epochs
+    pixels = config.from_pixels or base.backbone.train != "none"
+    default = {name: value_of(base, name) for name in sorted(config.space)}
+    space = distributions(base, config.space)
+    attempt = folder / "ray"
+    began = time.monotonic()
+    with Live(config.trials, config.objective) as live:
+        live.begin(records)
+        watch = Watch(folder, epochs, "pixels" if pixels else "cache", records, live)
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(tune_trial, material=[shared]),
+                resources_of(material, base.cluster.cpus_per_worker, room.gpus),
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=Proposals(space, default, epochs, config.seed, records),
+                scheduler=Halving(epochs, config.grace_epochs, config.reduction_factor, records),
+                num_samples=left,
+                max_concurrent_trials=room.concurrent,
+                reuse_actors=config.workers_per_trial == 1,
+                trial_dirname_creator=_name_of,
+                trial_name_creator=_name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{time.time_ns()}",  # an attempt is never restored by Ray Tune
+                storage_path=str(attempt),
+                verbose=0,
+                callbacks=[watch],
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=tune.CheckpointConfig(),
+            ),
+        )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        tuner.fit()
+    shutil.rmtree(attempt, ignore_errors=True)
+    done = sorted(watch.records.values(), key=lambda record: record.trial)
+    _write_timing(folder, done, before, room, time.monotonic() - began)
+    if sum(record.ended for record in done) < config.trials:
+        raise Interrupted
+    return done
+
+
+def _name_of(trial: Any) -> str:
+    return str(trial.config["trial"])
+
+
+def _caught_up(folder: Path, record: TrialRecord) -> TrialRecord:
+    """An interrupted trial with the rows that its checkpoint knows and the driver did not see."""
+    if not record.ended:
+        for row in kept(folder, record.trial)[1][len(record.history) :]:
+            record.add(row)
+        write_record(folder, record)
+    return record
+
+
+def _write_timing(
+    folder: Path,
+    records: Sequence[TrialRecord],
+    before: Sequence[TrialRecord],
+    room: Room,
+    seconds: float,
+) -> None:
+    ended = sum(record.ended for record in records) - sum(record.ended for record in before)
+    content = {
+        "trials": ended,
+        "trials_per_minute": round(60 * ended / max(seconds, 1e-9), 3),
+        "seconds": round(seconds, 3),
+        "concurrent": room.concurrent,
+        "device": room.device,
+    }
+    write_json(folder / "search.json", content)
+
+
+def _describe(config: SearchConfig, prepared: Prepared, records: Sequence[TrialRecord]) -> str:
+    ended = sum(record.ended for record in records)
+    there = f", {ended} of them there already" if ended else ""
+    return (
+        f"{prepared.manifest.source or prepared.manifest.url}: {config.trials} trials{there}, "
+        f"{config.objective} of {len(prepared.val)} validation classes after training on "
+        f"{len(prepared.trained)} others"
+    )

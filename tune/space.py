@@ -1,0 +1,170 @@
+"""What a search may vary, and how a choice becomes a configuration."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from vgse.config import RunConfig, validate
+
+_FIXED = {
+    "data": "one feature cache serves all trials",
+    "backbone": "one feature cache serves all trials",
+    "evaluation": "all trials are judged alike",
+    "cluster": "it decides nothing that is learned",
+    "tracking": "it decides nothing that is learned",
+    "storage": "it decides nothing that is learned",
+    "training.epochs": "ASHA decides how long a trial trains",
+    "training.classes": "validation classes stay out of training",
+    "training.checkpoint_epochs": "a trial makes a checkpoint every epoch",
+    "training.checkpoint_steps": "a trial makes a checkpoint every epoch",
+    "training.checkpoints_kept": "a trial makes a checkpoint every epoch",
+}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values of one field: a range, or choices."""
+
+    low: float | None = None
+    """Smallest value."""
+    high: float | None = None
+    """Largest value."""
+    log: bool = False
+    """Draw evenly on a logarithmic scale."""
+    choices: list[bool | int | float | str] | None = None
+    """The values to choose among, in place of a range."""
+
+
+def default_space() -> dict[str, Dimension]:
+    """The four loss weights down to almost nothing, D_v, τ, the learning rate and α."""
+    return {
+        "loss.classification": Dimension(0.03, 10, log=True),
+        "loss.semantic": Dimension(0.003, 10, log=True),
+        "loss.consistency": Dimension(0.001, 3, log=True),
+        "loss.entropy": Dimension(0.01, 10, log=True),
+        "model.num_clusters": Dimension(choices=[50, 100, 150, 200, 300]),
+        "model.temperature": Dimension(0.02, 0.3, log=True),
+        "training.learning_rate": Dimension(1e-4, 3e-2, log=True),
+        "relations.alpha": Dimension(choices=[0.0, -0.05, -0.2, -1.0]),
+    }
+
+
+def value_of(config: RunConfig, name: str) -> Any:
+    """The value of a dotted field."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def with_params(config: RunConfig, params: Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with dotted fields set."""
+    for name, value in params.items():
+        section, _, field_name = name.partition(".")
+        if field_name:
+            part = replace(getattr(config, section), **{field_name: value})
+            config = replace(config, **{section: part})
+        else:
+            config = replace(config, **{section: value})
+    return config
+
+
+def distributions(config: RunConfig, space: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
+    """The space as Optuna knows it, in the order of the names."""
+    return {name: _distribution(config, name, space[name]) for name in sorted(space)}
+
+
+def _distribution(config: RunConfig, name: str, dimension: Dimension) -> BaseDistribution:
+    if dimension.choices is not None:
+        return CategoricalDistribution(dimension.choices)
+    low, high = dimension.low, dimension.high
+    assert low is not None and high is not None, "check_space comes first"
+    if isinstance(value_of(config, name), int):
+        return IntDistribution(int(low), int(high), log=dimension.log)
+    return FloatDistribution(float(low), float(high), log=dimension.log)
+
+
+def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
+    """See that every value that can be drawn makes a valid configuration.
+
+    Raises:
+        ValueError: one line that names the field of the space and the remedy.
+    """
+    if not space:
+        raise ValueError("space is empty; name at least one field, such as loss.entropy")
+    known = dict(_leaves(config))
+    for name, dimension in space.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "see python -m distributed train --help"
+            raise ValueError(f"space.{name}: a run has no such field; {hint}")
+        for fixed, why in _FIXED.items():
+            if name == fixed or name.startswith(f"{fixed}."):
+                raise ValueError(f"space.{name}: {why}; set it under run instead")
+        _check_dimension(name, dimension, known[name])
+        for value in _extremes(dimension, known[name]):
+            try:
+                validate(with_params(config, {name: value}))
+            except ValueError as error:
+                raise ValueError(f"space.{name}: {error}") from None
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, value
+
+
+def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if dimension.choices is not None:
+        if dimension.low is not None or dimension.high is not None:
+            raise ValueError(f"space.{name}: has choices and a range; keep one of them")
+        if not dimension.choices:
+            raise ValueError(f"space.{name}: choices are empty; give at least one value")
+        if len(set(dimension.choices)) != len(dimension.choices):
+            raise ValueError(f"space.{name}: choices hold a value twice; keep one")
+        wrong = [choice for choice in dimension.choices if not _fits(choice, value)]
+        if wrong:
+            kind = type(value).__name__
+            raise ValueError(f"space.{name}: {wrong[0]!r} is no {kind}; the field takes {kind}")
+        return
+    if dimension.low is None or dimension.high is None:
+        raise ValueError(f"space.{name}: give low and high, or choices")
+    if not numeric:
+        raise ValueError(f"space.{name}: is no number; give choices in place of low and high")
+    low, high = dimension.low, dimension.high
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"space.{name}: low is {low} and high is {high}; low must be the smaller")
+    if dimension.log and low <= 0:
+        raise ValueError(f"space.{name}: low is {low}; a logarithmic scale needs more than 0")
+    if isinstance(value, int) and (low != int(low) or high != int(high)):
+        raise ValueError(f"space.{name}: takes whole numbers; low is {low} and high is {high}")
+
+
+def _fits(choice: Any, value: Any) -> bool:
+    if isinstance(value, bool) or isinstance(choice, bool):
+        return isinstance(value, bool) and isinstance(choice, bool)
+    if isinstance(value, float):
+        return isinstance(choice, int | float)
+    return isinstance(choice, type(value))
+
+
+def _extremes(dimension: Dimension, value: Any) -> list[Any]:
+    if dimension.choices is not None:
+        return list(dimension.choices)
+    assert dimension.low is not None and dimension.high is not None
+    kind = int if isinstance(value, int) else float
+    return [kind(dimension.low), kind(dimension.high)]
