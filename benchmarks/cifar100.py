@@ -12,7 +12,6 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,9 @@ import torch
 import yaml
 from scipy.optimize import minimize
 
-from distributed.cluster import ray_cluster
-from distributed.controls import shuffle_labels
-from distributed.display import Display
-from distributed.features import units_of
-from distributed.job import TrainingJob
-from distributed.prepare import Prepared, prepare
-from distributed.results import cluster_measures
-from distributed.stage_embedding import run_embedding
-from distributed.stage_features import run_features
-from distributed.stage_training import run_training, training_job
-from shards.entries import SPLITS
+from benchmarks.quality_run import run as train_setting
+from benchmarks.quality_run import task_of
+from benchmarks.quality_settings import Setting
 from vgse.config import RunConfig
 from vgse.formats import read_npz
 
@@ -83,28 +74,12 @@ def load_config(run: Path) -> RunConfig:
 def shuffled_control(run: Path) -> dict[str, Any]:
     """The cluster measures of the same training with labels dealt out at random."""
     config = load_config(run)
-    prepared = prepare(config)
-    control = run.parent / f"{run.name}-shuffled"
-    (control / "init").mkdir(parents=True, exist_ok=True)
-    for file in (run / "init").iterdir():
-        (control / "init" / file.name).write_bytes(file.read_bytes())
-    with ray_cluster(config.cluster), Display() as display:
-        spec, folder = run_features(config, prepared, False, display)
-        train_units = units_of(prepared.manifest, ["train"])
-        shuffle_labels(folder, train_units, folder.parent / "shuffled", config.seed)
-        job = training_job(config, prepared, spec, folder, control)
-        lied_to = replace(job, folder=str(folder.parent / "shuffled"))
-        checkpoint = run_training(lied_to, False, display)
-        return measures(job, prepared, checkpoint, display)
-
-
-def measures(
-    job: TrainingJob, prepared: Prepared, checkpoint: Path, display: Display
-) -> dict[str, Any]:
-    """Cluster measures of a checkpoint under the true labels."""
-    units = units_of(prepared.manifest, SPLITS)
-    embedded = run_embedding(job, checkpoint, False, display, units)
-    return cluster_measures(prepared, embedded, job.config.model.num_clusters)
+    setting = Setting("shuffled", "shuffled labels", "training", config, shuffled=True)
+    work = run.parent / "quality"
+    task = task_of(setting, config.data.shards, work)
+    result = task.result() if task.done else train_setting(task, work, print)
+    clusters: dict[str, Any] = result["clusters"]
+    return clusters
 
 
 def difference_to_slsqp(run: Path) -> float:

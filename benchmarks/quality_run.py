@@ -1,0 +1,213 @@
+"""One setting on one split, without Ray: start, train, embed, measure, evaluate; kept as JSON."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality_settings import Setting, relation_rows
+from distributed.alone import train_alone
+from distributed.controls import shuffle_labels
+from distributed.embed import Embedded, Encoder, embed_units
+from distributed.features import (
+    FeatureSpec,
+    access_of,
+    cache_folder,
+    compute_unit,
+    feature_spec,
+    units_of,
+)
+from distributed.job import TrainingJob, build_model
+from distributed.prepare import Prepared, prepare
+from distributed.results import cluster_measures, own_embeddings
+from distributed.stage_features import absolute
+from distributed.stage_training import training_job
+from distributed.start import fit_start, sample_patches, save_start
+from shards.entries import SPLITS
+from vgse.config import RunConfig, to_dict
+from vgse.devices import resolve_precision
+from vgse.formats import ClassEmbeddings, write_json
+from vgse.run_folder import ImageFeatures, zsl_data_of
+from vgse.zsl.data import ZslData, with_validation
+from vgse.zsl.table import evaluate_rows
+
+VERSION = 1  # of what a stored result means: a new one computes everything anew
+KEPT = ("zsl", "seen", "unseen", "harmonic_mean", "val_zsl")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A setting on one split, and the file of its result."""
+
+    setting: Setting
+    config: RunConfig  # the setting's, with the split's shards
+    prepared: Prepared
+    file: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self.file.is_file()
+
+    def result(self) -> dict[str, Any]:
+        """The stored result; see `run`."""
+        found: dict[str, Any] = json.loads(self.file.read_text())
+        return found
+
+
+def task_of(setting: Setting, shards: str, work: Path) -> Task:
+    """The task of a setting on a packed data set.
+
+    Two settings that come to the same share a file. Raises ValueError for a data set or words
+    that cannot be used.
+    """
+    config = replace(setting.config, data=replace(setting.config.data, shards=shards))
+    prepared = prepare(config)
+    content = to_dict(config)
+    content = {name: content[name] for name in ("relations", "evaluation", "seed")} | {
+        "version": VERSION,
+        # Untrained heads depend on no loss and no optimiser.
+        "learned": prepared.fingerprint if setting.trained else _start_key(config, prepared),
+        "init": config.model.init,
+        "temperature": config.model.temperature,
+        "words": hashlib.sha256(prepared.word_vectors.tobytes()).hexdigest(),
+        "trained": setting.trained,
+        "shuffled": setting.shuffled,
+        "every_row": setting.every_row,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return Task(setting, config, prepared, work / "results" / f"{Path(shards).name}-{key}.json")
+
+
+def _start_key(config: RunConfig, prepared: Prepared) -> str:
+    model, manifest = config.model, prepared.manifest
+    start = [model.num_clusters, model.projection, model.max_points_per_centroid, config.seed]
+    content = [manifest.fingerprint, to_dict(config)["backbone"], start, prepared.trained.tolist()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fill_cache(
+    config: RunConfig, prepared: Prepared, say: Callable[[str], None]
+) -> tuple[FeatureSpec, Path]:
+    """Compute what the feature cache lacks, in this process; returns its spec and folder."""
+    manifest = prepared.manifest
+    spec = feature_spec(config.backbone, resolve_precision(config.backbone.precision, "cpu"))
+    folder = Path(cache_folder(prepared.cache, manifest, spec))
+    missing = [u for u in units_of(manifest, SPLITS) if not (folder / u.file).is_file()]
+    started = time.monotonic()
+    for number, unit in enumerate(missing, 1):
+        url, access = absolute(manifest.url), access_of(config.data)
+        compute_unit(url, unit, spec, str(folder), "cpu", access)
+        left = (time.monotonic() - started) / number * (len(missing) - number)
+        say(f"features {number}/{len(missing)}, about {left:.0f} s left")
+    return spec, folder
+
+
+def run(task: Task, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Compute a task's result and store it.
+
+    Returns:
+        `clusters`: measures as in evaluation.json; `rows`: row -> {label, group, results}, where
+        results are model -> figures in 0..1; `chance`; `seconds`.
+    """
+    started = time.monotonic()
+    config, prepared = task.config, task.prepared
+    spec, folder = fill_cache(config, prepared, say)
+    start = work / "starts" / _start_key(config, prepared)
+    job = training_job(config, prepared, spec, folder, start)
+    _start(job, prepared, start)
+    embedded = _embed(job, _train(task, job, work), prepared)
+    evaluation = _evaluate(task, embedded)
+    result = {
+        "clusters": cluster_measures(prepared, embedded, config.model.num_clusters),
+        "chance": evaluation["chance"],
+        "rows": {
+            row["name"]: {
+                "label": row["label"],
+                "group": row["group"],
+                "results": {
+                    model: {name: figures[name] for name in KEPT}
+                    for model, figures in row["results"].items()
+                },
+            }
+            for row in evaluation["rows"]
+        },
+        "seconds": time.monotonic() - started,
+    }
+    write_json(task.file, result)
+    return result
+
+
+def _start(job: TrainingJob, prepared: Prepared, start: Path) -> None:
+    """k-means into `<start>/init`, unless it is there."""
+    if (start / "init" / "centroids.npy").is_file():
+        return
+    model, seed = job.config.model, job.config.seed
+    sample = sample_patches(
+        job.folder,
+        units_of(prepared.manifest, ["train"]),
+        job.classes,
+        sample_size=model.num_clusters * model.max_points_per_centroid,
+        seed=seed,
+        num_patches=prepared.manifest.num_patches,
+        below=job.spec.sample_below,
+    )
+    projection, centroids = fit_start(sample, model, seed)
+    save_start(start / "init", projection, centroids)
+
+
+def _train(task: Task, job: TrainingJob, work: Path) -> Any:
+    """The head of the trained model, or as it starts."""
+    if not task.setting.trained:
+        return build_model(job).head
+    if task.setting.shuffled:
+        units = units_of(task.prepared.manifest, ["train"])
+        lie = work / "shuffled" / f"{Path(job.folder).name}-{job.config.seed}"
+        if not all((lie / unit.file).is_file() for unit in units):
+            shuffle_labels(job.folder, units, lie, job.config.seed)
+        job = replace(job, folder=str(lie))
+    return train_alone(job).head
+
+
+def _embed(job: TrainingJob, head: Any, prepared: Prepared) -> Embedded:
+    encoder = Encoder(
+        job.url, job.folder, job.spec, job.num_classes, head.eval(), None, None, "cpu"
+    )
+    return embed_units(encoder, units_of(prepared.manifest, SPLITS))
+
+
+def _evaluate(task: Task, embedded: Embedded) -> dict[str, Any]:
+    config, prepared = task.config, task.prepared
+    own = own_embeddings(prepared, embedded).astype(np.float32)
+    rows = relation_rows(config.relations, config.seed)
+    if not task.setting.every_row:
+        rows = [row for row in rows if row.name in ("smo", "oracle")]
+    data = _zsl_data(prepared, embedded, own)
+    words = prepared.word_vectors
+    return evaluate_rows(data, rows, own, words, config.evaluation, config.seed, config.relations)
+
+
+def _zsl_data(prepared: Prepared, embedded: Embedded, own: Any) -> ZslData:
+    images = embedded.images
+    classes = ClassEmbeddings(
+        prepared.manifest.class_names,
+        own,
+        own,
+        prepared.word_vectors.astype(np.float32),
+        prepared.seen,
+        prepared.unseen,
+        prepared.val,
+    )
+    features = ImageFeatures(
+        np.concatenate(images.features),
+        np.concatenate(images.labels),
+        np.array([SPLITS.index(name) for name in images.splits], np.uint8),
+        images.keys,
+        np.concatenate(images.assignments).astype(np.float16),
+    )
+    return with_validation(zsl_data_of(classes, features))
