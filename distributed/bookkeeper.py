@@ -105,5 +105,6 @@ def one_line(error: BaseException) -> str:
 _DEATHS = {
     "running low on memory": "its node ran out of memory",
     "node died": "its node died",
+    "is unavailable": "it does not answer",  # what is first seen of a node that went
     "unexpectedly exits": "its process was killed or crashed",
 }
