@@ -240,5 +240,5 @@ class _FeatureStore:
             entry = self.dataset.selection.shards[shard]
             start = number * UNIT
             unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
-            self.units[key] = read_unit(self.folder, unit)
+            self.units[key] = read_unit(self.folder, unit, self.dataset.access)
         return self.units[key]

@@ -1,5 +1,6 @@
 """One run from shards to a report: checks, then the stages on the cluster, then the results."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.markup import escape
@@ -74,8 +75,9 @@ def learn_and_embed(
         for stage, files in (("training", [checkpoint]), ("embedding", embedded_files.FILES)):
             display.line(f"{stage:<11} there already: {', '.join(files)}")
         return digest(prepared.fingerprint, checkpoint)
-    with ray_cluster(config.cluster, verbose=verbose):
+    with ExitStack() as cluster:
         with display.stage("ray") as stage_:
+            cluster.enter_context(ray_cluster(config.cluster, verbose=verbose))
             gpu = wants_gpu(config.cluster, stage_.say)
             stage_.summary = f"{config.cluster.num_workers} {'GPU' if gpu else 'CPU'} workers"
         spec, folder = run_features(config, prepared, gpu, display)

@@ -86,7 +86,7 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
     size = encoder.head.centroids.shape[0]
     result = Embedded({}, {}, EmbeddedImages())
     for unit in units:
-        content = read_unit(encoder.folder, unit)
+        content = read_unit(encoder.folder, unit, encoder.access)
         labels = content.labels.numpy()
         features = _features(encoder, unit, content)  # [n, N, D_f]
         assignments = _assign(encoder.head, features)

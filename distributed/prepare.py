@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distributed.run_storage import absolute, is_remote, join
+from distributed.tracking import check_tracking
 from shards.manifest import Manifest, load_manifest
 from vgse.backbones import Backbone, build_backbone
 from vgse.config import RunConfig, to_dict, validate
@@ -38,6 +39,7 @@ def prepare(config: RunConfig) -> Prepared:
         ValueError: one line that names the file or the field, and the remedy.
     """
     validate(config)
+    check_tracking(config.tracking)
     manifest = load_manifest(config.data.shards)
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words

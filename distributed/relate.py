@@ -1,6 +1,7 @@
 """Relations of very many classes, solved in blocks by the cluster's CPUs."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 import ray
 from numpy.typing import ArrayLike, NDArray
 
+from distributed.cluster import ray_cluster
 from distributed.remote_calls import results_of
+from vgse.config import ClusterConfig
 from vgse.relation_blocks import (
     RelationProblem,
     Relations,
@@ -19,9 +22,19 @@ from vgse.relation_blocks import (
 )
 from vgse.relations import checked_vectors, solve_relations
 
-WORTH_SHARDING = 30_000_000
-"""U * S from which blocks on two CPUs or more end before a single call: about eight seconds of one
-core, against the two or three that a task takes to start and to load the compiled solver."""
+WORTH_SHARDING = 100_000_000
+"""U * S from which the cluster is asked: most of a minute of one core, where starting Ray, and a
+task with its compiled solver, take a few seconds each."""
+
+
+@contextmanager
+def cluster_where_faster(config: ClusterConfig, size: int) -> Iterator[None]:
+    """A cluster inside, if relations of U * S = `size` weights are worth it."""
+    if size < WORTH_SHARDING:
+        yield
+        return
+    with ray_cluster(config):
+        yield
 
 
 def solve_where_faster(

@@ -10,6 +10,7 @@ from distributed.embed import Embedded
 from distributed.epoch_sums import LOADING
 from distributed.metrics import read_metrics
 from distributed.prepare import Prepared
+from distributed.relate import cluster_where_faster, solve_where_faster
 from shards.health import LoadTimes, explain_stall
 from shards.storage import is_remote
 from vgse import health
@@ -40,7 +41,8 @@ def relate_classes(
     """
     own = own_embeddings(prepared, embedded)
     words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
-    related = relate(words, seen, unseen, config.relations)
+    with cluster_where_faster(config.cluster, len(unseen) * len(seen)):
+        related = relate(words, seen, unseen, config.relations, solve=solve_where_faster)
     classes = ClassEmbeddings(
         class_names=prepared.manifest.class_names,
         embeddings=predict_unseen(own, related, seen, unseen),

@@ -493,3 +493,8 @@ def test_help_is_there_for_every_command(command, capsys):
         main([*command, "--help"])
     assert caught.value.code == 0
     assert "usage: python -m vgse" in capsys.readouterr().out
+
+
+def test_a_run_at_a_url_is_told_to_be_copied_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "s3://bucket/runs/mine"]) == 2
+    assert "copy the run folder to this machine first" in capsys.readouterr().err

@@ -50,6 +50,7 @@ def set_field(path: str, value: object) -> Callable[[RunConfig], None]:
         (set_field("backbone.name", "resnet5"), r"backbone.name: unknown model 'resnet5'"),
         (set_field("backbone.weights", "none.pth"), r"backbone.weights: no file none.pth"),
         (set_field("data.words", "none.txt"), r"none.txt: no such file; set data.words"),
+        (set_field("tracking.mlflow", "/nowhere"), r"/nowhere, a folder, which .* sqlite:///"),
         (set_field("data.shards", "nowhere"), r"nowhere/manifest.json: no such file"),
     ],
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from distributed import relate
+from distributed.cluster import ray_cluster
 from distributed.relate import solve_on_cluster, solve_where_faster
+from vgse.config import ClusterConfig
 from vgse.relations import Relations, solve_relations
 
 RNG = np.random.default_rng(0)
@@ -49,3 +54,21 @@ def test_the_cluster_is_asked_from_a_stated_size_on(
     found = solve_where_faster(UNSEEN, SEEN)
     assert bool(asked) is sharded
     assert np.allclose(found.weights, solve_relations(UNSEEN, SEEN).weights, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "started"), [(relate.WORTH_SHARDING, 1), (1, 0)])
+def test_a_cluster_is_opened_for_large_problems_alone(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, size: int, started: int
+) -> None:
+    opened = []
+
+    @contextmanager
+    def noted(config: ClusterConfig) -> Iterator[None]:
+        opened.append(config)
+        with ray_cluster(config):
+            yield
+
+    monkeypatch.setattr(relate, "ray_cluster", noted)
+    with relate.cluster_where_faster(ClusterConfig(), size):
+        pass
+    assert len(opened) == started

@@ -204,6 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit status 2."""
     options = make_parser().parse_args(arguments)
     try:
+        if ":/" in str(options[options.command].run):  # Path has made s3:// to s3:/
+            raise ValueError("RUN is a URL; copy the run folder to this machine first")
         _COMMANDS[options.command](**vars(options[options.command]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

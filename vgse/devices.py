@@ -18,7 +18,9 @@ def resolve_precision(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        # A head without a GPU decides for its GPU workers, and cannot ask theirs.
+        known = torch.cuda.is_available()
+        return "bfloat16" if not known or torch.cuda.is_bf16_supported() else "float32"
     capabilities: dict[str, bool] = getattr(
         torch.cpu, "get_capabilities", dict
     )()  # torch 2.13 and newer
