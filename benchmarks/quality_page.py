@@ -31,6 +31,8 @@ def page(ablation: Ablation) -> str:
         if outcomes:
             lines += ["", f"## {title}", "", *_clusters(outcomes)]
             lines += ["", *(_unseen(outcomes) if group != "words" else _words(outcomes))]
+        if group == "clusters":
+            lines += ["", "NMI depends on the number of clusters itself: no scale across D_v."]
         if group == "training":
             lines += ["", *steps(ablation)]
             lines += ["", *_relations(ablation)]

@@ -56,6 +56,7 @@ def test_a_default_outside_of_the_space_is_run_all_the_same() -> None:
     space = distributions(config.run, {"loss.entropy": Dimension(1, 2)})
     source = Proposals(space, {"loss.entropy": 0.5}, 9, 0)
     assert source.suggest("a")["params"] == {"loss.entropy": 0.5}
+    assert source._study.trials == []  # it is nothing that TPE could learn from
     source.on_trial_result("a", {"epoch": 1, "objective": 0.3})
     source.on_trial_complete("a", {"epoch": 9})
     assert 1 <= source.suggest("b")["params"]["loss.entropy"] <= 2

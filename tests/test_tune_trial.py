@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tune_tiny import EPOCHS, make_material, make_search, make_tiny
 
 from distributed.features import units_of
@@ -17,6 +20,7 @@ from shards.manifest import load_manifest
 from tune.judge import Judge
 from tune.keeping import forget, keep, kept
 from tune.material import Material, trial_job
+from tune.objective import MEASURES
 from tune.records import TrialRecord, ranked, read_records, record_path, write_record
 from tune.starts import ensure_start, start_key, sweep
 from tune.trainable import cause_of
@@ -124,13 +128,20 @@ def test_a_trial_whose_clusters_die_ends_as_collapsed(material: Material) -> Non
 
 
 def test_the_judge_scores_the_checkpoint_and_not_the_start(
-    material: Material, whole: list[dict[str, Any]]
+    material: Material, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, history = kept(Path(material.folder), "0001")
     assert folder is not None
     judge = Judge(material, trial_job(material, PARAMS))
-    last = {**history[-1]}
-    assert judge.row(last, folder)["objective"] == whole[-1]["objective"]
+    measures = [judge.row(history[-1], folder)[name] for name in MEASURES]
+    assert measures == [whole[-1][name] for name in MEASURES]
+    other = tmp_path / "other"  # the same checkpoint with clusters anywhere
+    shutil.copytree(folder, other)
+    state = load_file(other / "model.safetensors")
+    torch.manual_seed(0)
+    state["head.centroids"] = torch.randn_like(state["head.centroids"])
+    save_file(state, other / "model.safetensors")
+    assert measures != [judge.row(history[-1], other)[name] for name in MEASURES]
 
 
 def test_only_the_last_whole_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -201,7 +212,7 @@ def test_one_start_serves_all_processes_and_survives_killed_writers(
     context = multiprocessing.get_context("fork")
     gate, out = context.Barrier(4), context.Queue()
     arguments = (material, root, gate, out)
-    processes = [context.Process(target=make_start, args=arguments) for _ in range(4)]
+    processes = [context.Process(target=make_start, args=arguments, daemon=True) for _ in range(4)]
     for process in processes:
         process.start()
     found = [out.get(timeout=120) for _ in processes]
