@@ -92,6 +92,8 @@ def one_line(error: BaseException) -> str:
     """What a worker ended with, in one line."""
     died = _died(error)
     if died is None:
+        if any(words in str(error) for words in _HUNG_UP):
+            return "the connection to it was lost"
         lines = [line for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
     text = str(died)
@@ -101,6 +103,9 @@ def one_line(error: BaseException) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip()
 
+
+# What gloo and NCCL raise in a worker whose partner is gone; often heard before the death itself.
+_HUNG_UP = ("gloo/transport", "remote process exited")
 
 _DEATHS = {
     "running low on memory": "its node ran out of memory",
