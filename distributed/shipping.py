@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vgse.config import RunConfig
@@ -13,7 +14,8 @@ from vgse.config import RunConfig
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 512 * 2**20  # Ray's own limit of a working directory
 _NEVER_TOPS = {".venv", "venv", "runs"}
-_NEVER_SUFFIXES = {".env", ".pem", ".key"}  # secrets travel by --env-file alone
+# Secrets travel by --env-file alone. .gitignore and deploy/Dockerfile.dockerignore have the same.
+SECRET_NAMES = (".env*", "*.env", "*.pem", "*.key", "secrets", "id_rsa*", "id_ed25519*")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def checkout_files(root: Path) -> list[str]:
 
 def _ships(root: Path, name: str) -> bool:
     path = Path(name)
-    hidden = path.name == ".env" or path.suffix in _NEVER_SUFFIXES
+    hidden = any(fnmatchcase(part, hide) for part in path.parts for hide in SECRET_NAMES)
     return not hidden and path.parts[0] not in _NEVER_TOPS and (root / name).is_file()
 
 

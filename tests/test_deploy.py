@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_every_node_asks_for_a_token_and_the_dashboard_stays_on_loopback() -> No
     mounts = config["file_mounts"]
     assert mounts["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token ~/secrets" in config["setup_commands"][0]
+
+
+def test_the_launcher_copies_every_mount_and_its_own_key() -> None:
+    config = read("cluster.yaml")
+    mounts = [path for pair in config["file_mounts"].items() for path in pair]
+    names = [Path(path).name for path in (*mounts, "ray-autoscaler_us-west-2.pem")]
+    # rsync leaves out a single file, too, if an exclude names it.
+    for pattern in config["rsync_exclude"]:
+        assert not [name for name in names if fnmatch(name, pattern)], pattern
 
 
 def test_one_ray_is_pinned_everywhere_and_the_project_takes_it() -> None:

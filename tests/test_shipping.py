@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distributed import job_env, shipping
 from distributed.__main__ import make_parser
@@ -58,9 +59,45 @@ def test_a_file_added_by_force_is_shipped_although_a_rule_ignores_it(
 
 
 def test_the_file_with_the_variables_is_left_out(checkout: Path) -> None:
-    (checkout / "secrets").write_text("A=1")
-    assert "secrets" in pack_list(checkout).files
-    assert "secrets" not in pack_list(checkout, [Path("secrets")]).files
+    (checkout / "variables").write_text("A=1")
+    assert "variables" in pack_list(checkout).files
+    assert "variables" not in pack_list(checkout, [Path("variables")]).files
+
+
+SECRETS = (
+    "secrets.env",
+    "deploy/secrets",
+    "secrets/token",
+    ".env",
+    ".env.local",
+    ".envrc",
+    "deploy/.env",
+    "aws.key",
+    "aws.pem",
+    "id_rsa",
+    "id_ed25519.pub",
+)
+
+
+def test_names_of_secrets_are_hidden_from_jobs_clusters_images_and_git(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    plain = ("environment.py", "keys.py", "secrets.py", "deploy/id.txt")
+    assert shipped_of(tmp_path / "bare", *SECRETS, *plain) == sorted(plain)
+    git = (root / ".gitignore").read_text().splitlines()
+    image = (root / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert set(shipping.SECRET_NAMES) <= set(git)
+    assert {f"**/{name}" for name in shipping.SECRET_NAMES} <= set(image)
+    cluster = yaml.safe_load((root / "cluster.yaml").read_text())
+    assert cluster["rsync_filter"] == [".gitignore"]
+
+
+def shipped_of(root: Path, *names: str) -> list[str]:
+    """Those of some files that a checkout without a .gitignore ships."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    return checkout_files(root)
 
 
 def test_a_changed_file_changes_the_hash(checkout: Path) -> None:
