@@ -29,13 +29,13 @@ from distributed.stage_results import write_results
 from distributed.stage_start import run_start
 from distributed.stage_training import run_training, training_job
 from shards.entries import SPLITS
-from vgse.config import RunConfig
+from vgse.config import RunConfig, check_name
 
 
 def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool = False) -> Path:
     """Run everything that is not done yet, and return the run folder.
 
-    A folder that holds an unfinished run is gone on with: training from its last committed
+    A folder that holds an unfinished run is resumed: training from its last committed
     checkpoint, and after that with the first stage whose files are not there.
 
     Args:
@@ -51,11 +51,12 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
     Raises:
         ValueError: one line that names the file or the field, and the remedy.
     """
+    check_name("--run-id", run_id)
     prepared = prepare(config)
     url = join(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
-    write_config(config, url)
     with working_folder(url) as run, Display() as display:
+        write_config(config, url)
         display.line(describe(config, prepared))
         embedding = learn_and_embed(config, prepared, run, display, verbose)
         write_results(config, prepared, run, embedding, display, redo=finished)

@@ -61,6 +61,6 @@ def build_model(job: TrainingJob) -> TrainingModel:
     return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
 
 
-def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW at the configuration's rates."""
+def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.Optimizer:
+    """The configuration's optimiser at its rates."""
     return make_optimizer(model, config.training)

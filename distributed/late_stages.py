@@ -23,6 +23,7 @@ from distributed.run_storage import (
     read,
     write,
 )
+from vgse.sole_user import sole_user
 
 FILE = "stages.json"
 
@@ -37,10 +38,15 @@ class RunFolder:
 
 @contextmanager
 def working_folder(url: str) -> Iterator[RunFolder]:
-    """The run folder with a place to work in; of one at a URL only report.html stays here."""
+    """The run folder with a place to work in; of one at a URL only report.html stays here.
+
+    Raises:
+        ValueError: another process works in this folder; at a URL nobody can tell.
+    """
     if not is_remote(url):
         Path(url).mkdir(parents=True, exist_ok=True)
-        yield RunFolder(url, Path(url))
+        with sole_user(Path(url)):
+            yield RunFolder(url, Path(url))
         return
     name = url.rsplit("/", 1)[-1]
     local = Path(tempfile.mkdtemp(prefix="vgse-")) / name  # the report shows the folder's name

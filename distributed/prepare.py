@@ -153,8 +153,11 @@ def learned(content: dict[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.float64]) -> str:
     """Of all that decides what is learned: a checkpoint goes on only under the same."""
-    content = json.dumps(learned(to_dict(config)), sort_keys=True)
-    digest = hashlib.sha256(content.encode())
+    content = learned(to_dict(config))
+    if config.training.optimizer == "adamw":
+        # As it was before there was a choice: runs of then can be resumed.
+        del content["training"]["optimizer"], content["training"]["momentum"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     digest.update(manifest.fingerprint.encode())
     digest.update(np.ascontiguousarray(vectors).tobytes())
     return digest.hexdigest()

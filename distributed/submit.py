@@ -1,7 +1,6 @@
 """Submitting a run to a cluster as a Ray job: the checkout goes along, and the log comes back."""
 
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from ray.job_submission import JobSubmissionClient
 from distributed import job_env
 from distributed.jobs import connect, follow, jobs_of, latest_job, one_line, stop
 from distributed.shipping import ROOT, pack_list, place_paths, stage
-from vgse.config import RunConfig, leaves, to_dict, validate
+from vgse.config import RunConfig, check_name, leaves, to_dict, validate
 
 _START_S = 30.0
 
@@ -39,8 +38,7 @@ def submit(config: RunConfig, request: Request) -> int:
     Raises:
         ValueError: one line that names the field, the file or the address, and the remedy.
     """
-    if not re.fullmatch(r"\w[\w.-]*", request.run_id, re.ASCII):
-        raise ValueError(f"--run-id {request.run_id}: letters, digits, '.', '-' and '_' only")
+    check_name("--run-id", request.run_id)
     env_file = Path(request.env_file) if request.env_file else None
     variables = job_env.read_env_file(env_file) if env_file else {}
     shipment = pack_list(ROOT, [env_file] if env_file else [])
@@ -151,7 +149,7 @@ def next_id(client: JobSubmissionClient, run_id: str, address: str) -> str:
             raise ValueError(
                 f"--run-id {run_id}: job {job.submission_id} works on this run "
                 f"({job.status.value}); follow it with python -m distributed status "
-                f"{job.submission_id} --follow --address {address}, or stop it before"
+                f"{job.submission_id} --follow --address {address}, or stop it first"
             )
     taken = {job.submission_id for job in jobs}
     number = 1

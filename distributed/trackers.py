@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from distributed.run_storage import is_remote, join, put_file
 from shards.access import FIRST
-from vgse.config import RunConfig, to_dict
+from vgse.config import RunConfig, leaves, to_dict
 
 Row = dict[str, Any]
 
@@ -31,17 +31,6 @@ class Tracker(Protocol):
 def run_name(run: str) -> str:
     """The name of a run folder, local or not."""
     return run.rstrip("/").rsplit("/", 1)[-1]
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The leaves of a configuration as `section.field`."""
-    found: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = str(value)
-    return found
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -94,7 +83,7 @@ _TAG = "vgse.run"
 
 
 class MLflow:
-    """A run in MLflow, found again by the address of the run folder when a run is gone on with."""
+    """A run in MLflow, found again by the address of the run folder when a run is resumed."""
 
     name = "mlflow"
 
@@ -149,7 +138,7 @@ class MLflow:
         else:
             tags = {_TAG: mark, "vgse.run_folder": self.run}
             found = client.create_run(number, run_name=run_name(self.run), tags=tags).info.run_id
-            params = [Param(name, value) for name, value in flat(to_dict(self.config)).items()]
+            params = [Param(name, str(value)) for name, value in leaves(to_dict(self.config))]
             for start in range(0, len(params), _PARAMS):
                 client.log_batch(found, params=params[start : start + _PARAMS])
         self._client, self._id = client, found

@@ -79,7 +79,7 @@ class Tracking:
         self._send(rows)
         for tracker in self._trackers:
             if tracker.name in self._behind:
-                self._say(f"{tracker.name} lacks figures of this run; --resume sends them")
+                self._say(f"{tracker.name} lacks figures of this run; metrics.jsonl has all")
             with suppress(Exception):
                 tracker.close(finished)
 

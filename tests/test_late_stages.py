@@ -121,6 +121,7 @@ def embedded(start: bool) -> Embedded:
     images = EmbeddedImages()
     for number, split in enumerate(SPLITS):
         images.keys += [f"{split}/{i}" for i in range(2)]
+        images.sources += [f"{split}/ünï.png", ""]
         images.shards += [f"{split}-00000{number}.tar"] * 2
         images.splits += [split] * 2
         images.rows.append(random.integers(0, 9, 2))
@@ -160,5 +161,5 @@ def test_a_damaged_file_of_the_embedding_pass_is_named(tmp_path: Path) -> None:
     save_embedded(tmp_path, embedded(True))
     path = tmp_path / FILES[1]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"embedded.npz: is no readable .npz"):
+    with pytest.raises(ValueError, match=r"embedded.npz: is not a readable .npz"):
         load_embedded(tmp_path)

@@ -1,6 +1,7 @@
 """The optimiser, its groups, and its state beside weights that lie in channels_last order."""
 
 import copy
+from typing import Literal
 
 import gloo_workers
 import pytest
@@ -54,11 +55,14 @@ def test_moments_from_a_checkpoint_are_laid_out_as_their_parameters() -> None:
     assert torch.equal(optimizer.state[weight]["exp_avg"], before)
 
 
-def test_training_goes_on_from_such_moments_as_if_it_had_not_stopped() -> None:
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_training_goes_on_from_such_moments_as_if_it_had_not_stopped(
+    name: Literal["adamw", "sgd"],
+) -> None:
     after = []
     for stopped in (False, True):
         model = gloo_workers.build_with_backbone()
-        optimizer = make_optimizer(model, TrainingConfig())
+        optimizer = make_optimizer(model, TrainingConfig(optimizer=name))
         for number in range(3):
             if stopped and number == 1:
                 saved = copy.deepcopy(optimizer.state_dict())
@@ -74,11 +78,14 @@ def test_training_goes_on_from_such_moments_as_if_it_had_not_stopped() -> None:
 
 
 @pytest.mark.gpu
-def test_a_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing() -> None:
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(
+    name: Literal["adamw", "sgd"],
+) -> None:
     found = []
     for device in ("cpu", "cuda"):
         model = gloo_workers.build_with_backbone().to(device)
-        optimizer = make_optimizer(model, TrainingConfig())
+        optimizer = make_optimizer(model, TrainingConfig(optimizer=name))
         assert bool(optimizer.defaults["fused"]) == (device == "cuda")
         steps = [gloo_workers.pixels_of(number, None) for number in range(3)]
         moved = [gloo_workers.to_device(step, device) for step in steps]

@@ -141,7 +141,7 @@ def test_a_tracker_that_stays_away_is_said_at_the_end() -> None:
     said: list[str] = []
     trackers = Tracking([Flaky()], [row(1)], said.append)
     trackers.close(finished=True)
-    assert said[-1] == "flaky lacks figures of this run; --resume sends them"
+    assert said[-1] == "flaky lacks figures of this run; metrics.jsonl has all"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,8 @@ def test_a_tracker_that_stays_away_is_said_at_the_end() -> None:
         ("tracking.mlflow", {"tracking": TrackingConfig(mlflow="postgresql://me:hunter2@h/d")}),
         ("data.shards", {"data": DataConfig(shards="simplecache::ftp://me:hunter2@h/shards")}),
         ("storage", {"storage": "s3://key:hunter2@bucket/runs"}),
+        ("data.words", {"data": DataConfig(words="https://h/w.txt?X-Amz-Signature=hunter2")}),
+        ("data.words", {"data": DataConfig(words="https://h/w.txt?sv=1&sig=hunter2")}),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_repeated(

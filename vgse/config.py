@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass
@@ -26,7 +26,8 @@ class DataConfig:
     """Size above which that folder forgets the shards that were not used for longest; 0 sets no
     limit."""
     max_damaged: float = 0.01
-    """Share of unreadable images, in 0..1, above which a run stops."""
+    """Share of unreadable images, in 0..1, above which a run stops. Where θ learns, each loader
+    counts for itself: it may meet its part of them, rounded up, and some more by chance."""
 
 
 @dataclass
@@ -36,7 +37,8 @@ class BackboneConfig:
     name: str = "efficientnet-lite0"
     """efficientnet-lite0, or any torchvision classification model by name."""
     weights: str = "default"
-    """"default" (the model's own pretrained weights), "none", or a state-dict file."""
+    """"default" (the model's own pretrained weights), "none", or a state-dict file
+    (.safetensors, or torch.save)."""
     train: Literal["none", "last", "all"] = "none"
     """Which part of θ learns. "none" computes features once and trains on the cache."""
     patch_size: int = 64
@@ -100,15 +102,20 @@ class TrainingConfig:
     accumulate: int = 1
     """Micro-batches that a worker's part of a step is done in where θ learns: the same gradient
     with less memory, for one more forward pass of θ when above 1."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum, which wants far larger rates than the ones below: on the demo
+    0.3, and 10 for Q and S, learn as much as AdamW's."""
+    momentum: float = 0.9
+    """SGD's momentum; AdamW takes none."""
     learning_rate: float = 1e-3
-    """Peak learning rate of prototypes and projection: AdamW, a short warm-up, cosine to zero."""
+    """Peak learning rate of prototypes and projection: a short warm-up, then cosine to zero."""
     regressor_learning_rate: float = 3e-2
     """Peak learning rate of Q and S: far above the prototypes', which otherwise flee the losses
     of regressors that have not learned yet (fewer clusters in use, less of the classes in them)."""
     backbone_learning_rate: float = 1e-4
     """Peak learning rate of the trainable part of θ."""
     weight_decay: float = 1e-4
-    """AdamW's weight decay."""
+    """Weight decay: AdamW's decoupled one, or for SGD an L2 penalty in the gradient."""
     classes: Literal["seen", "train"] = "seen"
     """Train on all seen classes, or leave the validation classes out (for a search)."""
 
@@ -223,6 +230,7 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("training.checkpoints_kept", training.checkpoints_kept, 1, many),
         ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
         ("training.accumulate", training.accumulate, 1, many),
+        ("training.momentum", training.momentum, 0, 0.999),
         ("training.learning_rate", training.learning_rate, 0, many),
         ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
         ("training.backbone_learning_rate", training.backbone_learning_rate, 0, many),
@@ -241,6 +249,16 @@ def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
         ("cluster.resize_interval", config.cluster.resize_interval, 0, many),
         ("cluster.max_failures", config.cluster.max_failures, -1, many),
     ]
+
+
+def _choices(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Every field that takes one of some words: its full name, its value, the words."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            yield from _choices(value, f"{prefix}{name}.")
+        elif get_origin(kind) is Literal:
+            yield prefix + name, value, get_args(kind)
 
 
 def refuse_passwords(config: RunConfig) -> None:
@@ -263,16 +281,32 @@ def refuse_passwords(config: RunConfig) -> None:
                 )
 
 
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+def check_name(option: str, name: str) -> None:
+    """See that the name of a run is one folder's name.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
+
+
+_PASSWORD = re.compile(
+    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|token|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid)=",
+    re.IGNORECASE,
+)
 
 
 def validate(config: RunConfig) -> None:
-    """Check every number against its range, and addresses for passwords.
+    """Check every number against its range, every choice, and addresses for passwords.
 
     Raises:
         ValueError: naming the field, its value and the range.
     """
     refuse_passwords(config)
+    for name, value, choices in _choices(config):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
     for name, value, low, high in _bounds(config):
         if not low <= value <= high:
             limit = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"

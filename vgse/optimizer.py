@@ -8,29 +8,32 @@ from vgse.config import TrainingConfig
 from vgse.model import TrainingModel
 
 
-def make_optimizer(model: TrainingModel, rates: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with a peak rate each for prototypes and projection, for Q and S, and for θ.
+def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with a peak rate each for prototypes and projection, for Q and S, and for θ.
 
     Each group holds its peak learning rate under "peak". On a GPU one kernel updates all
     parameters.
     """
+    groups = _groups(model, config)
+    fused = True if model.head.centroids.is_cuda else None
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+    assert config.optimizer == "sgd", "the configuration is validated"
+    return torch.optim.SGD(
+        groups, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def _groups(model: TrainingModel, config: TrainingConfig) -> list[dict[str, Any]]:
     head = model.head
     regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
     known = {id(parameter) for parameter in regressors}
     clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
-    groups: list[dict[str, Any]] = [
-        {"params": clustering, "peak": rates.learning_rate},
-        {"params": regressors, "peak": rates.regressor_learning_rate},
-    ]
+    groups = [(clustering, config.learning_rate), (regressors, config.regressor_learning_rate)]
     if model.backbone is not None:
         part = [p for p in model.backbone.parameters() if p.requires_grad]
-        groups.append({"params": part, "peak": rates.backbone_learning_rate})
-    return torch.optim.AdamW(
-        groups,
-        lr=rates.learning_rate,
-        weight_decay=rates.weight_decay,
-        fused=True if head.centroids.is_cuda else None,
-    )
+        groups.append((part, config.backbone_learning_rate))
+    return [{"params": parameters, "peak": rate, "lr": rate} for parameters, rate in groups]
 
 
 @torch.no_grad()
