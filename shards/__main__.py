@@ -71,16 +71,21 @@ def _pack(options: jsonargparse.Namespace) -> int:
         TimeRemainingColumn(),
     )
     console = Console()
+    dropped = 0
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("pack", total=None, damaged=0)
 
         def show(progress: Progress) -> None:
+            nonlocal dropped
+            dropped = progress.dropped
             bar.update(
                 task, total=progress.total, completed=progress.done, damaged=progress.damaged
             )
 
         manifest = pack(config, run=choose(config.workers, config.ray), on_progress=show)
     console.print(_table(manifest))
+    if dropped:
+        console.print(f"left out: {_count(dropped, 'training image')} of unseen classes")
     for line in manifest.damaged[:10]:
         console.print(f"left out: {line}", markup=False)
     console.print(f"{Path(manifest.url, 'manifest.json')}", markup=False)
@@ -103,8 +108,12 @@ def _check(options: jsonargparse.Namespace) -> int:
     picture = options.picture or local
     if picture and not found:
         console.print(f"boxes drawn in {draw_samples(manifest, picture)}", markup=False)
-    console.print("sound" if not found else f"{len(found)} problems")
+    console.print(_count(len(found), "problem") if found else "all shards are sound")
     return 1 if found else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _table(manifest: Manifest) -> Table:

@@ -77,7 +77,7 @@ def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Re
                 seconds = time.monotonic() - started
                 raise ValueError(
                     f"{url}: cannot be {what}, {retry.attempts} attempts in {seconds:.1f} s "
-                    f"({short(error)}); see to the network and the store's address, "
+                    f"({short(error)}); check the network and the store's address, "
                     "then run the same command again"
                 ) from error
         time.sleep(wait_before(number + 1, retry))
@@ -86,7 +86,7 @@ def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Re
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOM = "free space on this node's disk, or choose another folder"
-HINT = "see to the address and the credentials (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
+HINT = "check the address and the credentials (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
 
 
 def wait_before(number: int, retry: Retry) -> float:

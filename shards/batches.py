@@ -39,12 +39,10 @@ class Cut:
 
     "images": one picture squeezed to side x side, to be cut on the accelerator (boxes are
     relative, so they stay right). "patches": N patches of side x side, cut here by OpenCV.
-    whole > 0 adds the picture squeezed to whole x whole.
     """
 
     mode: Literal["images", "patches"]
     side: int
-    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ class Batch:
         keys: B keys; damaged: keys of pictures that could not be decoded.
         images: uint8 [B, 3, S, S] in channels_last memory ("images"), else None.
         patches: uint8 [B, N, P, P, 3] ("patches"), else None.
-        whole: uint8 [B, 3, I, I] in channels_last memory, or None.
         times: where its reader's time went, in seconds.
     """
 
@@ -69,7 +66,6 @@ class Batch:
     damaged: list[str]
     images: Tensor | None = None
     patches: Tensor | None = None
-    whole: Tensor | None = None
     times: LoadTimes = NO_TIMES
 
     def __len__(self) -> int:
@@ -107,7 +103,7 @@ class Batches(IterableDataset[Batch]):
         max_damaged: float = 0.01,
         access: Access = ACCESS,
     ) -> None:
-        """`max_damaged` is the share, in 0..1, of a reader's pictures that may be damaged;
+        """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged;
         `access` says how remote shards are read."""
         assert order.total == sum(selection.counts)
         self.manifest, self.selection, self.order = manifest, selection, order
@@ -122,8 +118,8 @@ class Batches(IterableDataset[Batch]):
         cv2.setNumThreads(0)
         labels = label_index(self.manifest)
         samples = self._samples(reader)
-        steps = list(reader_steps(self.plan, self.rank, reader))
-        allowed = self.max_damaged * sum(count for _, count in steps)
+        steps = reader_steps(self.plan, self.rank, reader)
+        allowed = self._allowed()
         num_damaged = 0
         ended = time.perf_counter()
         for step, count in steps:
@@ -139,6 +135,16 @@ class Batches(IterableDataset[Batch]):
                 )
             ended = time.perf_counter()
             yield batch
+
+    def _allowed(self) -> int:
+        """Damaged pictures that one reader may meet.
+
+        Its part of those that the epoch may have, and what chance may add to that: a reader
+        knows of no other's, and of a few damaged pictures one may meet them all.
+        """
+        limit = self.max_damaged * self.order.total
+        part = limit / (self.plan.world_size * self.plan.readers)
+        return math.ceil(min(limit, part + 6 * math.sqrt(part)))
 
     def _wanted(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Shard number and samples of each piece of a reader, in order."""
@@ -171,11 +177,10 @@ class Batches(IterableDataset[Batch]):
         labels: dict[str, int],
         idle: float,
     ) -> Batch:
-        num_patches, side, whole = self.manifest.num_patches, self.cut.side, self.cut.whole
+        num_patches, side = self.manifest.num_patches, self.cut.side
         as_images = self.cut.mode == "images"
         shape = (side, side, 3) if as_images else (num_patches, side, side, 3)
         main = _empty((count, *shape))
-        wholes = _empty((count, whole, whole, 3)) if whole else None
         boxes = np.empty((count, num_patches, 4), np.float32)
         classes = np.empty(count, np.int64)
         keys: list[str] = []
@@ -200,8 +205,6 @@ class Batches(IterableDataset[Batch]):
                 resize_square(image, side, main[row])
             else:
                 cut_patches_opencv(image, meta.boxes, side, out=main[row])
-            if wholes is not None:
-                resize_square(image, whole, wholes[row])
             boxes[row], classes[row] = meta.boxes, meta.label
             keys.append(raw.key)
             done = clock()
@@ -216,7 +219,6 @@ class Batches(IterableDataset[Batch]):
             damaged=damaged,
             images=_channels_first(main[:found]) if as_images else None,
             patches=None if as_images else torch.from_numpy(main[:found]),
-            whole=None if wholes is None else _channels_first(wholes[:found]),
             times=LoadTimes(read, decoding, cutting, idle),
         )
 

@@ -14,6 +14,7 @@ from shards.entries import SPLITS, ShardEntry
 from shards.manifest import Manifest, file_problems, load_labels
 from shards.run import Run, run_here
 from shards.stream import Sample, decode, label_index, parse_meta, read_raw, read_shard
+from vgse.formats import written_whole
 
 _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0bb", "#f032e6", "#9a6324"]
 
@@ -102,9 +103,8 @@ def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int =
         sheet.paste(_tile(sample, side), (x, y))
         name = manifest.class_names[sample.label]
         ImageDraw.Draw(sheet).text((x, y + side + 2), f"{name[:24]}\n{split}", "black", font_size=9)
-    part = Path(f"{path}.tmp")
-    sheet.save(part, format="PNG")
-    part.replace(path)
+    with written_whole(Path(path)) as stream:
+        sheet.save(stream, format="PNG")
     return path
 
 

@@ -13,6 +13,7 @@ from shards.order import BLOCK_SIZE, Order, epoch_order
 from shards.plan import Range
 
 VERSION = 1
+_REMEDY = "start a new run with another --run-id"
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,6 @@ class Cursor:
         """Plain numbers and lists, ready for JSON."""
         return {**asdict(self), "remaining": [list(pair) for pair in self.remaining]}
 
-    @property
-    def at_start(self) -> bool:
-        """Whether the whole epoch is still to be read."""
-        return self.remaining == ((0, self.total),)
-
 
 def start_of(
     manifest: Manifest,
@@ -89,17 +85,17 @@ def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> 
     if state.get("version") != VERSION:
         raise ValueError(
             f"checkpoint: data cursor version is {state.get('version')!r}, "
-            f"this program reads {VERSION}; start again without --resume"
+            f"this program reads {VERSION}; {_REMEDY}"
         )
     try:
         cursor = Cursor(**{**state, "remaining": tuple((a, b) for a, b in state["remaining"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint: damaged data cursor ({error}); start again") from None
+        raise ValueError(f"checkpoint: damaged data cursor ({error}); {_REMEDY}") from None
     total = sum(selection.counts)
     if cursor.fingerprint != manifest.fingerprint or cursor.total != total:
         raise ValueError(
             f"checkpoint: its data cursor belongs to other shards ({cursor.total} images) than "
-            f"{manifest.url} ({total}); point data.shards to those or start again"
+            f"{manifest.url} ({total}); point data.shards to those or {_REMEDY}"
         )
     return cursor
 

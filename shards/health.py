@@ -47,7 +47,7 @@ def total(times: Iterable[LoadTimes]) -> LoadTimes:
 
 
 def explain_stall(
-    stall: float, times: LoadTimes, *, loader_workers: int, remote: bool, cores: int | None = None
+    stall: float, times: LoadTimes, *, loader_workers: int, remote: bool
 ) -> str | None:
     """One sentence that names the slowest part of loading and what to change.
 
@@ -56,7 +56,6 @@ def explain_stall(
         times: summed over the batches of an epoch.
         loader_workers: loader processes of each training worker.
         remote: whether shards are streamed from a store.
-        cores: cores that loaders of one training worker may use, if known.
 
     Returns:
         None where training hardly waits (up to 5%) or nothing was measured.
@@ -72,7 +71,7 @@ def explain_stall(
         slowest = max(parts, key=lambda part: parts[part])
         share = parts[slowest] / whole if loader_workers else parts[slowest] / times.busy
         name = _NAMES[slowest, remote]
-        change = _change(slowest, loader_workers, remote, cores)
+        change = _change(slowest, loader_workers, remote)
     return (
         f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
         f"theirs {name}: {change}"
@@ -93,7 +92,7 @@ _CHANGE_COPY = (
 )
 
 
-def _change(part: str, loader_workers: int, remote: bool, cores: int | None) -> str:
+def _change(part: str, loader_workers: int, remote: bool) -> str:
     if part == "read" and remote:
         return (
             "keep shards in a local cache, raise cluster.loader_workers to have more reads at "
@@ -106,6 +105,4 @@ def _change(part: str, loader_workers: int, remote: bool, cores: int | None) -> 
     smaller = "pack with a smaller --short_side"
     if part == "cut":
         smaller += ", or cut on the accelerator"
-    if cores is not None and loader_workers >= cores:
-        return f"all {cores} cores are loading; {smaller}, or give each worker more cores"
-    return f"raise cluster.loader_workers (now {loader_workers}), or {smaller}"
+    return f"raise cluster.loader_workers (now {loader_workers}) if cores are idle, or {smaller}"

@@ -47,6 +47,8 @@ class Progress:
     done: int
     total: int
     damaged: int
+    dropped: int = 0
+    """Training images of unseen classes, which are in no split."""
 
 
 def pack(
@@ -70,14 +72,17 @@ def pack(
     out = Path(config.out)
     finished = _find_finished(out, specs[0].plan)
     if finished is not None:
+        if on_progress:
+            total = sum(len(spec.images) for spec in specs)
+            on_progress(Progress(total, total, len(finished.damaged), data.dropped))
         return finished
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        packed = _run(specs, config, run, on_progress)
+        out.mkdir(parents=True, exist_ok=True)
+        packed = _run(specs, data.dropped, config, run, on_progress)
         return _finish(packed, data, config, patches, specs[0].plan)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "free some space" if full else "see to the folder"
+        hint = "free some space" if full else "check the folder"
         raise ValueError(
             f"{error.filename or out}: {error.strerror or error}; {hint}, then run the same "
             "command again: finished shards are kept"
@@ -177,6 +182,7 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
 
 def _run(
     specs: list[ShardSpec],
+    dropped: int,
     config: PackConfig,
     run: Run,
     on_progress: Callable[[Progress], None] | None,
@@ -191,7 +197,7 @@ def _run(
         damaged += shard.damaged
         done += shard.entry.count + len(shard.damaged)
         if on_progress:
-            on_progress(Progress(done, total, len(damaged)))
+            on_progress(Progress(done, total, len(damaged), dropped))
         if len(damaged) > config.max_damaged * total:
             share = 100 * len(damaged) / total
             raise ValueError(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass
 from io import BufferedWriter
@@ -61,7 +62,7 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
         return done
     records = Path(spec.out, RECORDS)
     records.mkdir(parents=True, exist_ok=True)
-    part = records / f"{spec.file}.{os.getpid()}.tmp"
+    part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
     try:
         with open(part, "wb") as file:
             packed = _write(spec, file)
@@ -92,7 +93,7 @@ def read_record(spec: ShardSpec) -> PackedShard | None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is seen whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(part, "wb") as file:
             file.write(data)

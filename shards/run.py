@@ -108,7 +108,7 @@ class OnRay:
         except ray.exceptions.RayError as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"ray={self.address}: a task died again and again ({first}); see to the nodes' "
+                f"ray={self.address}: a task died again and again ({first}); check the nodes' "
                 "memory, then run the same command again: finished shards are kept"
             ) from None
         finally:

@@ -52,7 +52,7 @@ def _shard_problems(classes: list[ClassEntry], shards: list[ShardEntry], stride:
         if not match or match[1] != shard.split:
             found.append(f"{name}: the name must be {shard.split}-NNNNNN.tar; pack again")
         if not _SHA256.fullmatch(shard.sha256):
-            found.append(f"{name}: sha256 {shard.sha256!r} is no checksum; pack again")
+            found.append(f"{name}: sha256 {shard.sha256!r} is not a checksum; pack again")
         if sum(shard.class_counts.values()) != shard.count or shard.count < 1:
             total = sum(shard.class_counts.values())
             found.append(f"{name}: count is {shard.count}, its classes add up to {total}")

@@ -17,6 +17,8 @@ class DataSet:
     classes: list[ClassEntry]
     images: list[SourceImage]
     title: str
+    dropped: int
+    """Training images of unseen classes, which are in no split."""
 
 
 def read_source(config: PackConfig) -> DataSet:
@@ -44,7 +46,7 @@ def read_source(config: PackConfig) -> DataSet:
     images = assign_parts(layout.images, set(unseen), config.test_fraction)
     _require_images(classes, images, str(root))
     title = config.title or f"{kind}:{root.resolve().name}"
-    return DataSet(classes, images, title)
+    return DataSet(classes, images, title, len(layout.images) - len(images))
 
 
 def assign_parts(

@@ -7,6 +7,7 @@ and AWS_REGION; any option of any fsspec store can be set in fsspec's own config
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,41 @@ def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RE
     return attempt(fetch, url, "read", retry)
 
 
-def sizes(folder: str, *, retry: Retry = RETRY) -> dict[str, int]:
-    """Length in bytes of every file directly in `folder`, by name, with one listing."""
-    if not is_remote(folder):
-        path = Path(folder.removeprefix("file://"))
-        return {item.name: item.stat().st_size for item in os.scandir(path) if item.is_file()}
-    filesystem, path_ = open_filesystem(folder)
+def sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:
+    """Length in bytes of every file directly in `folder`, by name, with one listing.
+
+    Of a folder that is not there nothing if `missing_ok`, else a ValueError.
+    """
+    local = Path(folder.removeprefix("file://"))
+    found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(local)
+    if found is None and not missing_ok:
+        raise ValueError(f"{folder}: no such folder or bucket; correct the address")
+    return found or {}
+
+
+def _local_sizes(folder: Path) -> dict[str, int] | None:
+    if not folder.is_dir():
+        return None
+    found = {}
+    for item in os.scandir(folder):
+        with suppress(FileNotFoundError):  # others rename their files here
+            if item.is_file():
+                found[item.name] = item.stat().st_size
+    return found
+
+
+def _remote_sizes(folder: str, retry: Retry) -> dict[str, int] | None:
+    filesystem, path = open_filesystem(folder)
 
     def fetch() -> list[dict[str, Any]]:
         filesystem.invalidate_cache()  # a store remembers listings, a folder changes
-        rows: list[dict[str, Any]] = filesystem.ls(path_, detail=True)
+        rows: list[dict[str, Any]] = filesystem.ls(path, detail=True)
         return rows
 
     try:
         rows = attempt(fetch, folder, "listed", retry)
     except FileNotFoundError:
-        raise ValueError(f"{folder}: no such folder or bucket; correct the address") from None
+        return None
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 

@@ -100,7 +100,7 @@ def _parse_header(header: bytes, where: str, offset: int) -> tuple[str, int]:
         raise ValueError(f"{where}: damaged tar header at byte {offset}; copy it again")
     name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
     if header[156:157] not in (b"0", b"\0"):
-        raise ValueError(f"{where}: member {name!r} is no plain file; pack again")
+        raise ValueError(f"{where}: member {name!r} is not a plain file; pack again")
     if not _NAME.fullmatch(name) or header[345:346] != b"\0":
         raise ValueError(f"{where}: member name {name!r} is not a plain file name; pack again")
     if not 0 <= size <= MAX_MEMBER_BYTES:

@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import scipy.io
-
 from shards.layouts import Layout, SourceImage, safe_path
-
-_SPLITS = ("trainval_loc", "train_loc", "val_loc", "test_seen_loc", "test_unseen_loc")
+from vgse.formats import Indices
+from vgse.xlsa17 import LOCATIONS, cell_texts, read_mat, zero_based
 
 
 def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
@@ -18,19 +14,19 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
     The paths in res101.mat are those of its authors' machine; as many of their last parts
     are taken as it needs to find the file. Raises ValueError in one line.
     """
-    features = _load(features_file, ["image_files", "labels"])
-    att = _load(splits, ["allclasses_names", *_SPLITS])
-    names = [_text(cell) for cell in att["allclasses_names"].ravel()]
-    files = [_text(cell).replace("\\", "/") for cell in features["image_files"].ravel()]
-    labels = features["labels"].ravel().astype(np.int64) - 1
+    features = read_mat(Path(features_file), "image_files", "labels")
+    att = read_mat(Path(splits), "allclasses_names", *LOCATIONS)
+    names = cell_texts(att["allclasses_names"])
+    files = [file.replace("\\", "/") for file in cell_texts(features["image_files"])]
+    labels = zero_based(features["labels"], f"{features_file}: labels")
     if len(files) != len(labels) or not files:
         raise ValueError(f"{features_file}: {len(files)} image_files but {len(labels)} labels")
-    if labels.min() < 0 or labels.max() >= len(names):
+    if labels.max() >= len(names):
         raise ValueError(
             f"{features_file}: labels reach beyond the {len(names)} classes of {splits}"
         )
-    rows = {key: _rows(att[key], len(files), f"{splits}: {key}") for key in _SPLITS}
-    classes = {key: {names[label] for label in labels[rows[key]]} for key in _SPLITS}
+    rows = {key: _rows(att[key], len(files), f"{splits}: {key}") for key in LOCATIONS}
+    classes = {key: {names[label] for label in labels[rows[key]]} for key in LOCATIONS}
     unseen = classes["test_unseen_loc"]
     both = sorted(unseen & (classes["trainval_loc"] | classes["test_seen_loc"]))
     if both:
@@ -79,28 +75,9 @@ def _find(root: Path, images: list[SourceImage], where: str) -> list[SourceImage
     return found
 
 
-def _load(file: str, keys: list[str]) -> dict[str, Any]:
-    try:
-        content = scipy.io.loadmat(file, variable_names=keys)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except Exception as error:  # SciPy raises many kinds for damaged files
-        raise ValueError(f"{file}: not a MATLAB file before v7.3 ({error})") from None
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"{file}: no field {', '.join(missing)}; is this the file of xlsa17?")
-    return content
-
-
-def _text(cell: Any) -> str:
-    while isinstance(cell, np.ndarray):
-        cell = cell.ravel()[0] if cell.size else ""
-    return str(cell)
-
-
-def _rows(values: npt.NDArray[Any], count: int, where: str) -> npt.NDArray[np.int64]:
-    rows = values.ravel().astype(np.int64) - 1
-    if len(rows) and (rows.min() < 0 or rows.max() >= count):
+def _rows(values: Any, count: int, where: str) -> Indices:
+    rows = zero_based(values, where)
+    if len(rows) and rows.max() >= count:
         raise ValueError(
             f"{where} reaches beyond the {count} images; the files do not belong together"
         )

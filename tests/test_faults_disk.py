@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fault_runs import (
     CONFIG,
@@ -18,10 +19,16 @@ from fault_runs import (
     start_run,
 )
 from pyarrow.fs import copy_files
+from report_run import make_run
+from shards_trees import flat_tree
 
 from distributed.ray_storage import ray_storage
+from shards.__main__ import main as shards_main
+from vgse.__main__ import main as vgse_main
 from vgse.disk import is_full, room_for
-from vgse.formats import write_json
+from vgse.formats import read_arrays, write_json
+from vgse.run_folder import ImageFeatures, write_image_features
+from vgse.sole_user import LOCK
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,85 @@ def test_only_a_full_disk_is_told_as_one() -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
+def whole_run(folder: Path) -> Path:
+    """A run folder from which every late stage can be done anew."""
+    run = make_run(folder)
+    arrays = read_arrays(run / "image_features.npz", "labels", "split")
+    count = len(arrays["labels"])
+    features = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float16)
+    keys = [str(number) for number in range(count)]
+    assignments = np.zeros((count, 12), np.float16)
+    write_image_features(run, ImageFeatures(features, **arrays, keys=keys, assignments=assignments))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "file"),
+    [
+        ("relate", [], "class_embeddings.npz"),
+        ("evaluate", ["--models", "[prototype]"], "evaluation.json"),
+        ("export", ["--features"], "VGSE_SMO_splits.mat"),
+        ("report", [], "report.html"),
+    ],
+)
+def test_a_late_stage_on_a_full_disk_ends_in_one_line_and_changes_nothing(
+    small_disk: SmallDisk,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    more: list[str],
+    file: str,
+) -> None:
+    run = whole_run(small_disk.here / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    small_disk.fill()
+    assert vgse_main([command, str(run), *more]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}: no space left on its disk (writing {file}); free some, then run the same "
+        "command again\n"
+    )
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    small_disk.ballast.unlink()
+    assert vgse_main([command, str(run), *more]) == 0
+    assert (run / file).read_bytes() != before.get(file)
+
+
+def test_packing_and_checking_on_a_full_disk_end_in_one_line(
+    small_disk: SmallDisk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = f"folder:{flat_tree(tmp_path / 'set')}", small_disk.here / "packed"
+    pack = ["pack", "--source", source, "--out", str(out), "--unseen_fraction", "0.34"]
+    pack += ["--num_patches", "4", "--workers", "1"]
+    small_disk.fill(leave=8192)
+    assert shards_main(pack) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert "No space left on device; free some space, then run the same command again" in line
+    small_disk.ballast.unlink()
+    assert shards_main(pack) == 0
+    small_disk.fill()
+    check = ["check", str(out), "--workers", "1"]
+    assert shards_main(check) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert "packed: no space left on its disk (writing check.png); free some" in line
+    assert not list(out.glob("*check*"))
+    small_disk.ballast.unlink()
+    assert shards_main(check) == 0
+    assert (out / "check.png").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    source = f"folder:{flat_tree(tmp_path / 'set')}"
+    pack = ["pack", "--source", source, "--out", str(tmp_path / "file" / "packed")]
+    assert shards_main([*pack, "--unseen_fraction", "0.34", "--workers", "1"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert "packed: Not a directory; check the folder" in line
+
+
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
     tiny_runs: Path, uninterrupted: Ended, small_disk: SmallDisk
@@ -148,8 +234,8 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
     assert "no space left on its disk (writing " in other
     small_disk.ballast.unlink()
     third = start_run(*start, **options).end()  # type: ignore[arg-type]
-    halves = [path for path in run.folder.rglob(".*") if path.name != ".validate_storage_marker"]
-    assert not halves
+    hidden = {path.name for path in run.folder.rglob(".*")}
+    assert hidden <= {".validate_storage_marker", LOCK}  # nothing half written
     assert len(list(run.folder.glob("checkpoint_*/"))) == CONFIG["training"]["checkpoints_kept"]
     figures = {
         "seconds": stopped.seconds + results.seconds + third.seconds - uninterrupted.seconds,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shards_trees import flat_tree, pack_tree
+from shards_trees import flat_tree, pack_tree, split_tree
 
 from shards.__main__ import main
 from shards.check import check
@@ -28,9 +28,19 @@ def test_pack_then_check_are_two_commands(
     assert main(arguments(tmp_path, "--unseen_fraction", "0.34", "--num_patches", "4")) == 0
     assert main(["check", str(tmp_path / "new"), "--workers", "1"]) == 0
     said = capsys.readouterr().out
-    assert "test_unseen" in said and "sound" in said
+    assert "test_unseen" in said and "all shards are sound" in said
+    assert "left out: " not in said
     with Image.open(tmp_path / "new" / "check.png") as sheet:
         assert sheet.width > 1000
+
+
+def test_pack_says_how_many_training_images_of_unseen_classes_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split_tree(tmp_path / "set")
+    for _ in ("packed", "packed before"):
+        assert main(arguments(tmp_path, "--unseen_fraction", "0.34", "--num_patches", "4")) == 0
+        assert "left out: 8 training images of unseen classes\n" in capsys.readouterr().out
 
 
 def test_a_yaml_file_holds_the_options(tmp_path: Path) -> None:
@@ -82,7 +92,8 @@ def test_check_names_a_shard_that_changed_by_one_bit(
     data[600] ^= 1
     tar.write_bytes(data)
     assert main(["check", packed.url, "--workers", "1"]) == 1
-    assert "train-000001.tar: sha256 is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "train-000001.tar: sha256 is" in said and said.endswith("\n1 problem\n")
 
 
 def test_check_names_a_picture_that_cannot_be_decoded(packed: Manifest) -> None:

@@ -147,7 +147,7 @@ BROKEN: list[tuple[Change, str]] = [
     (lambda c: c["shards"].append(c["shards"][0]), "is listed 2 times"),
     (lambda c: c["classes"][0].update(role="known"), "role 'known' is none of"),
     (lambda c: first(c).update(count=99), r"count is 99, its classes add up to 6"),
-    (lambda c: first(c).update(sha256="00"), "sha256 '00' is no checksum"),
+    (lambda c: first(c).update(sha256="00"), "sha256 '00' is not a checksum"),
     (lambda c: first(c).update(file="../train-000000.tar"), r"the name must be train-NNNNNN"),
     (lambda c: first(c).update(file="test_seen-000900.tar"), r"the name must be train-NNNNNN"),
     (lambda c: first(c).update(offsets=[1, 2, 3]), "offsets do not fit"),

@@ -121,7 +121,7 @@ def test_xlsa17_paths_cannot_leave_the_data_set(tmp_path: Path) -> None:
 def test_a_mat_file_without_its_fields_is_refused(tmp_path: Path) -> None:
     root = awa2_tree(tmp_path / "set")
     splits, _ = xlsa17_files(root, tmp_path / "mat")
-    with pytest.raises(ValueError, match=r"no field image_files, labels; is this the file of"):
+    with pytest.raises(ValueError, match=r"holds no image_files, labels, only allclasses_names"):
         read(f"awa2:{root}", splits=splits, features_file=splits)
 
 

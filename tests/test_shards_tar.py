@@ -78,7 +78,7 @@ def test_member_names_that_are_paths_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
 def test_links_and_folders_are_refused(kind: bytes) -> None:
-    with pytest.raises(ValueError, match=r"member 'a\.jpg/?' is no plain file"):
+    with pytest.raises(ValueError, match=r"member 'a\.jpg/?' is not a plain file"):
         names(foreign("a.jpg", type=kind, linkname="/etc/passwd"))
 
 

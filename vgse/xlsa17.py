@@ -78,8 +78,9 @@ def write_res101(
 
 def read_att_splits(path: Path) -> AttSplits:
     """An att_splits.mat; train_loc and val_loc may be missing and are empty then."""
-    mat = _load(path, "att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
-    names = _texts(mat["allclasses_names"])
+    needed = ("att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
+    mat = read_mat(path, *needed, also=("original_att", *LOCATIONS))
+    names = cell_texts(mat["allclasses_names"])
     att = _finite(mat["att"], f"{path}: att").T
     if len(att) != len(names):
         raise ValueError(
@@ -87,21 +88,21 @@ def read_att_splits(path: Path) -> AttSplits:
             "att is [dimensions x classes]"
         )
     original = np.asarray(mat.get("original_att", mat["att"]), np.float64).T
-    locations = {name: _indices(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
+    locations = {name: zero_based(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
     return AttSplits(names, att, original, locations)
 
 
 def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
     """Features [M, D_f], labels [M] from 0 and image_files ([] where there are none)."""
-    mat = _load(path, "features", "labels")
+    mat = read_mat(path, "features", "labels", also=["image_files"])
     features = np.ascontiguousarray(mat["features"].T, np.float32)
-    labels = _indices(mat["labels"], f"{path}: labels")
+    labels = zero_based(mat["labels"], f"{path}: labels")
     if features.ndim != 2 or len(features) != len(labels):
         raise ValueError(
             f"{path}: features have {len(features)} columns, but there are {len(labels)} labels: "
             "features is [dimensions x images]"
         )
-    files = _texts(mat["image_files"]) if "image_files" in mat else []
+    files = cell_texts(mat["image_files"]) if "image_files" in mat else []
     return features, labels, files
 
 
@@ -132,34 +133,37 @@ def zsl_data(features: NDArray[np.float32], labels: Indices, splits: AttSplits) 
 
 def _cells(texts: Sequence[str]) -> NDArray[np.object_]:
     cells = np.empty((len(texts), 1), object)
-    cells[:, 0] = texts
+    # Names of others' files may hold what has no UTF-8.
+    cells[:, 0] = [text.encode("utf-8", "backslashreplace").decode() for text in texts]
     return cells
 
 
-def _texts(cells: NDArray[Any]) -> list[str]:
-    texts = []
+def cell_texts(cells: NDArray[Any]) -> list[str]:
+    """The strings of an array of cells, row by row, without space around them."""
+    found = []
     for cell in np.ravel(cells):
         text = cell
         while isinstance(text, np.ndarray):  # a cell holds an array that holds a string
             text = text.ravel()[0] if text.size else ""
-        texts.append(str(text).strip())
-    return texts
+        found.append(str(text).strip())
+    return found
 
 
 def _finite(array: NDArray[Any], where: str) -> NDArray[np.float64]:
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{where} is no matrix of numbers")
+        raise ValueError(f"{where} is not a matrix of numbers")
     values = np.asarray(array, np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"{where} holds NaN or infinity; leave those classes out")
     return values
 
 
-def _indices(array: Any, where: str) -> Indices:
-    indices = np.asarray(array).ravel().astype(np.int64) - 1
-    if len(indices) and indices.min() < 0:
+def zero_based(array: Any, where: str) -> Indices:
+    """Indices [n] from 0, of an array that counts from 1; ValueError names `where`."""
+    found: Indices = np.asarray(array).ravel().astype(np.int64) - 1
+    if len(found) and found.min() < 0:
         raise ValueError(f"{where} holds 0; indices count from 1 in this format")
-    return indices
+    return found
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -168,17 +172,23 @@ def _save(path: Path, content: dict[str, Any]) -> None:
         scipy.io.savemat(stream, content, do_compression=True)  # type: ignore[arg-type]
 
 
-def _load(path: Path, *needed: str) -> dict[str, Any]:
+def read_mat(path: Path, *needed: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields `needed` of a .mat file, and those of `also` that are there.
+
+    Raises ValueError in one line for a file that cannot be read or lacks a field.
+    """
     try:
-        mat: dict[str, Any] = scipy.io.loadmat(str(path), appendmat=False)
+        mat: dict[str, Any] = scipy.io.loadmat(
+            str(path), appendmat=False, variable_names=[*needed, *also]
+        )
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except NotImplementedError:
         raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with -v7") from None
     except Exception as error:  # scipy raises many kinds on damaged files
-        raise ValueError(f"{path}: is no readable .mat file ({error})") from None
+        raise ValueError(f"{path}: is not a readable .mat file ({error})") from None
     missing = [name for name in needed if name not in mat]
     if missing:
-        there = ", ".join(name for name in mat if not name.startswith("__"))
+        there = ", ".join(name for name, _, _ in scipy.io.whosmat(str(path), appendmat=False))
         raise ValueError(f"{path}: holds no {', '.join(missing)}, only {there}")
     return mat
