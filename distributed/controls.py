@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from distributed.features import Unit, read_unit, write_tensors
+from distributed.features import Unit, read_unit
+from distributed.unit_files import write_tensors
 
 
 def shuffle_labels(folder: str | Path, units: Sequence[Unit], target: Path, seed: int) -> None:

@@ -44,6 +44,7 @@ class EmbeddedImages:
     """One row an image, in the order of the units."""
 
     keys: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)  # paths in the data set, "" where not known
     shards: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     rows: list[NDArray[np.int64]] = field(default_factory=list)  # place in the shard
@@ -94,6 +95,7 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
         means = add_images(sums, assignments.numpy(), labels)
         images = result.images
         images.keys += content.keys
+        images.sources += content.sources
         images.shards += [unit.shard] * len(labels)
         images.splits += [unit.split] * len(labels)
         images.rows.append(content.rows.numpy().copy())

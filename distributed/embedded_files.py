@@ -31,6 +31,7 @@ def save_embedded(folder: Path, embedded: Embedded) -> None:
             split=np.array([SPLITS.index(name) for name in images.splits], np.uint8),
             keys=images.keys,
             assignments=assignments.astype(np.float16),
+            sources=images.sources,
         ),
     )
     files, codes = np.unique(np.array(images.shards), return_inverse=True)
@@ -58,6 +59,7 @@ def load_embedded(folder: Path) -> Embedded:
     arrays = read_arrays(path, *_names(path))
     images = EmbeddedImages(
         keys=features.keys,
+        sources=features.sources or [""] * len(features.keys),
         shards=arrays["shard_files"][arrays["shards"]].tolist(),
         splits=[SPLITS[number] for number in features.split],
         labels=[features.labels],

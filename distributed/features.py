@@ -18,9 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from distributed.run_storage import join
-from distributed.unit_files import local_unit, send_unit, unit_path
-from distributed.unit_files import write_tensors as write_tensors
+from distributed.run_storage import join, write
+from distributed.unit_files import local_unit, send_unit, unit_path, write_tensors
 from shards.access import ACCESS, PATIENT, Access
 from shards.manifest import Manifest, load_manifest
 from shards.stream import Sample, decode, label_index, parse_meta, read_raw
@@ -34,6 +33,8 @@ from vgse.patches import cut_patches_opencv
 UNIT = 256
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
 _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
+# Sources are others' texts, and arrays of strings are as wide as their longest.
+_LONGEST_SOURCE = 1024
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Unit:
         """Name of the unit's file in the cache."""
         return f"{self.shard.removesuffix('.tar')}-{self.start:07d}.safetensors"
 
+    @property
+    def damage(self) -> str:
+        """Name of the file that lists images which could not be read, if there ever were any."""
+        return f"{self.file}.damaged"
+
 
 @dataclass(frozen=True)
 class UnitFeatures:
@@ -75,6 +81,7 @@ class UnitFeatures:
     images: Tensor  # float16 [n, D_f], whole pictures
     patches: Tensor  # float16 [n, N, D_f], or [m, D_f] of the sampled patches
     rows: Tensor  # int64 [n], each image's place in its shard
+    sources: list[str]  # [n] paths in the data set, "" where not known
 
 
 def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
@@ -82,7 +89,7 @@ def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
     weights = config.weights
     if weights not in ("default", "none"):
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
-        weights = f"{weights}#{digest}"
+        weights = f"{weights}#{digest}"  # other content is another cache
     return FeatureSpec(config.name, weights, config.patch_size, config.image_size, precision)
 
 
@@ -118,13 +125,29 @@ def _manifest(url: str) -> Manifest:
     return load_manifest(url, check_files=False)
 
 
+def weights_of(spec: FeatureSpec) -> str:
+    """The weights as `build_backbone` takes them."""
+    path, _, _ = spec.weights.rpartition("#")
+    return path or spec.weights
+
+
 def compute_unit(
-    url: str, unit: Unit, spec: FeatureSpec, folder: str, device: str, access: Access = ACCESS
+    url: str,
+    unit: Unit,
+    spec: FeatureSpec,
+    folder: str,
+    device: str,
+    access: Access = ACCESS,
+    again: bool = False,
 ) -> tuple[int, list[str]]:
-    """Compute and write one unit's file; returns its images and the keys of damaged ones."""
+    """Compute and write one unit's file; returns its images and the keys of damaged ones.
+
+    What is damaged is listed in a file beside it before the unit's own file is there; `again`
+    says that there may be such a list.
+    """
     manifest = _manifest(url)
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
-    backbone = _backbone(spec.name, spec.weights.partition("#")[0], device)
+    backbone = _backbone(spec.name, weights_of(spec), device)
     keys = [sample.key for sample in samples]
     chosen = _chosen_patches(keys, manifest.num_patches, spec)
     tensors = {
@@ -137,7 +160,11 @@ def compute_unit(
         tensors["patches"] = tensors["patches"].view(
             len(samples), manifest.num_patches, backbone.num_features
         )
-    write_tensors(unit_path(folder, unit.file, access), tensors, {"keys": json.dumps(keys)})
+    sources = [s.source if len(s.source) <= _LONGEST_SOURCE else "" for s in samples]
+    names = {"keys": json.dumps(keys), "sources": json.dumps(sources)}
+    if damaged or again:
+        write(join(folder, unit.damage), json.dumps(damaged).encode() if damaged else b"")
+    write_tensors(unit_path(folder, unit.file, access), tensors, names)
     send_unit(folder, unit.file, access)
     return unit.stop - unit.start, damaged
 
@@ -239,7 +266,10 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
     path = local_unit(str(folder), unit.file, access)
     try:
         with safe_open(path, framework="pt") as file:
-            keys = json.loads(file.metadata()["keys"])
+            metadata = file.metadata()
+            keys = json.loads(metadata["keys"])
+            # Files of earlier versions hold none.
+            sources = json.loads(metadata.get("sources", "null")) or [""] * len(keys)
             names = ("labels", "images", "patches", "rows")
             labels, images, patches, rows = (file.get_tensor(name) for name in names)
     except FileNotFoundError:
@@ -248,4 +278,4 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
         ) from None
     except Exception as error:
         raise ValueError(f"{path}: damaged ({error}); delete the file and run again") from None
-    return UnitFeatures(keys, labels, images, patches, rows)
+    return UnitFeatures(keys, labels, images, patches, rows, sources)

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.embed import EmbeddedImages, TopPatches, nearest_patches
-from distributed.features import read_samples, whole_picture
+from distributed.features import whole_picture
 from shards.access import ACCESS, Access
+from shards.chunks import Part
 from shards.manifest import Manifest
-from shards.stream import Sample
+from shards.passes import plan_passes
+from shards.stream import Sample, decode, label_index, parse_meta, read_parts
 from vgse.patches import cut_patches_opencv
 
 MONTAGE_CLUSTERS = 48
@@ -25,14 +27,33 @@ def _wanted(images: EmbeddedImages) -> list[Wanted]:
     return list(zip(images.shards, rows.tolist(), strict=True))
 
 
-def _read_pictures(
+def read_pictures(
     manifest: Manifest, wanted: Iterable[Wanted], access: Access
 ) -> dict[Wanted, Sample]:
-    """Some samples of the shards; damaged ones are left out."""
+    """Some samples of the shards; damaged ones are left out.
+
+    What lies between two of them is read, too, where that saves reading a run of samples twice.
+    """
+    chosen = sorted(set(wanted))
+    number = {shard.file: place for place, shard in enumerate(manifest.shards)}
+    pieces = ((number[file], np.array([row])) for file, row in chosen)
+    parts = (
+        Part(manifest.shards[one.shard], one.start, one.stop)
+        for one in plan_passes(pieces, manifest.stride)
+    )
+    labels, places = label_index(manifest), set(chosen)
     found: dict[Wanted, Sample] = {}
-    for file, row in sorted(set(wanted)):
-        samples, _ = read_samples(manifest, file, row, row + 1, access)
-        found.update(((file, row), sample) for sample in samples)
+    for raw in read_parts(manifest, parts, access=access):
+        if (raw.shard, raw.index) not in places:
+            continue
+        meta = parse_meta(raw, labels, manifest.num_patches)
+        try:
+            image = decode(raw)
+        except ValueError:
+            continue
+        found[raw.shard, raw.index] = Sample(
+            raw.key, raw.index, image, meta.boxes, meta.label, meta.source
+        )
     return found
 
 
@@ -69,7 +90,7 @@ def gather_pictures(
     places = _wanted(images)
     needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
     needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
-    samples = _read_pictures(manifest, (places[i] for i in needed), access)
+    samples = read_pictures(manifest, (places[i] for i in needed), access)
 
     def patch(image: int, number: int, side: int) -> NDArray[np.uint8]:
         sample = samples.get(places[image]) if image >= 0 else None

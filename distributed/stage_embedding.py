@@ -56,7 +56,10 @@ def run_embedding(
             parts[number] = part
             stage.advance(len(part.images.keys))
         result = merge([parts[number] for number in range(len(groups))])
+        nameless = result.images.sources.count("")
         stage.summary = f"{len(result.images.keys):,} images, each once"
+        if nameless:
+            stage.summary += f"; the feature cache knows {nameless:,} of them by their keys alone"
     return result
 
 

@@ -1,6 +1,6 @@
 """The stage that fills the cache with features of the frozen backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import ray
@@ -8,6 +8,7 @@ import ray
 from distributed.display import Display
 from distributed.features import (
     FeatureSpec,
+    Unit,
     access_of,
     cache_folder,
     compute_unit,
@@ -16,8 +17,7 @@ from distributed.features import (
 )
 from distributed.prepare import Prepared
 from distributed.remote_calls import results_of
-from distributed.run_storage import absolute as absolute
-from distributed.run_storage import file_sizes
+from distributed.run_storage import absolute, file_sizes
 from shards.entries import SPLITS
 from vgse.clusters import hash_threshold
 from vgse.config import RunConfig
@@ -45,12 +45,15 @@ def run_features(
     folder = cache_folder(prepared.cache, manifest, spec)
     units = units_of(manifest, splits)
     there = file_sizes(folder)
-    missing = [unit for unit in units if unit.file not in there]
+    missing = missing_units(units, there)
     total = sum(unit.stop - unit.start for unit in units)
     with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
         task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(compute_unit)
         url, access = absolute(manifest.url), access_of(config.data)
-        calls = ((task, (url, unit, spec, folder, device, access)) for unit in missing)
+        calls = (
+            (task, (url, unit, spec, folder, device, access, unit.damage in there))
+            for unit in missing
+        )
         damaged: list[str] = []
         for count, broken in results_of(calls, limit=64):
             damaged += broken
@@ -65,3 +68,9 @@ def run_features(
         skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
         stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
     return spec, folder
+
+
+def missing_units(units: Sequence[Unit], there: Mapping[str, int]) -> list[Unit]:
+    """Units to compute, given the sizes of the cache's files: also those with damaged images, which
+    count against the limit every time, and whose shards may have been mended since."""
+    return [unit for unit in units if unit.file not in there or there.get(unit.damage)]

@@ -21,6 +21,9 @@ from vgse.clusters import (
 )
 from vgse.config import ModelConfig
 
+Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
+"""Hashes [n] of patches, and the unit of each with its place there [n, 2]."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -44,7 +47,8 @@ def sample_patches(
     """Bottom-k sample of the cached patch features of some classes.
 
     The result does not depend on the number of workers nor on the order of the units. Memory is
-    bounded by the sample: hashes are gathered first, features of the chosen patches after.
+    bounded by the sample: of hashes, which are gathered first, the smallest are kept, and features
+    are read of the chosen patches alone.
 
     Args:
         folder: the cache's folder or URL.
@@ -56,28 +60,37 @@ def sample_patches(
         below: hash bound under which the cache holds features, 2**64 - 1 for all.
         access: where this node keeps copies, if the cache is at a URL.
     """
-    hashes, owners, population = [], [], 0
+    parts: list[Hashed] = []
+    population = 0
     for number, content in enumerate(_walk(folder, units, access)):
         keep = np.isin(content.labels.numpy(), labels)
         drawn = patch_hashes(content.keys, num_patches, seed)
         population += int(keep.sum()) * num_patches
         flat = np.flatnonzero((keep[:, None] & (drawn < np.uint64(below))).ravel())
-        hashes.append(drawn.ravel()[flat])
-        owners.append(np.stack([np.full(len(flat), number), flat], 1))
-    all_hashes, all_owners = np.concatenate(hashes), np.concatenate(owners)
-    if len(all_hashes) > sample_size:
-        smallest = np.argpartition(all_hashes, sample_size - 1)[:sample_size]
-        all_owners = all_owners[smallest]
+        parts.append((drawn.ravel()[flat], np.stack([np.full(len(flat), number), flat], 1)))
+        if sum(len(hashes) for hashes, _ in parts) > 2 * sample_size:
+            parts = [_smallest(parts, sample_size)]
+    _, owners = _smallest(parts, sample_size)
 
     rows, names = [], []
     for number, content in enumerate(_walk(folder, units, access)):
-        flat = np.sort(all_owners[all_owners[:, 0] == number, 1])
+        flat = np.sort(owners[owners[:, 0] == number, 1])
         rows.append(_patch_rows(content, flat, num_patches, seed, below))
         names += [
             f"{content.keys[place // num_patches]}/{place % num_patches:04d}" for place in flat
         ]
     features = np.concatenate(rows)
     return Sample(features[np.argsort(np.array(names), kind="stable")], population)
+
+
+def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
+    """The patches with the smallest hashes of some, in no order."""
+    hashes = np.concatenate([hashes for hashes, _ in parts])
+    owners = np.concatenate([owners for _, owners in parts])
+    if len(hashes) <= size:
+        return hashes, owners
+    chosen = np.argpartition(hashes, size - 1)[:size]
+    return hashes[chosen], owners[chosen]
 
 
 def _walk(folder: str, units: Sequence[Unit], access: Access) -> Iterator[UnitFeatures]:

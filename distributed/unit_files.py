@@ -65,6 +65,7 @@ def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, 
         os.close(handle)
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata)
+            os.chmod(name, 0o644)  # mkstemp's 0600 would keep others of a shared disk from it
             os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from distributed.features import (
     units_of,
     whole_picture,
 )
+from distributed.run_storage import file_sizes
+from distributed.stage_features import missing_units
 from shards.manifest import Manifest, load_manifest
 from shards.stream import read_shard
 from vgse.backbones import build_backbone
@@ -80,6 +82,23 @@ def test_a_truncated_image_is_skipped_and_named(manifest: Manifest, tmp_path: Pa
     assert len(damaged) == 1
     assert len(content.keys) == 29
     assert damaged[0] not in content.keys
+
+
+def test_a_unit_with_damage_is_computed_again_until_its_shard_is_mended(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    packed, cache = tmp_path / "packed", str(tmp_path / "cache")
+    shutil.copytree(manifest.url, packed)
+    shard, unit = manifest.shards_of("train")[0], first_unit(manifest)
+    whole = (packed / shard.file).read_bytes()
+    start = whole.index(b"\xff\xd8\xff", shard.offsets[0])
+    (packed / shard.file).write_bytes(whole[:start] + bytes(400) + whole[start + 400 :])
+    compute_unit(str(packed), unit, SPEC, cache, "cpu")
+    assert missing_units([unit], file_sizes(cache)) == [unit]
+    (packed / shard.file).write_bytes(whole)
+    compute_unit(str(packed), unit, SPEC, cache, "cpu", again=True)
+    assert missing_units([unit], file_sizes(cache)) == []
+    assert len(read_unit(cache, unit).keys) == 30
 
 
 def test_another_patch_size_has_a_cache_of_its_own(manifest: Manifest, tmp_path: Path) -> None:

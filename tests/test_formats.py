@@ -137,9 +137,9 @@ def test_json_holds_null_where_there_is_no_number(tmp_path):
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"PK\x03\x04 damaged", "is no readable .npz"),
-        (b"", "is no readable .npz"),
-        (b"text", "is no readable .npz"),
+        (b"PK\x03\x04 damaged", "is not a readable .npz"),
+        (b"", "is not a readable .npz"),
+        (b"text", "is not a readable .npz"),
     ],
 )
 def test_a_damaged_npz_is_named(tmp_path, content, message):
@@ -237,7 +237,7 @@ def test_a_mat_file_without_splits_says_what_is_missing(tmp_path):
 
 def test_a_damaged_mat_file_is_named(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"no matlab" * 30)
-    with pytest.raises(ValueError, match=r"a\.mat: is no readable \.mat file"):
+    with pytest.raises(ValueError, match=r"a\.mat: is not a readable \.mat file"):
         read_res101(tmp_path / "a.mat")
 
 
@@ -327,6 +327,27 @@ def test_relating_anew_moves_the_unseen_rows_only(run):
         assert list(file["unseen"]) == [DATA.class_names[c] for c in DATA.unseen]
 
 
+def test_relating_anew_is_kept_for_the_evaluation_and_in_the_exported_file(run):
+    (run / "config.yaml").write_text("seed: 3\nrelations: {alpha: 0.0, eta: 4.0}\n")
+    export_splits(run, run)
+    before = read_att_splits(run / "VGSE_SMO_splits.mat")
+    assert main(["relate", str(run), "--alpha", "-1"]) == 0
+    assert read_config(run, "relations", RelationConfig) == RelationConfig(alpha=-1, eta=4)
+    assert read_seed(run) == 3
+    after = read_att_splits(run / "VGSE_SMO_splits.mat")
+    embeddings = read_npz(run / "class_embeddings.npz").embeddings
+    assert np.array_equal(after.original_att.astype(np.float32), embeddings)
+    assert not np.array_equal(after.original_att, before.original_att)
+    assert all(np.array_equal(after.locations[k], v) for k, v in before.locations.items())
+    assert main(["evaluate", str(run), "--models", "[eszsl]"]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["relations"]["alpha"] == -1
+
+
+def test_relating_anew_exports_nothing_that_was_not_exported(run):
+    relate_run(run, RelationConfig(alpha=-1.0))
+    assert not (run / "VGSE_SMO_splits.mat").exists()
+
+
 def test_the_runs_configuration_counts_where_nothing_else_is_said(run):
     (run / "config.yaml").write_text("relations: {alpha: -1.0}\nseed: 3\n")
     assert read_config(run, "relations", RelationConfig).alpha == -1.0
@@ -343,7 +364,7 @@ def test_a_misspelt_field_of_the_runs_configuration_is_named(run):
     ("content", "message"),
     [
         ("seed: many", r"seed is 'many'; give a whole number"),
-        ("- seed", "is no mapping of fields"),
+        ("- seed", "is not a mapping of fields"),
         ("seed: [", "cannot be read"),
     ],
 )

@@ -1,6 +1,7 @@
 """The sample that starts the clusters: bottom-k by hash, whatever the order of the work."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distributed.features import Unit, write_tensors
+from distributed.features import Unit
 from distributed.start import Sample, fit_start, load_start, sample_patches, save_start
+from distributed.unit_files import write_tensors
 from vgse.clusters import hash_threshold, patch_hashes, project
 from vgse.config import ModelConfig
 
@@ -110,6 +112,16 @@ def test_a_cache_of_the_sampled_patches_alone_gives_the_same_sample(tmp_path: Pa
     ):
         np.testing.assert_array_equal(found.features, expected)
         assert found.population == 36 * PATCHES
+
+
+def test_memory_is_bounded_by_the_sample(tmp_path: Path) -> None:
+    many = write_cache(tmp_path, by_shards(IMAGES)) * 400
+    draw(tmp_path, many[:1], 10)
+    tracemalloc.start()
+    draw(tmp_path, many, 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(many) * 36 * PATCHES * 8  # what the hashes alone would take
 
 
 def test_another_seed_draws_other_patches(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from tiny import make_tiny
 
@@ -26,6 +27,7 @@ from distributed.prepare import prepare
 from distributed.stage_features import run_features
 from distributed.stage_training import run_training, training_job
 from shards.entries import SPLITS
+from vgse.__main__ import main as vgse_main
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vgse.embeddings import class_embeddings
 from vgse.health import nearest_class_mean, normalised_mutual_information
@@ -214,6 +216,19 @@ def test_the_run_folder_holds_what_the_readme_names(run: Path) -> None:
     ):
         assert (run / name).stat().st_size > 0, name
     assert not list(run.glob(".*part*"))
+
+
+def test_the_exported_features_of_a_run_name_their_pictures(run: Path, tmp_path: Path) -> None:
+    assert vgse_main(["export", str(run), "--features", "--out", str(tmp_path)]) == 0
+    mat = scipy.io.loadmat(str(tmp_path / "res101.mat"))
+    splits = scipy.io.loadmat(str(tmp_path / "VGSE_SMO_splits.mat"))
+    files = [str(cell[0][0]) for cell in mat["image_files"]]
+    names = [str(cell[0][0]) for cell in splits["allclasses_names"]]
+    label = mat["labels"].astype(int).squeeze() - 1
+    assert [Path(file).parent.name for file in files] == [names[number] for number in label]
+    trained = splits["trainval_loc"].squeeze() - 1
+    assert {Path(files[row]).parts[0] for row in trained} == {"train"}
+    assert len(set(files)) == len(files) == mat["features"].shape[1]
 
 
 def test_a_finished_run_is_refused_unless_resumed(run: Path, root: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from distributed.alone import train_alone
-from distributed.features import access_of, patch_features, read_unit, write_tensors
+from distributed.features import access_of, patch_features, read_unit, weights_of
+from distributed.unit_files import write_tensors
 from tune.judge import Judge, collapse_cause
 from tune.keeping import keep, kept
 from tune.material import Material, trial_job
@@ -99,7 +100,7 @@ def patches_for(material: Material) -> Iterator[tuple[str | None, Callable[[], N
         return
     folder = Path(tempfile.mkdtemp(prefix="vgse-pixels-"))
     spec, access = material.spec, access_of(material.base.data)
-    backbone = build_backbone(spec.name, spec.weights.partition("#")[0]).to(material.device)
+    backbone = build_backbone(spec.name, weights_of(spec)).to(material.device)
 
     def renew() -> None:
         for unit in material.units:

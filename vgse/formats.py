@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises ValueError in one line for a full disk.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -125,11 +126,11 @@ def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path}: no such file; give a folder that holds it") from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError):
         # ValueError: objects, or no numpy file at all; the last two: .npy in place of .npz.
-        raise ValueError(f"{path}: is no readable .npz of plain arrays; write it anew") from None
+        raise ValueError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
     missing = [name for name in names if name not in there]
     if missing:
         raise ValueError(
-            f"{path}: holds no {', '.join(missing)}, only {', '.join(there)}; write the file anew"
+            f"{path}: holds no {', '.join(missing)}, only {', '.join(there)}; write the file again"
         )
     return arrays
 
@@ -166,5 +167,5 @@ def read_safetensors(path: Path) -> ClassEmbeddings:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: is no file of class embeddings ({error})") from None
+        raise ValueError(f"{path}: is not a file of class embeddings ({error})") from None
     return ClassEmbeddings([str(name) for name in names], **arrays)

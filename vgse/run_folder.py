@@ -1,7 +1,7 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from vgse.formats import (
     write_json,
     write_npz,
     write_safetensors,
+    written_whole,
 )
 from vgse.relate import Related, predict_unseen, relate, relation_arrays, relation_summary
 from vgse.xlsa17 import (
@@ -33,6 +34,7 @@ from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
 SPLITS = ("train", "test_seen", "test_unseen")
+EXPORTED = "VGSE_SMO_splits.mat"
 
 _Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
 
@@ -46,7 +48,8 @@ class ImageFeatures:
     split: NDArray[np.uint8]  # [M] into SPLITS
     keys: list[str]
     assignments: NDArray[np.float16]  # [M, D_v] mean over an image's patches
-    sources: list[str] = field(default_factory=list)  # [M] paths in the data set, or none
+    sources: list[str] = field(default_factory=list)
+    """[M] paths in the data set, "" where not known; or none at all."""
 
 
 def write_image_features(run: Path, images: ImageFeatures) -> None:
@@ -115,7 +118,7 @@ def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
     given = _configuration(run).get(section, {})
     path = run / "config.yaml"
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: {section} is no mapping of fields; correct it")
+        raise ValueError(f"{path}: {section} is not a mapping of fields; correct it")
     unknown = sorted(set(given) - {field.name for field in fields(kind)})
     if unknown:
         raise ValueError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
@@ -139,18 +142,27 @@ def _configuration(run: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: is no mapping of fields; correct it")
+        raise ValueError(f"{path}: is not a mapping of fields; correct it")
     return content
 
 
 def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related]:
-    """Solves the relations anew and rewrites class_embeddings.* and relations.npz."""
+    """Solves the relations anew and rewrites class_embeddings.* and relations.npz.
+
+    What they were made with goes into config.yaml, for the evaluation to follow. An exported
+    VGSE_SMO_splits.mat is written again, with its classes and splits and with unit rows as `att`.
+    """
     classes = read_npz(run / "class_embeddings.npz")
     related = relate(classes.word_vectors, classes.seen, classes.unseen, config)
     own = classes.own_embeddings
     embeddings = predict_unseen(own, related, classes.seen, classes.unseen)
     classes = replace(classes, embeddings=embeddings)
     write_classes(run, classes, related)
+    content = {**_configuration(run), "relations": asdict(config)}
+    with written_whole(run / "config.yaml") as stream:
+        stream.write(yaml.safe_dump(content, sort_keys=False).encode())
+    if (run / EXPORTED).is_file():
+        export_splits(run, run, like=run / EXPORTED)
     return classes, related
 
 
@@ -178,7 +190,7 @@ def evaluate_run(
         try:
             clusters = json.loads(path.read_text(encoding="utf-8")).get("clusters")
         except (json.JSONDecodeError, AttributeError):
-            raise ValueError(f"{path}: is no evaluation; remove it") from None
+            raise ValueError(f"{path}: is not an evaluation; remove it") from None
     if clusters:
         evaluation["clusters"] = clusters
     related = relate(words, data.seen, data.unseen, relations)
@@ -212,7 +224,7 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
     # MATLAB code fails on NaN, which marks classes that were left out.
     att = np.nan_to_num(classes.normalised(normalise)[order].astype(np.float64))
     raw = np.nan_to_num(classes.embeddings[order].astype(np.float64))
-    path = out / "VGSE_SMO_splits.mat"
+    path = out / EXPORTED
     write_att_splits(path, AttSplits(names, att, raw, locations))
     return path
 
@@ -225,5 +237,9 @@ def export_features(run: Path, out: Path) -> Path:
     """
     images = read_image_features(run)
     path = out / "res101.mat"
-    write_res101(path, images.features, images.labels, images.sources or images.keys)
+    files = [
+        source or key
+        for source, key in zip(images.sources or images.keys, images.keys, strict=True)
+    ]
+    write_res101(path, images.features, images.labels, files)
     return path
