@@ -37,6 +37,8 @@ from distributed.display import Display
 from distributed.prepare import prepare
 from distributed.stage_features import run_features
 from tune.__main__ import make_parser
+from tune.analysis_files import load_search
+from tune.analysis_verdict import headline, judge_ranks
 from tune.config import SearchConfig
 from tune.material import Material, gather, trial_base, trial_job
 from tune.records import TrialRecord, read_records
@@ -136,7 +138,6 @@ def search_part(folder: Path, config: SearchConfig) -> list[str]:
     timing = json.loads((folder / "search.json").read_text())
     epochs = sum(record.epoch for record in records)
     most = len(records) * config.run.training.epochs
-    correlation = final["rank_correlation"]
     lines = [
         "## The winner on test",
         "",
@@ -144,7 +145,7 @@ def search_part(folder: Path, config: SearchConfig) -> list[str]:
         f"epochs on the demo, {epochs} epochs in all, {100 * epochs / most:.0f}% of what they "
         f"were without ASHA; {timing['seconds'] / 60:.0f} minutes, {timing['concurrent']} at a "
         f"time. Objective: {config.objective} (per-class top-1) of the prototype model on the "
-        "validation classes as unseen. The rows below were trained anew on all seen classes; test "
+        "validation classes as unseen. The rows below were retrained on all seen classes; test "
         "images were opened once for each.",
         "",
         "| configuration | validation % | test zsl % | test u % | test s % | test H % |",
@@ -155,14 +156,9 @@ def search_part(folder: Path, config: SearchConfig) -> list[str]:
         cells = [percent(row["validation"])]
         cells += [percent(test.get(n)) for n in ("zsl", "unseen", "seen", "harmonic_mean")]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    tested = sum(row["test"] is not None for row in final["rows"])
-    lines += ["", final["summary"]]
-    if correlation is not None:
-        lines.append(
-            f"Spearman's rank correlation of validation and test over these {tested} "
-            f"configurations: {correlation:.2f}. They are the best of a search and lie close to "
-            "each other, and so few images have an error of some points: it says little."
-        )
+    lines += ["", *headline(load_search(folder))]
+    if sum(row["test"] is not None for row in final["rows"]) > 1:
+        lines.append(judge_ranks(load_search(folder)))
     best = yaml.safe_load((folder / "best.yaml").read_text())
     names = sorted(config.space)
     lines += ["", "| field | default | winner |", "| --- | ---: | ---: |"]

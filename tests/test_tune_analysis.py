@@ -183,7 +183,7 @@ def test_the_headline_tells_validation_test_and_the_gain(whole: Path) -> None:
         r"62 trials\. Best on the validation classes: trial \d{4} with 3\d\.\d% zero", first
     )
     assert second == (
-        "Trained anew, 0007 reaches 28.0% on the test classes, the default configuration 25.0%: "
+        "Retrained, 0007 reaches 28.0% on the test classes, the default configuration 25.0%: "
         "the search gained 3.0 points."
     )
 
@@ -321,17 +321,17 @@ def test_texts_of_strangers_stay_text(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ('{"version": 1, "tri', "cannot be read"),
-        ("[]", "is no mapping of fields"),
+        ("[]", "is not a mapping of fields"),
         ('{"version": 2}', "has version 2, not 1"),
         ('{"version": 1, "trial": "0000"}', "tells of trial '0000'"),
         ('{"version": 1, "trial": "0007", "state": "odd"}', "state is 'odd'"),
         (
             '{"version": 1, "trial": "0007", "state": "failed", "params": []}',
-            "params is no mapping",
+            "params is not a mapping",
         ),
         (
             '{"version": 1, "trial": "0007", "state": "failed", "params": {}, "history": [3]}',
-            "history is no list of epochs",
+            "history is not a list of epochs",
         ),
     ],
 )

@@ -186,12 +186,12 @@ def test_a_trial_whose_process_is_killed_goes_on_or_is_recorded(root: Path, chan
 def test_a_search_does_not_block_itself_on_two_cpus(root: Path, workers: int) -> None:
     """More trials at a time are asked for than there is room for, of one worker and of two."""
     name = f"two{workers}"
-    config = make_search(root, trials=4, workers_per_trial=workers, max_concurrent=2)
-    process = start(command(config, root, name, "--max_concurrent", "4"))
+    config = make_search(root, trials=3, workers_per_trial=workers, max_concurrent=3)
+    process = start(command(config, root, name))
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
     records = read_records(root / "searches" / name)
-    assert len(records) == 4 and set(states(records)) <= {"finished", "stopped"}
+    assert len(records) == 3 and set(states(records)) <= {"finished", "stopped"}
 
 
 def test_a_search_runs_as_a_job_of_a_cluster_and_is_resumed_there(root: Path) -> None:

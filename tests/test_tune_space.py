@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tune_tiny import make_search, make_tiny
 
 from distributed.prepare import Prepared, prepare
 from tune.__main__ import main, make_parser, with_stored_config
 from tune.config import SearchConfig, check, differences, to_dict
 from tune.fit import check_against_data
-from tune.folder import open_folder, read_yaml
+from tune.folder import check_folder, open_folder, read_yaml
 from tune.material import trial_base
 from tune.space import Dimension, check_space, default_space, distributions, with_params
 from vgse.config import RunConfig
@@ -59,7 +60,7 @@ def test_the_default_space_is_valid_and_covers_what_the_issue_names() -> None:
         ("model.num_clusters", Dimension(1.5, 8), "whole numbers"),
         ("model.num_clusters", Dimension(choices=[0, 10]), "model.num_clusters is 0"),
         ("model.num_clusters", Dimension(choices=[10, True]), "True is no int"),
-        ("model.init", Dimension(0, 1), "is no number"),
+        ("model.init", Dimension(0, 1), "is not a number"),
         ("relations.alpha", Dimension(-2, 0), "relations.alpha is -2"),
     ],
 )
@@ -166,17 +167,29 @@ def test_a_mistake_is_one_line_and_exit_status_2(
 def test_a_search_that_is_there_is_only_resumed_with_its_own_configuration(
     root: Path, tmp_path: Path
 ) -> None:
-    config = make_search(root)
+    config, folder = make_search(root), tmp_path / "a"
     with pytest.raises(ValueError, match="there is no search to resume"):
-        open_folder(tmp_path / "a", config, resume=True)
-    open_folder(tmp_path / "a", config, resume=False)
+        check_folder(folder, config, resume=True)
+    check_folder(folder, config, resume=False)
+    folder.mkdir()
+    open_folder(folder, config)
     with pytest.raises(ValueError, match="add --resume"):
-        open_folder(tmp_path / "a", config, resume=False)
-    open_folder(tmp_path / "a", replace(config, trials=9, finalists=2), resume=True)
-    assert read_yaml(tmp_path / "a" / "search.yaml")["trials"] == 9
+        check_folder(folder, config, resume=False)
+    more = replace(config, trials=9, finalists=2)
+    check_folder(folder, more, resume=True)
+    open_folder(folder, more)
+    assert read_yaml(folder / "search.yaml")["trials"] == 9
+    older = to_dict(config)
+    del older["run"]["training"]["optimizer"]  # as before there was the field
+    (folder / "search.yaml").write_text(yaml.safe_dump(older))
+    check_folder(folder, config, resume=True)
+    config.run.training.optimizer = "sgd"
+    with pytest.raises(ValueError, match=r"run\.training\.optimizer was another"):
+        check_folder(folder, config, resume=True)
+    config.run.training.optimizer = "adamw"
     other = replace(config, objective="harmonic_mean")
     with pytest.raises(ValueError, match="objective was another"):
-        open_folder(tmp_path / "a", other, resume=True)
+        check_folder(folder, other, resume=True)
     assert list(differences(to_dict(config), to_dict(other))) == ["objective"]
 
 
@@ -185,7 +198,8 @@ def test_resuming_without_a_configuration_takes_that_of_the_search(
 ) -> None:
     config = make_search(root, trials=7)
     config.run.storage = str(tmp_path)
-    open_folder(tmp_path / "mine", config, resume=False)
+    (tmp_path / "mine").mkdir()
+    open_folder(tmp_path / "mine", config)
     given = ["search", "--search-id=mine", "--run.storage", str(tmp_path), "--resume"]
     completed = with_stored_config(given)
     options = make_parser().parse_args(completed).search

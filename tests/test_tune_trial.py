@@ -179,7 +179,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = record_path(tmp_path, "0001")
     path.parent.mkdir()
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"0001\.json: is no trial"):
+    with pytest.raises(ValueError, match=r"0001\.json: is not a trial"):
         read_records(tmp_path)
     path.write_text('{"version": 2}')
     with pytest.raises(ValueError, match=r"0001\.json: version 2, this program reads 1"):

@@ -31,7 +31,7 @@ def _search_parser() -> ArgumentParser:
         usage="python -m tune search --config FILE [--search-id NAME] [--resume] [--trials N] "
         "[--from-pixels] [--run.section.field VALUE …]",
         description="Run trials scored on validation classes that play the unseen ones, stop poor "
-        "ones early (ASHA), propose new ones (TPE), train the best anew and score those on test "
+        "ones early (ASHA), propose new ones (TPE), retrain the best and score those on test "
         "images. A search that was interrupted goes on with --search-id NAME --resume; all of its "
         "trials that ended are kept.",
         allow_abbrev=False,
@@ -48,7 +48,7 @@ def _search_parser() -> ArgumentParser:
     search.add_argument(
         "--from-pixels",
         action="store_true",
-        help="Compute patch features anew in every epoch, as a trainer without a cache would.",
+        help="Compute patch features again in every epoch, as a trainer without a cache would.",
     )
     search.add_class_arguments(SearchConfig, as_group=False, sub_configs=True, skip={"from_pixels"})
     return search
@@ -56,7 +56,7 @@ def _search_parser() -> ArgumentParser:
 
 def _analyse_parser() -> ArgumentParser:
     analyse = ArgumentParser(
-        description="Write search.html of a search folder anew: trials, importance of each field, "
+        description="Write search.html of a search folder again: trials, importance of each field, "
         "learning curves, validation beside test.",
         allow_abbrev=False,
     )

@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class FinalRow:
-    """A configuration that was chosen to be trained anew and to open the test images once."""
+    """A configuration that was chosen to be retrained and to open the test images once."""
 
     name: str
     params: dict[str, Any]
@@ -68,7 +68,7 @@ class Search:
     space: dict[str, dict[str, Any]]
     objective: str
     final: list[FinalRow]
-    """Highest validation first; empty until the best configurations were trained anew."""
+    """Highest validation first; empty until the best configurations were retrained."""
     facts: dict[str, Any]
     best_text: str
 
@@ -132,10 +132,10 @@ def read_trial(path: Path) -> Trial:
         raise ValueError(f"{path}: state is {content.get('state')!r}, none of {', '.join(STATES)}")
     params = content.get("params")
     if not isinstance(params, dict) or any(isinstance(v, dict | list) for v in params.values()):
-        raise ValueError(f"{path}: params is no mapping of names to values; move it away")
+        raise ValueError(f"{path}: params is not a mapping of names to values; move it away")
     history = content.get("history") or []
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise ValueError(f"{path}: history is no list of epochs; move it away")
+        raise ValueError(f"{path}: history is not a list of epochs; move it away")
     measured = [(finite(e.get("epoch")), finite(e.get("objective"))) for e in history]
     curve = {int(epoch): score for epoch, score in measured if epoch and score is not None}
     points = sorted(curve.items())
@@ -182,7 +182,7 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
         line = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read ({line}); move it away and resume") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: is no mapping of fields; move it away and resume")
+        raise ValueError(f"{path}: is not a mapping of fields; move it away and resume")
     return content
 
 
@@ -211,7 +211,7 @@ def _final(path: Path, content: dict[str, Any]) -> list[FinalRow]:
     rows: list[FinalRow] = []
     entries = content.get("rows") or []
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: rows is no list; move it away and resume")
+        raise ValueError(f"{path}: rows is not a list; move it away and resume")
     for entry in entries:
         results = entry.get("test") or {} if isinstance(entry, dict) else None
         if not isinstance(results, dict):

@@ -96,7 +96,7 @@ def _final_section(search: Search) -> str:
         return _notice(
             "final.json",
             "The test images have not been opened. The end of a search trains its best "
-            "configurations anew and opens them once: <code>python -m tune search --search-id "
+            "configurations again and opens them once: <code>python -m tune search --search-id "
             f"{esc(search.name)} --resume --finalists 3</code>",
         )
     chart = ""
@@ -105,7 +105,7 @@ def _final_section(search: Search) -> str:
         chart = validation_against_test(shown, search.objective, winner)
     return (
         "<p>The search saw validation classes only, which played the unseen ones. Its best "
-        "configurations and the default were then trained anew on all seen classes, and each "
+        "configurations and the default were then retrained on all seen classes, and each "
         "opened the test images once. The order is that of validation: to pick by the test column "
         "would be to choose on the test. Each is a single run, so that small differences may be "
         f"chance.</p>{final_table(search, winner)}"

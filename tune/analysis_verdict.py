@@ -56,7 +56,7 @@ def _on_test(search: Search, what: str) -> str:
     ours = winner.test.get(search.objective)
     if ours is None:
         return f"{winner.name} has no test results{f': {winner.cause}' if winner.cause else '.'}"
-    text = f"Trained anew, {winner.name} reaches {percent(ours)}% on the test classes"
+    text = f"Retrained, {winner.name} reaches {percent(ours)}% on the test classes"
     theirs = None if default is None else default.test.get(search.objective)
     if theirs is None:
         return f"{text}; the default configuration was not measured beside it."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from shards.storage import is_remote
 from tune.space import Dimension, check_space, default_space
-from vgse.config import RunConfig, validate
+from vgse.config import RunConfig, check_name, validate
 from vgse.zsl.models import find_model
 
 Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
@@ -26,7 +26,8 @@ class SearchConfig:
     trials: int = 64
     """Trials, the default configuration among them, which comes first and is never stopped."""
     max_concurrent: int = 0
-    """Trials at the same time; 0 takes as many as the cluster has room for."""
+    """Trials at the same time; 0 takes as many as the cluster has room for now. More waits for
+    nodes that are added, with trials of one worker."""
     workers_per_trial: int = 1
     """Training workers of a trial; above 1 each trial is a run of Ray Train."""
     gpus_per_trial: float = 0.25
@@ -44,13 +45,13 @@ class SearchConfig:
     collapse_share: float = 0.1
     """A trial with less than this share of its clusters in use is stopped as collapsed."""
     finalists: int = 3
-    """Best configurations that are trained anew on all seen classes and scored on test images; 0
+    """Best configurations that are retrained on all seen classes and scored on test images; 0
     leaves the test images alone."""
     max_failures: int = 1
     """Times that a trial whose process died goes on from its last epoch before it counts as
     failed."""
     from_pixels: bool = False
-    """Compute patch features anew in every epoch, as a trainer without a cache would."""
+    """Compute patch features again in every epoch, as a trainer without a cache would."""
     seed: int = 0
     """Seed of the choices of the search."""
 
@@ -116,7 +117,8 @@ def check(config: SearchConfig) -> None:
 
 
 def search_folder(config: SearchConfig, search_id: str) -> Path:
-    """Where a search keeps its files."""
+    """Where a search keeps its files; ValueError if the name is not one folder's."""
+    check_name("--search-id", search_id)
     return (Path(config.run.storage) / search_id).absolute()
 
 

@@ -1,4 +1,4 @@
-"""The finalists: trained anew on all seen classes, and scored on test images, once each."""
+"""The finalists: retrained on all seen classes, and scored on test images, once each."""
 
 import contextlib
 import json
@@ -14,6 +14,8 @@ from scipy.stats import spearmanr
 
 from distributed.display import Display
 from distributed.driver import train
+from tune.analysis_files import load_search
+from tune.analysis_verdict import headline, judge_ranks
 from tune.config import SearchConfig
 from tune.live import percent, trial_table
 from tune.objective import MEASURES
@@ -61,11 +63,10 @@ def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -
         "objective": config.objective,
         "rows": rows,
         "rank_correlation": rank_correlation(rows, config.objective),
-        "summary": summary(rows, config.objective),
         "test_opened": opened,
     }
     write_json(folder / "final.json", final)
-    _print(config, best, final)
+    _print(config, folder, best, final)
     return final
 
 
@@ -119,32 +120,6 @@ def rank_correlation(rows: Sequence[dict[str, Any]], objective: str) -> float | 
     return float(spearmanr(validation, test).statistic)
 
 
-def summary(rows: Sequence[dict[str, Any]], objective: str) -> str:
-    """One plain sentence: whether what won on validation beats the default on test."""
-    default = next((row for row in rows if row["name"] == "default"), None)
-    others = [row for row in rows if row["name"] != "default"]
-    if not others:
-        return "No trial other than the default came to an end."
-    # The winner is what validation chose, whatever test says afterwards.
-    winner = others[0]
-    if default and (default["validation"] or 0) >= (winner["validation"] or 0):
-        return (
-            f"No trial is above the default on validation classes ({objective} "
-            f"{percent(default['validation'])} %; the best other, {winner['name']}, has "
-            f"{percent(winner['validation'])} %)."
-        )
-    text = f"The winner on validation classes is {winner['name']} with {objective} "
-    text += f"{percent(winner['validation'])} %"
-    if default is None or default["test"] is None or winner["test"] is None:
-        return text + "; test images were not opened."
-    mine, theirs = winner["test"][objective], default["test"][objective]
-    verdict = "beats" if mine > theirs else "does not beat"
-    return (
-        f"{text}; on test it {verdict} the default configuration: {percent(mine)} % against "
-        f"{percent(theirs)} %."
-    )
-
-
 def _stage_line(config: SearchConfig, row: dict[str, Any]) -> str:
     if row["test"] is None:
         return f"{row['name']}: {row.get('cause', 'not trained')}"
@@ -154,11 +129,13 @@ def _stage_line(config: SearchConfig, row: dict[str, Any]) -> str:
     )
 
 
-def _print(config: SearchConfig, best: Sequence[TrialRecord], final: dict[str, Any]) -> None:
+def _print(
+    config: SearchConfig, folder: Path, best: Sequence[TrialRecord], final: dict[str, Any]
+) -> None:
     console = Console(highlight=False)
     title = f"best trials by {config.objective} on validation classes"
     console.print(trial_table(title, best[:_SHOWN]))
-    table = Table(title="trained anew on all seen classes", title_justify="left", pad_edge=False)
+    table = Table(title="retrained on all seen classes", title_justify="left", pad_edge=False)
     table.add_column("trial")
     for name in ("validation %", *(f"test {measure} %" for measure in MEASURES)):
         table.add_column(name.replace("harmonic_mean", "H"), justify="right")
@@ -167,10 +144,6 @@ def _print(config: SearchConfig, best: Sequence[TrialRecord], final: dict[str, A
         cells = [percent(test.get(measure)) for measure in MEASURES]
         table.add_row(row["name"], percent(row["validation"]), *cells)
     console.print(table)
-    if final["rank_correlation"] is not None:
-        tested = sum(row["test"] is not None for row in final["rows"])
-        console.print(
-            f"rank correlation of validation and test over {tested} configurations: "
-            f"{final['rank_correlation']:.2f}"
-        )
-    console.print(final["summary"], soft_wrap=True)
+    found = load_search(folder)
+    for sentence in [*headline(found), *([judge_ranks(found)] if config.finalists else [])]:
+        console.print(sentence, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The folder of a search: opened anew or gone on with."""
+"""The folder of a search: opened anew or resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ CONFIG = "search.yaml"
 BEST = "best.yaml"
 
 
-def open_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[TrialRecord]:
-    """Write search.yaml and return the trials that are there already.
+def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
+    """See that a search may be made there, or resumed.
 
     Raises:
         ValueError: there is a search of this name and `resume` is off, or it is another search.
@@ -31,12 +31,12 @@ def open_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[Tri
         )
     if resume and not there:
         raise ValueError(f"{folder}: there is no search to resume; check --search-id and storage")
-    content = to_dict(config)
     if there:
         before = read_yaml(path)
+        before["run"] = _completed(before.get("run"), run_dict(RunConfig()))
         other = [
             name
-            for name in differences(before, content)
+            for name in differences(before, to_dict(config))
             if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking.")
         ]
         if other:
@@ -44,8 +44,12 @@ def open_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[Tri
                 f"{path}: {other[0]} was another when this search began; resume it with the same "
                 "configuration (or none: --search-id alone), or choose another --search-id"
             )
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
-    _write_yaml(path, content)
+
+
+def open_folder(folder: Path, config: SearchConfig) -> list[TrialRecord]:
+    """Write search.yaml, and return the trials that are there already."""
+    (folder / "trials").mkdir(exist_ok=True)
+    _write_yaml(folder / CONFIG, to_dict(config))
     return read_records(folder)
 
 
@@ -54,7 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no YAML ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no configuration; delete the folder and search again")
     return content
@@ -65,6 +69,15 @@ def write_best(folder: Path, run: RunConfig, record: TrialRecord) -> Path:
     path = folder / BEST
     _write_yaml(path, run_dict(with_params(run, record.params)))
     return path
+
+
+def _completed(old: Any, defaults: dict[str, Any]) -> Any:
+    """A configuration with the defaults of fields that there were not yet when it was written."""
+    if not isinstance(old, dict):
+        return old
+    nested = {name: value for name, value in defaults.items() if isinstance(value, dict)}
+    known = {k: _completed(v, nested[k]) if k in nested else v for k, v in old.items()}
+    return {**defaults, **known}
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:

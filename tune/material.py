@@ -25,7 +25,9 @@ from vgse.zsl.data import Indices
 
 @dataclass(frozen=True)
 class Material:
-    """All that a trial is given. No path in it leads to a test image."""
+    """All that a trial is given: units and pixels of the training split alone.
+
+    The feature cache may hold test units of other runs beside them; no trial asks for one."""
 
     config: SearchConfig
     base: RunConfig  # the run that is searched around, for one trial

@@ -17,6 +17,7 @@ from torch import nn
 
 from distributed.loop import train_epochs
 from distributed.parallel import ddp_options
+from distributed.start_timeout import start_failures, start_timeout
 from tune.judge import Judge
 from tune.keeping import keep, kept
 from tune.material import Material, trial_job
@@ -61,12 +62,13 @@ def run_nested(
             storage_path=str(Path(material.folder) / "ray"),
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
-                controller_failure_limit=3,  # type: ignore[call-arg]
+                controller_failure_limit=start_failures(cluster),  # type: ignore[call-arg]
             ),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
-    trainer.fit()
+    with start_timeout(cluster):
+        trainer.fit()
 
 
 def _worker(arguments: dict[str, Any]) -> None:

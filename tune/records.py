@@ -91,7 +91,7 @@ def _read(path: Path) -> TrialRecord:
         if record.state not in STATES:
             raise ValueError(f"state {record.state!r} is none of {', '.join(STATES)}")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: is no trial ({error}); delete the file") from None
+        raise ValueError(f"{path}: is not a trial ({error}); delete the file") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; delete the file") from None
     return record

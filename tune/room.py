@@ -27,7 +27,9 @@ def cluster_of(config: SearchConfig) -> ClusterConfig:
 
 
 def find_room(config: SearchConfig, say: Callable[[str], None]) -> Room:
-    """What the cluster has now; `max_concurrent` may ask for more, where nodes are added.
+    """What the cluster has now; `max_concurrent` may ask for more trials of one worker, where
+    nodes are added. Trials of several workers are never more than fit: Ray Train gives up on
+    workers that wait long for a place.
 
     Waits for the workers of one trial as a run waits for its own, and says so.
 
@@ -42,12 +44,13 @@ def find_room(config: SearchConfig, say: Callable[[str], None]) -> Room:
     fits = int(has.get("CPU", 0) / cpus + 1e-9)
     if on_gpu:
         fits = min(fits, int(has.get("GPU", 0) / gpus + 1e-9))
-    if fits < 1 and not config.max_concurrent:
+    if fits < 1:
+        takes = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
         raise ValueError(
-            f"a trial takes {cpus:g} CPUs"
-            + (f" and {gpus:g} GPUs" if on_gpu else "")
-            + ", but the "
-            f"cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}; lower "
-            "workers_per_trial, gpus_per_trial or run.cluster.cpus_per_worker"
+            f"a trial takes {takes}, but the cluster has {has.get('CPU', 0):g} CPUs and "
+            f"{has.get('GPU', 0):g} GPUs; lower workers_per_trial, gpus_per_trial or "
+            "run.cluster.cpus_per_worker"
         )
-    return Room(config.max_concurrent or fits, "cuda" if on_gpu else "cpu", gpus if on_gpu else 0)
+    asked = config.max_concurrent or fits
+    concurrent = asked if workers == 1 else min(asked, fits)
+    return Room(concurrent, "cuda" if on_gpu else "cpu", gpus if on_gpu else 0)

@@ -19,7 +19,7 @@ from distributed.stage_features import run_features
 from tune.config import SearchConfig, check, search_folder
 from tune.final import finish
 from tune.fit import check_against_data
-from tune.folder import open_folder, write_best
+from tune.folder import check_folder, open_folder, write_best
 from tune.halving import Halving
 from tune.keeping import kept
 from tune.live import Live
@@ -33,6 +33,7 @@ from tune.trainable import resources_of, tune_trial
 from tune.watch import Watch
 from vgse.disk import room_for
 from vgse.formats import write_json
+from vgse.sole_user import sole_user
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -53,7 +54,7 @@ class Interrupted(Exception):
 def search(
     config: SearchConfig, search_id: str, *, resume: bool = False, verbose: bool = False
 ) -> Path:
-    """Run all trials, train the best ones anew, and return the search folder.
+    """Run all trials, retrain the best ones, and return the search folder.
 
     Args:
         config: the search.
@@ -71,9 +72,12 @@ def search(
     prepared = prepare(base)
     check_against_data(config, prepared)
     folder = search_folder(config, search_id)
-    records = open_folder(folder, config, resume=resume)
+    check_folder(folder, config, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     with ExitStack() as open_things:
+        open_things.enter_context(sole_user(folder))
+        records = open_folder(folder, config)
         with Display() as display:
             display.line(_describe(config, prepared, records))
             with display.stage("ray") as stage:

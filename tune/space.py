@@ -2,8 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.distributions import (
@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from vgse.config import RunConfig, validate
+from vgse.config import RunConfig, leaves, to_dict, validate
 
 _FIXED = {
     "data": "one feature cache serves all trials",
@@ -101,7 +101,7 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
     """
     if not space:
         raise ValueError("space is empty; name at least one field, such as loss.entropy")
-    known = dict(_leaves(config))
+    known = dict(leaves(to_dict(config)))
     for name, dimension in space.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -116,15 +116,6 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
                 validate(with_params(config, {name: value}))
             except ValueError as error:
                 raise ValueError(f"space.{name}: {error}") from None
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{entry.name}.")
-        else:
-            yield prefix + entry.name, value
 
 
 def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
@@ -144,7 +135,7 @@ def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
     if dimension.low is None or dimension.high is None:
         raise ValueError(f"space.{name}: give low and high, or choices")
     if not numeric:
-        raise ValueError(f"space.{name}: is no number; give choices in place of low and high")
+        raise ValueError(f"space.{name}: is not a number; give choices in place of low and high")
     low, high = dimension.low, dimension.high
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"space.{name}: low is {low} and high is {high}; low must be the smaller")

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.train import ControllerError
 from ray.tune import PlacementGroupFactory
 
 from tune.material import Material
@@ -39,6 +40,8 @@ def tune_trial(config: dict[str, Any], material: list[Any]) -> None:
             run_nested(material[0], name, params, report)
         else:
             run_trial(shared, name, params, report)
+    except ControllerError:
+        raise  # the cluster's failure, not the trial's: Ray Tune tries again
     except Exception as error:
         tune.report({"epoch": epoch, "failed": cause_of(error)})
 
@@ -57,7 +60,8 @@ def cause_of(error: BaseException) -> str:
 def resources_of(material: Material, cpus: float, gpus: float) -> PlacementGroupFactory:
     """What a trial reserves: its worker, or next to nothing for one whose workers do so."""
     if material.config.workers_per_trial > 1:
-        # A whole CPU for each driver would leave none for the workers on a small cluster.
-        return PlacementGroupFactory([{"CPU": 0.001}])
+        # Any part of a CPU for the drivers would leave too little for the workers of the last trial
+        # that fits, and all would wait for ever.
+        return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     bundle = {"CPU": max(cpus, 0.001)}
     return PlacementGroupFactory([bundle | ({"GPU": gpus} if gpus else {})])

@@ -12,7 +12,6 @@ from tune.live import Live
 from tune.proposals import ending_of
 from tune.records import TrialRecord, write_record
 
-_KEPT_OUT = {"trial", "collapsed", "failed"}
 _OURS = (
     "epoch", "objective", "loss", "used_clusters", "nmi", "seconds", "classification", "semantic",
     "consistency", "entropy", "usage_entropy", "learning_rate", "zsl", "seen", "unseen",
@@ -57,12 +56,12 @@ class Watch(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died once too often."""
         record = self._record(trial)
-        record.state, record.cause = "failed", death_cause(str(trial.get_error() or ""))
+        record.state, record.cause = "failed", death_cause(error_of(trial))
         self._end(record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died, and it goes on in another."""
-        cause = death_cause(str(trial.get_error() or ""))
+        cause = death_cause(error_of(trial))
         self._live.say(f"{trial.config['trial']} goes on: {cause}")
 
     def _record(self, trial: Any) -> TrialRecord:
@@ -85,6 +84,15 @@ class Watch(Callback):
         self._save(record)
         forget(self._search, record.trial)
         self._live.ended(record)
+
+
+def error_of(trial: Any) -> str:
+    """What Ray wrote down of a trial's last failure; empty where it wrote nothing."""
+    try:
+        text = Path(trial.error_file or "").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return text.rpartition("Failure #")[2]
 
 
 def death_cause(text: str) -> str:
