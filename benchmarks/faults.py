@@ -43,9 +43,9 @@ Made by `python -m benchmarks.faults` from what the fault tests saw
 data set on purpose and compares its class embeddings with those of a run that nothing happened to.
 
 Lines are what the terminal shows, with folders shortened to `…`. "Time lost" is wall time beyond
-the uninterrupted run, starting Ray and Python anew included. These runs train for seconds, so it is
-nearly all start-up, which on a machine that does other work takes minutes and varies as much. What
-a long run loses is the same start, and the steps since its last checkpoint.
+the uninterrupted run, the new start of Ray and Python included. These runs train for seconds, so it
+is nearly all start-up, which on a machine that does other work takes minutes and varies as much.
+What a long run loses is the same start, and the steps since its last checkpoint.
 
 {machine}
 
@@ -70,6 +70,8 @@ NOTES = """
 - **A lost node** is waited for `cluster.wait_for_workers` seconds. An elastic run goes on with
   fewer workers as soon as Ray has noticed the loss (up to 20 s more), and looks every
   `cluster.resize_interval` seconds whether new ones fit in.
+- **The commands beside a run** (`vgse relate|evaluate|export|report`, `shards pack|check`) end on a
+  full disk with one `error:` line that names the file or folder, and leave no half-written file.
 - **A store** that does not answer is asked again for more than a minute before the run ends.
 """
 

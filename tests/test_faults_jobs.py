@@ -29,10 +29,11 @@ def test_a_job_that_was_stopped_and_submitted_again_ends_as_if_it_had_not_been(
         first.wait_for_checkpoints(20)
         stopped = head.run("stop", "job", "--address", head.address)[1]
         assert "STOPPED" in stopped
-        first.end(1)
+        followed = first.end(130)  # as after ^C
         again = Started(head.start(*job), run).end()
-    told = [*stopped.splitlines(), *lines_with(again, "job job-2 at", "is there already")]
-    assert "init/centroids.npy is there already" in again.output
+    assert "logging.cc" not in followed.output and "@ " not in followed.output
+    told = [*stopped.splitlines(), *lines_with(again, "job job-2 at", "there already")]
+    assert "there already: init/centroids.npy" in again.output
     # The reference has no job around it: what is repeated shows in the stage of training.
     seconds = stage_seconds(again.output, "training")
     record(

@@ -100,7 +100,8 @@ def test_a_node_that_nobody_replaces_ends_the_run_in_one_line_and_the_command_go
 def test_an_elastic_run_goes_on_with_fewer_workers_and_takes_new_ones_in(
     tiny_runs: Path, nodes: Nodes
 ) -> None:
-    long = {"training": {"epochs": 90, "checkpoint_epochs": 1, "checkpoint_steps": 0}}
+    epochs = 300  # long enough for a node to join before the end
+    long = {"training": {"epochs": epochs, "checkpoint_epochs": 1, "checkpoint_steps": 0}}
     elastic = {"cluster": {"address": nodes.address, "min_workers": 1, "resize_interval": 3}}
     whole = start_run(tiny_runs, "elastic-whole", CONFIG, long).end()
     run = start_run(tiny_runs, "elastic", CONFIG, long, elastic, env=nodes.env)
@@ -114,7 +115,7 @@ def test_an_elastic_run_goes_on_with_fewer_workers_and_takes_new_ones_in(
     assert any("now on 1 worker instead of 2" in line for line in told)
     assert any("now on 2 workers instead of 1" in line for line in told)
     rows, others = read_metrics(run.folder), read_metrics(whole.folder)
-    assert [row["epoch"] for row in rows] == list(range(1, 91))
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
     # What holds with another number of workers: every image once an epoch, in joint batches of
     # the same size. Which images share a batch changes, and with it the result a little.
     assert {row["images"] for row in rows} == {IMAGES}

@@ -112,7 +112,7 @@ def test_a_run_in_a_bucket_whose_driver_is_killed_ends_as_one_on_disk(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     again = finish(place.start("killed"))
-    assert "init/centroids.npy is there already" in again
+    assert "there already: init/centroids.npy" in again
     assert "from the cache" in again
     np.testing.assert_allclose(place.embeddings("killed"), expected, atol=1e-5)
     files = place.files("killed")

@@ -150,8 +150,8 @@ def test_a_killed_driver_goes_on_when_started_again_with_the_same_configuration_
     assert "choose another --run-id" in line
     record("the same run id with another learning rate", [line], tiny_runs)
     again = start_run(tiny_runs, "driver").end()
-    told = lines_with(again, "is there already")
-    assert "init/centroids.npy is there already" in told[0]
+    told = lines_with(again, "clusters    there already")
+    assert "there already: init/centroids.npy" in told[0]
     assert len(checkpoints(run.folder)) == CONFIG["training"]["checkpoints_kept"]
     record(
         "the driver and its Ray are killed; the same command",
