@@ -25,7 +25,7 @@ from distributed.features import (
 from distributed.job import TrainingJob, build_model
 from distributed.prepare import Prepared, prepare
 from distributed.results import cluster_measures, own_embeddings
-from distributed.stage_features import absolute
+from distributed.run_storage import absolute
 from distributed.stage_training import training_job
 from distributed.start import fit_start, sample_patches, save_start
 from shards.entries import SPLITS

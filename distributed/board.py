@@ -15,7 +15,7 @@ class Event:
     workers: int
     """Workers that started together, or that were lost together."""
     epoch: int
-    """Number, from 1, of the epoch that is gone on with; 0 for that of the last start."""
+    """Number, from 1, of the epoch that is resumed; 0 for that of the last start."""
     cause: str = ""
     restart: int = 0
     """Restarts of the run that this one makes."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 from ray._private import ray_constants
+from ray._private.utils import get_num_cpus  # what a container may use, not what its machine has
 
 from distributed.progress import plural
 from distributed.room import Say, could_have, least_workers, shortfall, wait_for_room
@@ -110,7 +111,7 @@ def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
     if is_own(config):
         _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
-        own = {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
+        own = {"num_cpus": max(int(get_num_cpus()), needed), "include_dashboard": False}
     try:
         with _on_loopback() if is_own(config) else nullcontext():
             ray.init(
@@ -158,9 +159,14 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
             say("the cluster adds nodes with GPUs on demand; --cluster.use_gpu no takes CPUs")
         else:
             if there or not is_own(config):
+                instead = (
+                    f"--cluster.num_workers {there:g} trains on what there is"
+                    if is_own(config)
+                    else "--cluster.use_gpu yes waits for GPUs"
+                )
                 say(
-                    f"{there:g} GPUs for {plural(count, 'worker')}: training on CPUs "
-                    "(--cluster.use_gpu yes waits for GPUs)"
+                    f"{plural(int(there), 'GPU')} for {plural(count, 'worker')}: training on CPUs "
+                    f"({instead})"
                 )
             return _with_room(config, False, say)
     return _with_room(config, config.use_gpu != "no", say)

@@ -1,7 +1,7 @@
 """The run folder on a disk as Ray sees it: files that appear whole, and a full disk in one line.
 
 Ray's own way truncates the list of checkpoints before it writes it anew, so that a full disk, or
-a driver that dies between the two, leaves a run that cannot be gone on with.
+a driver that dies between the two, leaves a run that cannot be resumed.
 """
 
 import os

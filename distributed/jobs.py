@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -85,7 +86,7 @@ def one_line(address: str) -> Iterator[None]:
         if "required" in str(error):
             told = "the cluster asks for a token and none was sent; set RAY_AUTH_MODE=token and"
         else:
-            told = "the cluster does not take this token (HTTP 403); take the head node's:"
+            told = "the cluster refuses this token (HTTP 403); take the head node's and"
         raise ValueError(
             f"--address {address}: {told} put it into RAY_AUTH_TOKEN, or into a file that "
             "RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
@@ -154,6 +155,12 @@ def stop(client: JobSubmissionClient, job: JobDetails, address: str) -> str:
     return f"{name} {status.value}"
 
 
+_NATIVE_STACK = re.compile(  # what Ray's handler prints of its own code when a job is stopped
+    r"\*\*\* SIG[A-Z]+ received at|PC: @ |\s+@\s+0x[0-9a-f]+ "
+    r"|\[[\d-]+ [\d:,]+ [A-Z] [\d ]+\] logging\.cc:"
+)
+
+
 def follow(client: JobSubmissionClient, submission_id: str, address: str) -> int:
     """Print a job's log as it comes, until the job ends; returns the job's exit status.
 
@@ -162,12 +169,13 @@ def follow(client: JobSubmissionClient, submission_id: str, address: str) -> int
     Raises:
         ValueError: the cluster is gone; the job may go on.
     """
-    printed = 0
+    printed, unfinished = 0, ""
 
     def write(text: str) -> None:
-        nonlocal printed
+        nonlocal printed, unfinished
         printed += len(text)
-        sys.stdout.write(text)
+        *lines, unfinished = (unfinished + text).split("\n")
+        sys.stdout.writelines(f"{line}\n" for line in lines if not _NATIVE_STACK.match(line))
         sys.stdout.flush()
 
     failures = 0
@@ -177,6 +185,7 @@ def follow(client: JobSubmissionClient, submission_id: str, address: str) -> int
             asyncio.run(_tail(client, submission_id, printed, write))
             job = _ended(client, submission_id)
             if job is not None:
+                sys.stdout.write(unfinished)
                 return _exit_status(job)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             failures = 1 if printed > before else failures + 1

@@ -6,7 +6,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from distributed.ray_storage import ray_storage
 
-_LIST = "checkpoint_manager_snapshot.json"  # Ray's: what is in it can be gone on with
+_LIST = "checkpoint_manager_snapshot.json"  # Ray's: what is in it can be resumed
 
 
 def remove_leftovers(run: str) -> None:

@@ -89,17 +89,7 @@ def get_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
 
 def file_sizes(folder: str, *, retry: Retry = PATIENT) -> dict[str, int]:
     """Length in bytes of every file directly in a folder, by name; empty if there is none."""
-    if not is_remote(folder):
-        return storage.sizes(folder) if Path(folder).is_dir() else {}
-
-    def listed(filesystem: Any, path: str) -> list[dict[str, Any]]:
-        try:
-            return list(filesystem.ls(path, detail=True))
-        except FileNotFoundError:
-            return []
-
-    rows = call(folder, "listed", listed, retry)
-    return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
+    return storage.sizes(folder, retry=retry, missing_ok=True)
 
 
 def fetch_all(folder: str, names: Iterable[str], local: Path) -> None:

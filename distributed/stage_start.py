@@ -27,7 +27,7 @@ def run_start(
     """k-means into `init` of the run folder, a local one or a URL, unless it is there."""
     init = join(absolute(run), "init")
     if "centroids.npy" in file_sizes(init):
-        display.line("clusters    init/centroids.npy is there already")
+        display.line("clusters    there already: init/centroids.npy")
         return
     with display.stage("clusters") as stage:
         task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_start_task)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distributed.parallel import ddp_options
 from vgse.backbones import Backbone
 from vgse.config import LossConfig, ModelConfig
-from vgse.losses import entropy_loss
+from vgse.losses import entropy_of, sum_assignments
 from vgse.model import ClusterHead, TrainingModel
 from vgse.step import StepData, run_step
 
@@ -53,6 +53,11 @@ def build() -> TrainingModel:
         classification=1.0, semantic=0.7, consistency=0.5, entropy=0.9, queue_size=CAPACITY
     )
     return TrainingModel(None, head, torch.randn(CLASSES, WORD_SIZE), weights)
+
+
+def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
+    """The entropy term of a step, in the two parts between which a model does other work."""
+    return entropy_of(sum_assignments(assignments, weights).mean(total))
 
 
 def naive_entropy(assignments: Tensor, weights: Tensor, total: int) -> Tensor:

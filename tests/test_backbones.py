@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -215,6 +216,16 @@ def test_resnet_features_are_those_before_its_classifier(resnet_weights: Path) -
     assert not np.allclose(other, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_weights_of_a_safetensors_file_are_the_same(resnet_weights: Path, tmp_path: Path) -> None:
+    state = torch.load(resnet_weights, weights_only=True)
+    save_file(state, tmp_path / "resnet18.safetensors")
+    network = build_backbone("resnet18", str(tmp_path / "resnet18.safetensors")).network
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    (tmp_path / "cut.safetensors").write_bytes(b"1234")
+    with pytest.raises(ValueError, match=r"cut\.safetensors is not a plain state dict"):
+        build_backbone("resnet18", str(tmp_path / "cut.safetensors"))
+
+
 def test_weights_under_the_key_state_dict_are_read_too(
     resnet_weights: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +247,7 @@ class Trap:
 
 def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path: Path) -> None:
     torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "trap.pt")
-    with pytest.raises(ValueError, match=r"trap\.pt is no plain state dict") as caught:
+    with pytest.raises(ValueError, match=r"trap\.pt is not a plain state dict") as caught:
         build_backbone("resnet18", str(tmp_path / "trap.pt"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
@@ -247,7 +258,7 @@ def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path: Path
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {"a": "b"}])
 def test_a_file_without_a_state_dict_says_so(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt is no plain state dict"):
+    with pytest.raises(ValueError, match=r"other\.pt is not a plain state dict"):
         build_backbone("resnet18", str(tmp_path / "other.pt"))
 
 

@@ -12,9 +12,10 @@ from vgse.config import LossConfig, ModelConfig
 from vgse.losses import (
     classification_loss,
     consistency_loss,
-    entropy_loss,
+    entropy_of,
     nearest_in_queue,
     semantic_loss,
+    sum_assignments,
 )
 from vgse.model import ClusterHead, NeighbourQueue, StepOutput, TrainingModel
 
@@ -121,7 +122,7 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_the_four() -> None:
         "classification": classification_loss(head.classifier(shares), labels, ones, 18),
         "semantic": semantic_loss(head.regressor(shares), words, ones, 18),
         "consistency": consistency_loss(shares, neighbours, ones, 18),
-        "entropy": entropy_loss(shares, ones, 18),
+        "entropy": entropy_of(sum_assignments(shares, ones).mean(18)),
     }
     for name, term in terms.items():
         torch.testing.assert_close(output.terms[name], term.detach())

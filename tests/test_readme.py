@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search = {
         "run": "demo.yaml",
         "grace_epochs": 1,
-        "finalists": 0,  # that they are trained anew is tested elsewhere
+        "finalists": 0,  # that they are retrained is tested elsewhere
         "space": {"loss.entropy": {"low": 0.1, "high": 1, "log": True}},
     }
     (folder / "configs" / "search-demo.yaml").write_text(yaml.safe_dump(search))

@@ -170,7 +170,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_cut_off_file_is_named_with_the_remedy(run: Path, file: str) -> None:
     content = (run / file).read_bytes()
     (run / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{file}: cannot be read .*write it anew") as error:
+    with pytest.raises(ValueError, match=rf"{file}: cannot be read .*write it again") as error:
         write_report(run)
     assert "\n" not in str(error.value)
     assert not (run / "report.html").exists()
@@ -209,6 +209,25 @@ def test_models_that_are_not_known_and_missing_results_are_shown_plainly(run: Pa
     write_json(run / "evaluation.json", content)
     text = Tags(write_report(run).read_text(encoding="utf-8")).text
     assert "newer" in text and "\N{EN DASH}" in text and "SJE" not in text
+
+
+def test_models_are_called_as_in_the_terminal(run: Path) -> None:
+    content = json.loads((run / "evaluation.json").read_text())
+    content["models"] = ["ale", "cada_vae"]
+    write_json(run / "evaluation.json", content)
+    text = Tags(write_report(run).read_text(encoding="utf-8")).text
+    assert "ALE" in text and "CADA-VAE" in text and "cada_vae" not in text
+
+
+@pytest.mark.parametrize(
+    ("alpha", "shown"), [(-0.05, "\N{MINUS SIGN}0.05"), (0.0, "0"), (-1.0, "\N{MINUS SIGN}1")]
+)
+def test_the_smallest_weight_allowed_is_not_rounded(run: Path, alpha: float, shown: str) -> None:
+    content = json.loads((run / "evaluation.json").read_text())
+    content["relations"]["alpha"] = alpha
+    write_json(run / "evaluation.json", content)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"(&alpha;)</th><td>{shown}</td>" in page
 
 
 def test_a_relation_reads_as_a_sum_that_accounts_for_all_weights(run: Path) -> None:

@@ -14,7 +14,7 @@ from shards_s3 import CREDENTIALS, free_port, s3_server
 from distributed.ray_storage import StoreHandler, ray_storage
 from distributed.run_storage import absolute, exists, file_sizes, get_file, put_file, read, write
 from shards.access import Retry
-from shards.storage import join
+from shards.storage import join, sizes
 
 BUCKET = "runs"
 QUICK = Retry(attempts=3, first_wait_s=0.01)
@@ -68,6 +68,12 @@ def test_what_is_not_there_is_a_file_not_found(root: str, tmp_path: Path) -> Non
         assert not list(tmp_path.glob("*copy*")) and not list(tmp_path.glob(".part*"))
 
 
+def test_a_folder_to_be_listed_must_be_there_unless_told_otherwise(root: str) -> None:
+    with pytest.raises(ValueError, match="none: no such folder or bucket"):
+        sizes(join(root, "none"))
+    assert sizes(join(root, "none"), missing_ok=True) == {}
+
+
 def test_files_go_there_and_back(root: str, tmp_path: Path) -> None:
     if "://" not in root:
         return
@@ -100,7 +106,7 @@ def test_a_store_that_stays_away_is_one_line_with_the_remedy(
         lambda: get_file(f"s3://{BUCKET}/a", tmp_path / "a", retry=QUICK),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"3 attempts in .*see to the network and") as caught:
+        with pytest.raises(ValueError, match=r"3 attempts in .*check the network and") as caught:
             call()
         assert "\n" not in str(caught.value)
     forget_clients()

@@ -73,7 +73,7 @@ def test_a_missing_and_a_wrong_token_are_told_apart(head: Head) -> None:
     status = ("status", "--address", head.address)
     assert "asks for a token and none was sent" in refused(head.run(*status, env=env))
     wrong = env | {"RAY_AUTH_TOKEN": "f" * 64}
-    assert "does not take this token (HTTP 403)" in refused(head.run(*status, env=wrong))
+    assert "refuses this token (HTTP 403)" in refused(head.run(*status, env=wrong))
     right = env | {"RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": "http://127.0.0.1:9"}
     assert head.run(*status, env=right)[0] == 0  # the address given wins over the environment's
 

@@ -18,10 +18,11 @@ def relate(
     num_neighbours: int | None = None,
     eta: float | None = None,
 ) -> None:
-    """Solve the relations of unseen to seen classes anew.
+    """Solve the relations of unseen to seen classes again.
 
-    Rewrites relations.npz, class_embeddings.npz and class_embeddings.safetensors of the run.
-    What is not given comes from the run's config.yaml.
+    Rewrites relations.npz, class_embeddings.npz and class_embeddings.safetensors of the run, and
+    VGSE_SMO_splits.mat if it is there. What is not given comes from the run's config.yaml, where
+    what is given is kept for evaluate and report.
 
     Args:
         run: Run folder.

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -107,17 +108,19 @@ def _load_file(path: str) -> dict[str, Tensor]:
             f"backbone.weights: no file {path}; use 'default', 'none' or a state-dict file"
         )
     try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"backbone.weights: {path} is no plain state dict ({type(error).__name__}); "
-            "save it with torch.save(model.state_dict())"
+            f"backbone.weights: {path} is not a plain state dict ({type(error).__name__}); "
+            "save it with torch.save(model.state_dict()), or as .safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
-            f"backbone.weights: {path} is no plain state dict; "
-            "save it with torch.save(model.state_dict())"
+            f"backbone.weights: {path} is not a plain state dict; "
+            "save it with torch.save(model.state_dict()), or as .safetensors"
         )
     return state
 
@@ -206,7 +209,8 @@ def build_backbone(name: str, weights: str = "default") -> Backbone:
     Args:
         name: "efficientnet-lite0" (ImageNet weights come with its package, nothing is downloaded)
             or any torchvision classification model; its last linear layer is removed.
-        weights: "default" (pretrained), "none" (random), or a state-dict file, read without pickle.
+        weights: "default" (pretrained), "none" (random), or a file with a state dict: .safetensors,
+            or one of torch.save, of which torch's weights_only loader reads tensors alone.
 
     Raises:
         ValueError: unknown name, unreadable weights, or weights of another model.

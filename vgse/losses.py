@@ -102,17 +102,6 @@ def entropy_of(mean: Tensor) -> Tensor:
     return (mean * mean.clamp_min(1e-12).log()).sum()
 
 
-def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
-    """Σₖ āₖ ln āₖ with ā the mean over the global batch; the same value on all workers.
-
-    Args:
-        assignments: [n, D_v], rows that sum to 1.
-        weights: [n].
-        total: patches in the step over all workers.
-    """
-    return entropy_of(sum_assignments(assignments, weights).mean(total))
-
-
 def nearest_in_queue(
     features: Tensor, images: Tensor, queue_features: Tensor, queue_images: Tensor
 ) -> Tensor:

@@ -3,10 +3,10 @@
 It reads nothing but the run folder, and the page asks nothing of a network.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from vgse.formats import written_whole
 from vgse.report.clusters import clusters_section
 from vgse.report.curves import curves_section
 from vgse.report.files import files_section
@@ -27,16 +27,12 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into the local run folder `run` and return its path.
 
     A section whose file is missing says so and names the command that makes it. Raises ValueError
-    for a folder that is no run, and for a file that cannot be read.
+    for a folder that is no run, for a file that cannot be read, and for a full disk.
     """
     text = render_report(load_run(run))
     path = run / "report.html"
-    partial = run / f".report.html.{os.getpid()}.partial"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as stream:
+        stream.write(text.encode())
     return path
 
 

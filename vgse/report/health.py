@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vgse.report.html import esc, magnitude, notice, number, percent
+from vgse.report.html import MINUS, NONE, esc, magnitude, notice, number, percent
 from vgse.report.load import Missing, RunFiles
 
 
@@ -68,12 +68,16 @@ def _compare(label: str, ours: Any, theirs: Any, *, scale: int = 1) -> str:
     )
 
 
+def _alpha(value: Any) -> str:
+    return NONE if value is None else f"{float(value):g}".replace("-", MINUS)
+
+
 def _certificate(run: RunFiles) -> str:
     relations = run.evaluation.get("relations")
     if not relations:
         return f"<div><h3>Relations</h3>{notice(Missing('evaluation.json', 'relations'))}</div>"
     entries = (
-        ("Smallest weight allowed (&alpha;)", number(relations.get("alpha"), 0)),
+        ("Smallest weight allowed (&alpha;)", _alpha(relations.get("alpha"))),
         ("Largest duality gap", magnitude(relations.get("max_gap"))),
         ("Largest violation of a bound or the sum", magnitude(relations.get("max_violation"))),
         ("Solved by the library instead", number(relations.get("fallbacks"), 0)),

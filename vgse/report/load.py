@@ -88,7 +88,7 @@ def _text(path: Path) -> str:
 def _unreadable(path: Path, reason: object) -> ValueError:
     command = MADE_BY.get(path.name, TRAIN)
     line = " ".join(str(reason).split())
-    return ValueError(f"{path}: cannot be read ({line}); write it anew with `{command}`")
+    return ValueError(f"{path}: cannot be read ({line}); write it again with `{command}`")
 
 
 def _config(path: Path, text: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from vgse.report.html import esc, fold, number, percent
 from vgse.report.load import RunFiles, need
+from vgse.zsl.models import label_of
 
-MODELS = {"eszsl": "ESZSL", "sje": "SJE", "prototype": "Prototype"}
 GROUPS = {
     "baseline": "Baselines",
     "ours": "This method",
@@ -68,7 +68,7 @@ def _results(row: dict[str, Any], model: str) -> dict[str, Any]:
 def _t1_table(rows: list[dict[str, Any]], models: list[str], chance: Any) -> str:
     top = _bar_end(rows, models)
     tick = "" if chance is None else f"--chance:{min(100.0, 100 * float(chance) / top):.1f}%"
-    head = "".join(f"<th scope=col>{esc(MODELS.get(model, model))}</th>" for model in models)
+    head = "".join(f"<th scope=col>{esc(label_of(model))}</th>" for model in models)
     body = ""
     for group, members in groupby(rows, key=lambda row: str(row.get("group", ""))):
         title = GROUPS.get(group, group)
@@ -125,7 +125,7 @@ def _gains(rows: list[dict[str, Any]], models: list[str]) -> str:
             points = 100 * (float(ours) - float(theirs))
             sign = "+" if points >= 0.05 else ""
             kind = "up" if points >= 0.05 else "down" if points <= -0.05 else ""
-            label = esc(MODELS.get(model, model))
+            label = esc(label_of(model))
             chips.append(f'<span class="chip {kind}">{label} {sign}{number(points, 1)}</span>')
         if chips:
             items.append(f"<li>VGSE-SMO against {text}, in points: {' '.join(chips)}</li>")
@@ -133,7 +133,7 @@ def _gains(rows: list[dict[str, Any]], models: list[str]) -> str:
 
 
 def _gzsl_table(rows: list[dict[str, Any]], models: list[str]) -> str:
-    head = "".join(f"<th scope=colgroup colspan=4>{esc(MODELS.get(m, m))}</th>" for m in models)
+    head = "".join(f"<th scope=colgroup colspan=4>{esc(label_of(m))}</th>" for m in models)
     columns = (
         "<th scope=col>u</th><th scope=col>s</th><th scope=col>H</th><th scope=col>&gamma;</th>"
     )

@@ -43,7 +43,7 @@ def _check_arrays(data: ZslData) -> None:
     if not np.isfinite(data.features).all():
         bad = np.flatnonzero(~np.isfinite(data.features).all(axis=1))
         raise ValueError(
-            f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: compute them anew"
+            f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: compute them again"
         )
     num_classes = len(data.class_names)
     if len(data.labels) and not 0 <= data.labels.min() <= data.labels.max() < num_classes:

@@ -86,6 +86,11 @@ MODELS: dict[str, Model] = {
 }
 
 
+def label_of(name: str) -> str:
+    """How tables call a model; one that is not known by its name."""
+    return MODELS[name].label if name in MODELS else name
+
+
 def find_model(name: str) -> Model:
     """The model called `name`; ValueError names those there are."""
     if name not in MODELS:

@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from vgse.zsl.models import MODELS
+from vgse.zsl.models import label_of
 
 _MAX_MODELS = 4
 
@@ -26,12 +26,12 @@ def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) ->
         padding=0,
         show_edge=False,
         caption=f"percent, mean over classes; T1: unseen classes among themselves "
-        f"(chance {100 * evaluation['chance']:.1f}); u, s, H: among all classes, {_label(model)}",
+        f"(chance {100 * evaluation['chance']:.1f}); u, s, H: among all classes, {label_of(model)}",
         caption_justify="left",
     )
     table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=32)
     for name in names:
-        table.add_column(f"{_label(name)}\nT1", justify="right", no_wrap=True, min_width=5)
+        table.add_column(f"{label_of(name)}\nT1", justify="right", no_wrap=True, min_width=5)
     for symbol in ("u", "s", "H"):
         table.add_column(symbol, justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(rows):
@@ -42,10 +42,6 @@ def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) ->
         last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
         table.add_row(row["label"], *cells, end_section=last)
     return table
-
-
-def _label(model: str) -> str:
-    return MODELS[model].label if model in MODELS else model
 
 
 def _best_on_validation(rows: list[Mapping[str, Any]], models: list[str]) -> str:
