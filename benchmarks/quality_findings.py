@@ -46,7 +46,8 @@ def findings(ablation: Ablation) -> list[str]:
     lines += _relations(default)
     lines.append(_chosen(default))
     lines.append(_permuted(default))
-    return [f"- {line[0].upper()}{line[1:]}" for line in lines]
+    # A Greek letter is a symbol, and stays small.
+    return [f"- {line[0].upper() if line[0].isascii() else line[0]}{line[1:]}" for line in lines]
 
 
 def steps(ablation: Ablation) -> list[str]:
