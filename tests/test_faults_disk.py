@@ -122,8 +122,10 @@ def test_what_ray_writes_on_a_full_disk_leaves_the_old_content_and_nothing_besid
 
 def test_only_a_full_disk_is_told_as_one() -> None:
     assert not is_full(PermissionError(13, "Permission denied"))
-    with pytest.raises(PermissionError), room_for("file"):
+    with pytest.raises(ValueError, match=r"cannot be used \(Permission denied\)"), room_for("file"):
         raise PermissionError(13, "Permission denied")
+    with pytest.raises(KeyError), room_for("file"):
+        raise KeyError
     with pytest.raises(ValueError, match="no space left"), room_for("file"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
@@ -248,3 +250,9 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
         small_disk.folder,
         **figures,
     )
+
+
+def test_a_file_where_a_folder_should_be_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ValueError, match=r"runs: cannot be used \(File exists\); choose another"):
+        write_json(tmp_path / "runs" / "a.json", {})

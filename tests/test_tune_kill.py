@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from ray_head import ray_head
+from ray_nodes import ray_nodes
 from tune_tiny import make_search, make_tiny
 
 from tune.config import SearchConfig, to_dict
@@ -53,9 +54,9 @@ def command(config: SearchConfig, folder: Path, name: str, *more: str) -> list[s
     ]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """The command with a Ray of its own."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+def start(arguments: list[str], cluster: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command with a Ray of its own, or with the environment of a cluster."""
+    env = cluster or {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -129,6 +130,32 @@ def test_a_killed_driver_loses_no_finished_trial_and_repeats_no_finished_epoch(
             assert after[name].history[: record.epoch] == record.history
             assert after[name].epoch == 8
     assert out.strip().endswith(str(folder / "search.html"))
+
+
+def test_a_lost_node_costs_no_finished_trial_and_no_finished_epoch(root: Path) -> None:
+    config = make_search(root, trials=5, grace_epochs=8)
+    config.run.training.epochs = 8
+    folder = root / "searches" / "node"
+    with ray_nodes(2) as nodes:
+        config.run.cluster.address = nodes.address
+        process = start(command(config, root, "node"), nodes.env)
+
+        def both_nodes_are_midway() -> bool:
+            records = read_records(folder)
+            return sum(not r.ended and 2 <= r.epoch < 7 for r in records) == 2
+
+        until(process, both_nodes_are_midway)
+        before = {record.trial: record for record in read_records(folder)}
+        nodes.lose()
+        nodes.add()
+        out = process.communicate(timeout=LONG)[0]
+    assert process.returncode == 0, out
+    after = {record.trial: record for record in read_records(folder)}
+    assert states(list(after.values())) == ["finished"] * 5
+    for name, record in before.items():
+        assert after[name].history[: record.epoch] == record.history
+    assert " goes on: its " in out  # node was lost, or process was killed with it
+    assert "Traceback" not in out
 
 
 def test_an_interrupt_keeps_all_and_says_how_to_go_on(root: Path) -> None:

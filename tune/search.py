@@ -73,7 +73,8 @@ def search(
     check_against_data(config, prepared)
     folder = search_folder(config, search_id)
     check_folder(folder, config, resume=resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     with ExitStack() as open_things:
         open_things.enter_context(sole_user(folder))

@@ -1,4 +1,4 @@
-"""A full disk, told in one line."""
+"""A disk that is full, or closed to us, told in one line."""
 
 import errno
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _WORDS = ("No space left on device", "Disk quota exceeded")  # of libraries without a number
 
 
@@ -21,11 +22,17 @@ def room_for(path: str | Path) -> Iterator[None]:
     """Whatever is written inside goes to the disk of `path`.
 
     Raises:
-        ValueError: that disk is full; one line with the folder and the remedy.
+        ValueError: that disk is full, or takes no files from this user; one line with the folder
+            and the remedy.
     """
     try:
         yield
     except Exception as error:  # libraries raise errors of their own
+        if isinstance(error, OSError) and error.errno in _CLOSED:
+            raise ValueError(
+                f"{error.filename or path}: cannot be used ({error.strerror}); choose another "
+                "folder, or change its permissions"
+            ) from error
         if not is_full(error):
             raise
         raise ValueError(
