@@ -156,7 +156,7 @@ def _steps(results: Results) -> str:
 
 def _memory(results: Results) -> str:
     if results.setting.device.type != "cuda":
-        return "## Largest batch\n\nIs sought on a GPU only."
+        return "## Largest batch\n\nSearched for on GPUs only."
     lines = ["| | images | patches | GB |", "| --- | ---: | ---: | ---: |"]
     for path, (images, used) in results.largest.items():
         patches = images * results.setting.num_patches
