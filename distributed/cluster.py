@@ -91,11 +91,18 @@ def is_own(config: ClusterConfig) -> bool:
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[None]:
+def ray_cluster(
+    config: ClusterConfig, *, verbose: bool = False, dashboard: bool = False
+) -> Iterator[None]:
     """Join the cluster at `config.address` (or RAY_ADDRESS), or start one on this machine.
 
     A cluster that was started here is stopped on leaving; one that was there already, also a
     Ray that this process had initialised before, is left as it was.
+
+    Args:
+        config: which cluster.
+        verbose: let Ray's own log through.
+        dashboard: start one, on loopback, with a cluster that is started here.
 
     Raises:
         ValueError: the address does not answer.
@@ -111,7 +118,7 @@ def ray_cluster(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
     if is_own(config):
         _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
-        own = {"num_cpus": max(int(get_num_cpus()), needed), "include_dashboard": False}
+        own = {"num_cpus": max(int(get_num_cpus()), needed), "include_dashboard": dashboard}
     try:
         with _on_loopback() if is_own(config) else nullcontext():
             ray.init(

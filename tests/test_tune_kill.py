@@ -133,29 +133,31 @@ def test_a_killed_driver_loses_no_finished_trial_and_repeats_no_finished_epoch(
 
 
 def test_a_lost_node_costs_no_finished_trial_and_no_finished_epoch(root: Path) -> None:
-    config = make_search(root, trials=5, grace_epochs=8)
-    config.run.training.epochs = 8
+    epochs = 60
+    config = make_search(root, trials=4, grace_epochs=epochs)
+    config.run.training.epochs = epochs
     folder = root / "searches" / "node"
-    with ray_nodes(2) as nodes:
+    with ray_nodes(1) as nodes:
         config.run.cluster.address = nodes.address
         process = start(command(config, root, "node"), nodes.env)
 
-        def both_nodes_are_midway() -> bool:
+        def midway() -> bool:
             records = read_records(folder)
-            return sum(not r.ended and 2 <= r.epoch < 7 for r in records) == 2
+            running = [r for r in records if not r.ended and 2 <= r.epoch < epochs - 10]
+            return "finished" in states(records) and bool(running)
 
-        until(process, both_nodes_are_midway)
+        until(process, midway)
         before = {record.trial: record for record in read_records(folder)}
         nodes.lose()
         nodes.add()
         out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
     after = {record.trial: record for record in read_records(folder)}
-    assert states(list(after.values())) == ["finished"] * 5
+    assert states(list(after.values())) == ["finished"] * 4
     for name, record in before.items():
         assert after[name].history[: record.epoch] == record.history
-    assert " goes on: its " in out  # node was lost, or process was killed with it
-    assert "Traceback" not in out
+    assert " goes on: its " in out, out  # node was lost, or process was killed with it
+    assert "Traceback" not in out, out
 
 
 def test_an_interrupt_keeps_all_and_says_how_to_go_on(root: Path) -> None:
@@ -168,7 +170,7 @@ def test_an_interrupt_keeps_all_and_says_how_to_go_on(root: Path) -> None:
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 130, out
     assert "--search-id interrupt --resume goes on from here" in out
-    assert "Traceback" not in out
+    assert "Traceback" not in out, out
     assert "running" in states(read_records(folder))
     again = start(command(config, root, "interrupt", "--resume"))
     out = again.communicate(timeout=LONG)[0]

@@ -135,6 +135,14 @@ def _print(
     console = Console(highlight=False)
     title = f"best trials by {config.objective} on validation classes"
     console.print(trial_table(title, best[:_SHOWN]))
+    if config.finalists:
+        console.print(_tested_table(final))
+    found = load_search(folder)
+    for sentence in [*headline(found), *([judge_ranks(found)] if config.finalists else [])]:
+        console.print(sentence, soft_wrap=True)
+
+
+def _tested_table(final: dict[str, Any]) -> Table:
     table = Table(title="retrained on all seen classes", title_justify="left", pad_edge=False)
     table.add_column("trial")
     for name in ("validation %", *(f"test {measure} %" for measure in MEASURES)):
@@ -143,7 +151,4 @@ def _print(
         test = row["test"] or {}
         cells = [percent(test.get(measure)) for measure in MEASURES]
         table.add_row(row["name"], percent(row["validation"]), *cells)
-    console.print(table)
-    found = load_search(folder)
-    for sentence in [*headline(found), *([judge_ranks(found)] if config.finalists else [])]:
-        console.print(sentence, soft_wrap=True)
+    return table

@@ -82,7 +82,11 @@ def search(
         with Display() as display:
             display.line(_describe(config, prepared, records))
             with display.stage("ray") as stage:
-                open_things.enter_context(ray_cluster(cluster_of(config), verbose=verbose))
+                # Ray Train asks the dashboard whether a run was killed, and frees its CPUs then.
+                nested = config.workers_per_trial > 1
+                open_things.enter_context(
+                    ray_cluster(cluster_of(config), verbose=verbose, dashboard=nested)
+                )
                 room = find_room(config, display.line)
                 stage.summary = f"{room.concurrent} trials at a time, on {room.device}"
             spec, features = run_features(
