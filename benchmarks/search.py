@@ -1,6 +1,6 @@
 """Searching on the demo: what the winner is worth, and what a trial costs.
 
-Run `python -m benchmarks.search` (half an hour on two quiet cores); it writes
+Run `python -m benchmarks.search` (twenty minutes on two quiet cores); it writes
 `benchmarks/results/search.md`. Three things are measured:
 
 1. a search of 36 trials, its winner against the default configuration on test images;
