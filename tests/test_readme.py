@@ -75,7 +75,7 @@ def test_every_python_command_runs(
         _, _, module, *arguments = shlex.split(line.replace("NAME", "mine"))
         if module == "distributed" and "mine" in arguments:
             arguments += ["--model.num_clusters", "20", "--model.projection", "64"]
-            arguments += ["--training.batch_size", "60"]
+            arguments += ["--training.batch_size", "60", "--training.epochs", "2"]
         elif "--trials" in arguments:
             arguments[arguments.index("--trials") + 1] = "2"
         elif "--model.num_clusters" in arguments:

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +108,8 @@ def _load_file(path: str) -> dict[str, Tensor]:
         )
     try:
         if path.endswith(".safetensors"):
+            from safetensors.torch import load_file  # a bare machine has torch alone
+
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
