@@ -50,7 +50,7 @@ RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/search-demo.yaml"
 COST_EPOCHS = 2
 SPEED_EPOCHS = 3
-SPEED_TRIALS = 24
+SPEED_TRIALS = 6
 
 
 def load_config(storage: Path) -> SearchConfig:
