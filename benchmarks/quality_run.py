@@ -27,7 +27,7 @@ from distributed.prepare import Prepared, prepare
 from distributed.results import cluster_measures, own_embeddings
 from distributed.run_storage import absolute
 from distributed.stage_training import training_job
-from distributed.start import fit_start, sample_patches, save_start
+from distributed.start import make_start
 from shards.entries import SPLITS
 from vgse.config import RunConfig, to_dict
 from vgse.devices import resolve_precision
@@ -147,18 +147,15 @@ def _start(job: TrainingJob, prepared: Prepared, start: Path) -> None:
     """k-means into `<start>/init`, unless it is there."""
     if (start / "init" / "centroids.npy").is_file():
         return
-    model, seed = job.config.model, job.config.seed
-    sample = sample_patches(
+    make_start(
         job.folder,
         units_of(prepared.manifest, ["train"]),
         job.classes,
-        sample_size=model.num_clusters * model.max_points_per_centroid,
-        seed=seed,
+        job.config,
         num_patches=prepared.manifest.num_patches,
         below=job.spec.sample_below,
+        init=start / "init",
     )
-    projection, centroids = fit_start(sample, model, seed)
-    save_start(start / "init", projection, centroids)
 
 
 def _train(task: Task, job: TrainingJob, work: Path) -> Any:

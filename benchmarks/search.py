@@ -40,6 +40,7 @@ from tune.__main__ import make_parser
 from tune.analysis_files import load_search
 from tune.analysis_verdict import headline, judge_ranks
 from tune.config import SearchConfig
+from tune.live import percent
 from tune.material import Material, gather, trial_base, trial_job
 from tune.records import TrialRecord, read_records
 from tune.search import search
@@ -125,11 +126,6 @@ def states(records: list[TrialRecord]) -> str:
     """How many trials ended how."""
     names = [record.state for record in records]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(sorted(names)))
-
-
-def percent(value: float | None) -> str:
-    """A fraction as the tables show it."""
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 def search_part(folder: Path, config: SearchConfig) -> list[str]:

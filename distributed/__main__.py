@@ -2,15 +2,13 @@
 
 import os
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
 from jsonargparse import ArgumentParser
 
 from distributed.job_env import find_token
-from vgse.config import RunConfig
+from vgse.config import RunConfig, default_name
 
 _ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
 
@@ -97,12 +95,6 @@ def _stop_parser() -> ArgumentParser:
     return stop
 
 
-def default_run_id(config_files: list[str]) -> str:
-    """Name of the configuration file, then date and time."""
-    stem = Path(config_files[-1]).stem if config_files else "run"
-    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 def _train(options: Any) -> int:
     run_id, resume, verbose, config = _run_options(options)
     from distributed.driver import train  # torch and Ray take seconds: not for --help
@@ -126,7 +118,7 @@ def _train(options: Any) -> int:
 
 def _run_options(options: Any) -> tuple[str, bool, bool, RunConfig]:
     files = [str(file) for file in options.pop("config", None) or []]
-    run_id = options.pop("run_id") or default_run_id(files)
+    run_id = options.pop("run_id") or default_name(files, "run")
     resume, verbose = options.pop("resume"), options.pop("verbose")
     return run_id, resume, verbose, RunConfig(**vars(options))
 
@@ -138,7 +130,7 @@ def _submit(options: Any, command: list[str]) -> int:
     env_file, named = options.pop("env_file"), options.run_id
     run_id, resume, verbose, config = _run_options(options)
     if command and not named:
-        run_id = default_run_id([command[0]])
+        run_id = default_name([command[0]], "run")
     flags = (*["--resume"] * resume, *["--verbose"] * verbose)
     return submit(config, Request(run_id, address, env_file, detach, flags, tuple(command)))
 

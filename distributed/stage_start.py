@@ -6,11 +6,11 @@ from pathlib import Path
 import ray
 
 from distributed.display import Display
-from distributed.features import FeatureSpec, Unit, access_of, units_of
+from distributed.features import FeatureSpec, Unit, units_of
 from distributed.prepare import Prepared
 from distributed.remote_calls import result_of
 from distributed.run_storage import absolute, file_sizes, join
-from distributed.start import fit_start, sample_patches, save_start
+from distributed.start import make_start
 from vgse.clusters import Centroids
 from vgse.config import RunConfig
 
@@ -59,16 +59,7 @@ def _start_task(
     below: int,
     init: str,
 ) -> tuple[Centroids, int, int]:
-    sample = sample_patches(
-        folder,
-        units,
-        labels,
-        sample_size=config.model.num_clusters * config.model.max_points_per_centroid,
-        seed=config.seed,
-        num_patches=num_patches,
-        below=below,
-        access=access_of(config.data),
+    centroids, sample = make_start(
+        folder, units, labels, config, num_patches=num_patches, below=below, init=init
     )
-    projection, centroids = fit_start(sample, config.model, config.seed)
-    save_start(init, projection, centroids)
     return centroids, len(sample.features), sample.population

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.features import Unit, UnitFeatures, read_unit
+from distributed.features import Unit, UnitFeatures, access_of, read_unit
 from distributed.run_storage import join, read, write
 from shards.access import ACCESS, Access
 from vgse.clusters import (
@@ -19,7 +19,7 @@ from vgse.clusters import (
     patch_hashes,
     project,
 )
-from vgse.config import ModelConfig
+from vgse.config import ModelConfig, RunConfig
 
 Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
 """Hashes [n] of patches, and the unit of each with its place there [n, 2]."""
@@ -123,6 +123,45 @@ def fit_start(
         max_points_per_centroid=config.max_points_per_centroid,
     )
     return projection, centroids
+
+
+def make_start(
+    folder: str,
+    units: Sequence[Unit],
+    labels: Sequence[int],
+    config: RunConfig,
+    *,
+    num_patches: int,
+    below: int,
+    init: str | Path,
+) -> tuple[Centroids, Sample]:
+    """Sample, fit and save the start of a run; returns its centroids and what they are made of.
+
+    Args:
+        folder: the feature cache's folder or URL.
+        units: units to draw from.
+        labels: classes to draw from.
+        config: the run.
+        num_patches: N, patches an image.
+        below: hash bound of the cache, as `sample_patches` takes it.
+        init: folder or URL to write to.
+
+    Raises:
+        ValueError: fewer distinct patches than clusters.
+    """
+    sample = sample_patches(
+        folder,
+        units,
+        labels,
+        sample_size=config.model.num_clusters * config.model.max_points_per_centroid,
+        seed=config.seed,
+        num_patches=num_patches,
+        below=below,
+        access=access_of(config.data),
+    )
+    projection, centroids = fit_start(sample, config.model, config.seed)
+    save_start(init, projection, centroids)
+    return centroids, sample
 
 
 def save_start(folder: str | Path, projection: Projection | None, centroids: Centroids) -> None:

@@ -97,18 +97,23 @@ def ray_head() -> Iterator[Head]:
         copy_checkout(folder / "code")
         yield Head(f"http://127.0.0.1:{dashboard}", folder, folder / "code", env)
     finally:
-        own = _below(process.pid)
-        process.send_signal(signal.SIGTERM)  # --block ends what it started
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        for pid, started in own.items():
-            if _started(pid) == started:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
+        end(process, patience=10)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(process: "subprocess.Popen[bytes]", *, patience: float) -> None:
+    """End a `ray start --block` and, after some seconds, what is left of all it started."""
+    own = _below(process.pid)
+    process.send_signal(signal.SIGTERM)  # --block ends what it started
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=patience)
+    for pid, started in own.items():
+        if _started(pid) == started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:

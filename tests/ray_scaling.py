@@ -3,16 +3,15 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from ray_head import _below, _started, free_ports
+from ray_head import end, free_ports
 
 
 def _config(address: str, types: dict[str, dict[str, float]], most: int) -> dict[str, object]:
@@ -91,14 +90,5 @@ def scaling_head(types: dict[str, dict[str, float]], most: int) -> Iterator[dict
                 time.sleep(0.2)
             yield env | {"RAY_ADDRESS": address}
         finally:
-            own = _below(process.pid)
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)
-            for pid, started in own.items():
-                if _started(pid) == started:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            process.kill()
-            process.wait()
+            end(process, patience=20)
             shutil.rmtree(folder, ignore_errors=True)

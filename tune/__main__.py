@@ -1,7 +1,6 @@
 """Search for a configuration: `python -m tune search --config configs/search-demo.yaml`."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from distributed.job_env import find_token
 from tune.config import SearchConfig
+from vgse.config import default_name
 
 
 def make_parser() -> ArgumentParser:
@@ -66,8 +66,7 @@ def _analyse_parser() -> ArgumentParser:
 
 def _search(options: Any) -> int:
     files = [str(file) for file in options.pop("config", None) or []]
-    stem = Path(files[-1]).stem if files else "search"
-    search_id = options.pop("search_id") or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    search_id = options.pop("search_id") or default_name(files, "search")
     resume, verbose = options.pop("resume"), options.pop("verbose")
     config = SearchConfig(**vars(options))
     from tune.search import Interrupted, search  # torch and Ray take seconds: not for --help

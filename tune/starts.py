@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distributed.features import FeatureSpec, Unit, access_of
-from distributed.start import fit_start, sample_patches, save_start
+from distributed.features import FeatureSpec, Unit
+from distributed.start import make_start
 from vgse.config import RunConfig
 
 _STALE_S = 24 * 3600.0
@@ -72,18 +72,15 @@ def ensure_start(
     own = Path(tempfile.mkdtemp(prefix=_PART, dir=root))
     try:
         own.chmod(0o755)  # other users of a shared disk may read it
-        sample = sample_patches(
+        make_start(
             features,
             units,
             classes,
-            sample_size=config.model.num_clusters * config.model.max_points_per_centroid,
-            seed=config.seed,
+            config,
             num_patches=num_patches,
             below=spec.sample_below,
-            access=access_of(config.data),
+            init=own / "init",
         )
-        projection, centroids = fit_start(sample, config.model, config.seed)
-        save_start(own / "init", projection, centroids)
         with suppress(OSError):  # another was faster: a folder that holds files stays
             os.rename(own, target)
     finally:

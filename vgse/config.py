@@ -1,8 +1,10 @@
 """The configuration of one run, as dataclasses that the command line and the YAML files share."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -279,6 +281,12 @@ def refuse_passwords(config: RunConfig) -> None:
                     "would show; take it out and give it by the environment, such as "
                     "AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD (submit: --env-file)"
                 )
+
+
+def default_name(config_files: Sequence[str], otherwise: str) -> str:
+    """Name of the last configuration file, or `otherwise`, then date and time."""
+    stem = Path(config_files[-1]).stem if config_files else otherwise
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_name(option: str, name: str) -> None:
