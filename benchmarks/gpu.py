@@ -16,6 +16,7 @@ import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +135,20 @@ def largest_batches(setting: Setting, most: int = 4096) -> dict[str, tuple[int, 
     return found
 
 
-def measure(options: argparse.Namespace, work: Path) -> Results:
-    """All parts of the benchmark."""
+def compiled_path(setting: Setting, steps: int) -> Timed | None:
+    """(b) with compiled blocks; None where they cannot be compiled, as without a C compiler."""
+    ours = Ours(setting, compile_blocks=True)
+    try:
+        ours.step(ours.data(setting.batch_size))
+    except Exception as error:  # PyTorch has no kind of its own for this
+        print(f"compiled: left out, {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return None
+    return ours.synthetic(steps)
+
+
+def measure(options: argparse.Namespace, work: Path, save: Callable[[Results], None]) -> None:
+    """All parts of the benchmark; `save` is called after each, so that what ends a later one
+    takes nothing away."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     setting = Setting(
@@ -174,16 +187,24 @@ def measure(options: argparse.Namespace, work: Path) -> Results:
     paths["embedding"] = ours.embedding(options.steps)
     paths["synthetic"] = ours.synthetic(options.steps)
     paths["accumulated"] = ours.synthetic(options.steps, micro_batches=4)
-    if on_gpu or options.compile:
-        paths["compiled"] = Ours(setting, compile_blocks=True).synthetic(options.steps)
+    compiled = compiled_path(setting, options.steps) if on_gpu or options.compile else None
+    if compiled:
+        paths["compiled"] = compiled
     paths["loaded"] = ours.loaded(source, options.steps)
     results.rounds = take_turns(paths, options.rounds, "steps")
+    save(results)
     if on_gpu:
         results.memory = {path: peak_memory(turn, device) for path, turn in paths.items()}
-    del paths, ours
+        save(results)
+    del paths, ours, compiled
 
-    ways, results.cutting_gaps = cutting_paths(setting, options.steps)
+    if on_gpu:
+        results.largest = largest_batches(setting)
+        save(results)
+    ways, gaps = cutting_paths(setting, options.steps)
     results.cutting = take_turns(ways, options.rounds, "cutting")
+    results.cutting_gaps = gaps
+    save(results)
     del ways
     size, num_clusters = 256, max(2, options.points // 1000)
     results.clustering_sizes = (options.points, size, num_clusters)
@@ -192,26 +213,31 @@ def measure(options: argparse.Namespace, work: Path) -> Results:
         seconds = statistics.median(taken for taken, _ in found)
         objective = statistics.median(result.objective for _, result in found)
         results.clusterings.append((ran_on, seconds, objective))
-    if on_gpu:
-        results.largest = largest_batches(setting)
-    return results
+    save(results)
+
+
+def write_page(results: Results, folder: Path) -> Path:
+    """Write the page of what there is so far; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = results.setting.device.type == "cuda"
+    label = f"-{'-'.join(results.device_name.split())}" if on_gpu else ""
+    path = folder / f"gpu{label}.md"
+    part = path.with_suffix(".part")
+    part.write_text(render(results))
+    os.replace(part, path)
+    return path
 
 
 def main() -> None:
     """Measure and write the page."""
     options = arguments()
+    written: list[Path] = []
     with tempfile.TemporaryDirectory() as work:
-        results = measure(options, Path(work))
-    options.out.mkdir(parents=True, exist_ok=True)
-    on_gpu = results.setting.device.type == "cuda"
-    label = f"-{'-'.join(results.device_name.split())}" if on_gpu else ""
-    path = options.out / f"gpu{label}.md"
-    page = render(results)
-    part = path.with_suffix(".part")
-    part.write_text(page)
-    os.replace(part, path)
-    print(page)
-    print(f"written to {path}")
+        measure(
+            options, Path(work), lambda results: written.append(write_page(results, options.out))
+        )
+    print(written[-1].read_text())
+    print(f"written to {written[-1]}")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,8 @@ def _steps(results: Results) -> str:
 def _memory(results: Results) -> str:
     if results.setting.device.type != "cuda":
         return "## Largest batch\n\nSearched for on GPUs only."
+    if not results.largest:
+        return _unmeasured("Largest batch")
     lines = ["| | images | patches | GB |", "| --- | ---: | ---: | ---: |"]
     for path, (images, used) in results.largest.items():
         patches = images * results.setting.num_patches
@@ -168,7 +170,13 @@ def _memory(results: Results) -> str:
     )
 
 
+def _unmeasured(title: str) -> str:
+    return f"## {title}\n\nNot measured: the benchmark was ended before."
+
+
 def _cutting(results: Results) -> str:
+    if not results.cutting:
+        return _unmeasured("Cutting patches")
     lines = [
         "| (d) | images/s | to cut_patches | grey levels off |",
         "| --- | ---: | ---: | ---: |",
@@ -187,6 +195,8 @@ def _cutting(results: Results) -> str:
 
 
 def _clusters(results: Results) -> str:
+    if not results.clusterings:
+        return _unmeasured("k-means")
     count, size, clusters = results.clustering_sizes
     best = min(objective for _, _, objective in results.clusterings)
     lines = ["| (e) | seconds | objective | to the best |", "| --- | ---: | ---: | ---: |"]

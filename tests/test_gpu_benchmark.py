@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.gpu_page import ratios, spread
-from benchmarks.gpu_paths import Turn, peak_tflops
+from benchmarks.gpu import compiled_path
+from benchmarks.gpu_page import ROWS, Results, ratios, render, spread
+from benchmarks.gpu_paths import Setting, Turn, peak_tflops
 
 ROOT = Path(__file__).parents[1]
 MISSING = [
@@ -79,6 +81,46 @@ def test_without_a_gpu_full_sizes_are_refused(tmp_path: Path) -> None:
     assert ran.returncode == 2
     assert "use --quick" in ran.stderr
     assert not list(tmp_path.iterdir())
+
+
+def gpu_results() -> Results:
+    """As on a GPU, with the steps measured and nothing after them."""
+    setting = Setting("resnet50", 224, 9, 64, torch.device("cuda"), "bfloat16")
+    results = Results(setting, "NVIDIA H100 80GB HBM3", "16 cores", "the command", quick=False)
+    results.rounds = [{path: Turn(2.0, 640, 0.01) for path in ROWS}] * 3
+    results.flops, results.peak_tflops = (8e9, 24e9), 989.0
+    return results
+
+
+def test_a_page_of_a_gpu_is_whole_after_each_part() -> None:
+    results = gpu_results()
+    page = render(results)
+    assert "owed" not in page
+    assert page.count("Not measured: the benchmark was ended before.") == 3
+    results.memory = dict.fromkeys(ROWS, 41.5)
+    results.largest = {"synthetic": (101, 79.0), "accumulated": (399, 78.5)}
+    results.cutting, results.cutting_gaps = [{"cut_patches": Turn(1.0, 64)}], {"cut_patches": 0.0}
+    results.clusterings, results.clustering_sizes = [("cuda (torch)", 1.5, 1.2)], (1000, 256, 10)
+    page = render(results)
+    assert "Not measured" not in page
+    assert "| (b) our step, data on the device | 101 | 909 | 79.0 |" in page
+    assert "| 2,880 | 1.00 (1.00 to 1.00) | 69.12 | 7% | 41.5 |" in page
+
+
+def test_blocks_that_cannot_be_compiled_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = Setting("resnet18", 32, 2, 2, torch.device("cpu"), "float32")
+    monkeypatch.setattr("vgse.backbones.Backbone.compile_blocks", _no_compiler)
+    assert compiled_path(setting, 1) is None
+    assert "compiled: left out, RuntimeError: no C compiler" in capsys.readouterr().out
+
+
+def _no_compiler(backbone: torch.nn.Module) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    backbone.register_forward_pre_hook(refuse)
 
 
 @pytest.mark.parametrize(
