@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import spearmanr
 
 from distributed.display import Display
 from distributed.driver import train
 from tune.analysis_files import load_search
-from tune.analysis_verdict import headline, judge_ranks
+from tune.analysis_verdict import headline, judge_ranks, spearman
 from tune.config import SearchConfig
 from tune.live import percent, trial_table
 from tune.objective import MEASURES
@@ -114,10 +114,10 @@ def rank_correlation(rows: Sequence[dict[str, Any]], objective: str) -> float | 
         for row in rows
         if row["test"] is not None and row["validation"] is not None
     ]
-    if len(pairs) < _LEAST_ROWS or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+    if len(pairs) < _LEAST_ROWS:
         return None
-    validation, test = zip(*pairs, strict=True)
-    return float(spearmanr(validation, test).statistic)
+    rho, _ = spearman(*zip(*pairs, strict=True))
+    return None if math.isnan(rho) else rho
 
 
 def _stage_line(config: SearchConfig, row: dict[str, Any]) -> str:
