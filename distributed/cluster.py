@@ -18,6 +18,7 @@ from distributed.room import Say, could_have, least_workers, shortfall, wait_for
 from vgse.config import ClusterConfig
 
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of what workers send each other
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -113,10 +114,13 @@ def ray_cluster(
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     address = _address(config)
     own: dict[str, object] = {}
+    watched = _WATCHER in os.environ
     if not verbose:
         _hush()
     if is_own(config):
         _private_token()
+        # Nobody takes this machine away with notice: a process less to start.
+        os.environ.setdefault(_WATCHER, "0")
         needed = int(config.num_workers * config.cpus_per_worker)
         own = {"num_cpus": max(int(get_num_cpus()), needed), "include_dashboard": dashboard}
     try:
@@ -143,6 +147,8 @@ def ray_cluster(
         yield
     finally:
         ray.shutdown()
+        if is_own(config) and not watched:
+            os.environ.pop(_WATCHER, None)
 
 
 def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
