@@ -12,16 +12,10 @@ import numpy as np
 
 from benchmarks.quality_settings import Setting, relation_rows
 from distributed.alone import train_alone
+from distributed.compute_features import compute_unit
 from distributed.controls import shuffle_labels
 from distributed.embed import Embedded, Encoder, embed_units
-from distributed.features import (
-    FeatureSpec,
-    access_of,
-    cache_folder,
-    compute_unit,
-    feature_spec,
-    units_of,
-)
+from distributed.features import FeatureSpec, access_of, cache_folder, feature_spec, units_of
 from distributed.job import TrainingJob, build_model
 from distributed.prepare import Prepared, prepare
 from distributed.results import cluster_measures, own_embeddings

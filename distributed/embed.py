@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distributed.features import FeatureSpec, Unit, UnitFeatures, patch_features, read_unit
+from distributed.compute_features import patch_features
+from distributed.features import FeatureSpec, Unit, UnitFeatures, read_unit
 from shards.access import ACCESS, Access
 from vgse.backbones import Backbone
 from vgse.embeddings import ClassSums, add_images, empty_sums

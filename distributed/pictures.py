@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.compute_features import whole_picture
 from distributed.embed import EmbeddedImages, TopPatches, nearest_patches
-from distributed.features import whole_picture
 from shards.access import ACCESS, Access
 from shards.chunks import Part
 from shards.manifest import Manifest

@@ -1,5 +1,6 @@
 """Batches on the device before the step asks for them."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import repeat
@@ -57,19 +58,41 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     )
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; on a GPU its copy overlaps with what other threads compute."""
+    if device.type != "cuda":
+        return values.to(device)
+    stream = _side_stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        moved = _copied(values, device)
+        arrived = stream.record_event()
+    torch.cuda.current_stream(device).wait_event(arrived)
+    return _kept(moved, device)
+
+
+@functools.lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _copied(values: Tensor, device: torch.device) -> Tensor:
+    """From page-locked memory, or the host would wait for the copy."""
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _kept(values: Tensor, device: torch.device) -> Tensor:
+    """Made on the side stream: its memory must not be given away before the step has used it."""
+    values.record_stream(torch.cuda.current_stream(device))
+    return values
+
+
 def _by_side_stream(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
 
     def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            moved = map_tensors(batch, lambda v: v.pin_memory().to(device, non_blocking=True))
-            return moved, stream.record_event()
-
-    def keep(values: Tensor) -> Tensor:
-        # Made on the side stream: its memory must not be given away before the step has used it.
-        values.record_stream(torch.cuda.current_stream(device))
-        return values
+            return map_tensors(batch, lambda v: _copied(v, device)), stream.record_event()
 
     for batch, arrived in one_ahead(map(send, batches)):
         torch.cuda.current_stream(device).wait_event(arrived)
-        yield map_tensors(batch, keep)
+        yield map_tensors(batch, lambda v: _kept(v, device))

@@ -40,7 +40,7 @@ def shortfall(config: ClusterConfig, gpu: bool, *, taken: bool = True) -> str | 
             return f"waiting for {_amount(need, name)} ({have:g} there)"
         if need > free.get(name, 0.0):
             return f"waiting for {_amount(need, name)} ({have:g} there, {free.get(name, 0):g} free)"
-    if count > _fitting(worker):
+    if count > fitting(worker):
         each = " and ".join(_amount(number, name) for name, number in worker.items())
         return f"waiting for nodes with {each} for each of {count} workers"
     return None
@@ -50,7 +50,7 @@ def _amount(number: float, name: str) -> str:
     return f"{number:g} {name}{'' if number == 1 else 's'}"
 
 
-def _fitting(worker: dict[str, float]) -> int:
+def fitting(worker: dict[str, float]) -> int:
     """Workers that the nodes take when nothing else runs on them."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = {name: number for name, number in worker.items() if number}

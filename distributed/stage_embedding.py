@@ -1,7 +1,11 @@
 """The stage that embeds every image once."""
 
+import functools
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -9,10 +13,12 @@ from distributed.checkpoint import load_module
 from distributed.display import Display
 from distributed.embed import Embedded, Encoder, embed_units, merge
 from distributed.features import Unit, access_of
+from distributed.gpu_processes import remote_function
 from distributed.job import TrainingJob, build_model
 from distributed.remote_calls import results_of
 
 _UNITS_A_TASK = 4
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def run_embedding(
@@ -26,10 +32,9 @@ def run_embedding(
 
     `checkpoint` is the folder or the URL of the last one.
     """
-    device = "cuda" if gpu else "cpu"
     model = build_model(job)
-    frozen = model.backbone is None
-    start = build_model(job).head if frozen else None
+    start = build_model(job).head if model.backbone is None else None
+    gpu = gpu and model.backbone is not None  # a head alone on cached features needs none
     load_module(checkpoint, "head", model.head)
     if model.backbone is not None:
         load_module(checkpoint, "backbone", model.backbone)
@@ -38,19 +43,21 @@ def run_embedding(
         folder=job.folder,
         spec=job.spec,
         num_classes=job.num_classes,
-        head=model.head.eval().to(device),
-        start=None if start is None else start.eval().to(device),
-        backbone=None if model.backbone is None else model.backbone.eval().to(device),
-        device=device,
+        head=model.head.eval(),
+        start=None if start is None else start.eval(),
+        backbone=None if model.backbone is None else model.backbone.eval(),
+        device="cuda" if gpu else "cpu",
         access=access_of(job.config.data),
     )
-    task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_embed_numbered)
     groups = [
         manifest_units[i : i + _UNITS_A_TASK] for i in range(0, len(manifest_units), _UNITS_A_TASK)
     ]
     parts: dict[int, Embedded] = {}
-    with display.stage("embedding", sum(u.stop - u.start for u in manifest_units)) as stage:
-        shared = ray.put(encoder)
+    with (
+        display.stage("embedding", sum(u.stop - u.start for u in manifest_units)) as stage,
+        remote_function(_embed_numbered, job.config.cluster, gpu, len(groups)) as task,
+    ):
+        shared = [ray.put(encoder)]  # in a list: a reference, which processes look up once
         calls = ((task, (shared, group, number)) for number, group in enumerate(groups))
         for number, part in results_of(calls, limit=32):
             parts[number] = part
@@ -63,5 +70,19 @@ def run_embedding(
     return result
 
 
-def _embed_numbered(encoder: Encoder, units: Sequence[Unit], number: int) -> tuple[int, Embedded]:
-    return number, embed_units(encoder, units)
+def _embed_numbered(encoder: list[Any], units: Sequence[Unit], number: int) -> tuple[int, Embedded]:
+    with _ONE_AT_A_TIME:
+        here = _encoder(encoder[0])
+    return number, embed_units(here, units)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(reference: Any) -> Encoder:
+    """The encoder on its device, which the driver's machine need not have."""
+    encoder: Encoder = ray.get(reference)
+    return replace(
+        encoder,
+        head=encoder.head.to(encoder.device),
+        start=None if encoder.start is None else encoder.start.to(encoder.device),
+        backbone=None if encoder.backbone is None else encoder.backbone.to(encoder.device),
+    )

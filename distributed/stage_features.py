@@ -3,18 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import ray
-
+from distributed.compute_features import compute_unit
 from distributed.display import Display
-from distributed.features import (
-    FeatureSpec,
-    Unit,
-    access_of,
-    cache_folder,
-    compute_unit,
-    feature_spec,
-    units_of,
-)
+from distributed.features import FeatureSpec, Unit, access_of, cache_folder, feature_spec, units_of
+from distributed.gpu_processes import remote_function
 from distributed.prepare import Prepared
 from distributed.remote_calls import results_of
 from distributed.run_storage import absolute, file_sizes
@@ -47,8 +39,10 @@ def run_features(
     there = file_sizes(folder)
     missing = missing_units(units, there)
     total = sum(unit.stop - unit.start for unit in units)
-    with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
-        task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(compute_unit)
+    with (
+        display.stage("features", sum(u.stop - u.start for u in missing)) as stage,
+        remote_function(compute_unit, config.cluster, gpu, len(missing)) as task,
+    ):
         url, access = absolute(manifest.url), access_of(config.data)
         calls = (
             (task, (url, unit, spec, folder, device, access, unit.damage in there))

@@ -8,15 +8,14 @@ import pytest
 import torch
 from tiny import make_tiny
 
+from distributed.compute_features import compute_unit, whole_picture
 from distributed.features import (
     BackboneConfig,
     Unit,
     cache_folder,
-    compute_unit,
     feature_spec,
     read_unit,
     units_of,
-    whole_picture,
 )
 from distributed.run_storage import file_sizes
 from distributed.stage_features import missing_units

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from tiny import make_tiny
 
+from distributed.compute_features import compute_unit, whole_picture
 from distributed.embed import Embedded, Encoder, embed_units, merge
 from distributed.embedded_files import load_embedded, save_embedded
-from distributed.features import compute_unit, feature_spec, units_of, whole_picture
+from distributed.features import feature_spec, units_of
 from distributed.unit_files import write_tensors
 from shards.entries import SPLITS
 from shards.manifest import Manifest, load_manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shards_trees import flat_tree, pack_tree
 
-from distributed.features import read_samples
+from distributed.compute_features import read_samples
 from distributed.pictures import Wanted, read_pictures
 from shards import storage
 from shards.access import ACCESS

@@ -13,7 +13,8 @@ import torch
 from tiny import make_tiny
 
 from distributed.alone import train_alone
-from distributed.features import cache_folder, compute_unit, feature_spec, units_of
+from distributed.compute_features import compute_unit
+from distributed.features import cache_folder, feature_spec, units_of
 from distributed.job import TrainingJob
 from distributed.prepare import prepare
 from distributed.sound_checkpoints import damage

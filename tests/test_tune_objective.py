@@ -146,7 +146,7 @@ def test_putting_together_a_search_opens_no_test_shard(root: Path, tmp_path: Pat
     assert not list(Path(material.features).glob("test*"))
     # The control: whoever opens one is seen.
     manifest = load_manifest(str(tmp_path / "packed"))
-    from distributed.features import compute_unit
+    from distributed.compute_features import compute_unit
 
     unit = units_of(manifest, ["test_unseen"])[0]
     with pytest.raises(ValueError, match="test_unseen"):

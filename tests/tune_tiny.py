@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from tiny import make_tiny
 
-from distributed.features import cache_folder, compute_unit, feature_spec, units_of
+from distributed.compute_features import compute_unit
+from distributed.features import cache_folder, feature_spec, units_of
 from distributed.prepare import prepare
 from tune.config import SearchConfig
 from tune.material import Material, gather, trial_base

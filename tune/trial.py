@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from distributed.alone import train_alone
-from distributed.features import access_of, patch_features, read_unit, weights_of
+from distributed.compute_features import patch_features
+from distributed.features import access_of, read_unit, weights_of
 from distributed.unit_files import write_tensors
 from tune.judge import Judge, collapse_cause
 from tune.keeping import keep, kept
