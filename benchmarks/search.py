@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/search-demo.yaml"
 COST_EPOCHS = 2
 SPEED_EPOCHS = 3
-SPEED_TRIALS = 6
+SPEED_TRIALS = 24
 
 
 def load_config(storage: Path) -> SearchConfig:
@@ -181,6 +181,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     storage = options.storage or Path(tempfile.mkdtemp(prefix="vgse-search-"))
+    # Trials that are there would cost nothing; the search itself is kept.
+    for old in ("cost", "speed", *(f"speed-{number}" for number in range(options.rounds))):
+        shutil.rmtree(storage / old, ignore_errors=True)
     config = load_config(storage)
     config = replace(config, trials=options.trials, finalists=options.finalists)
     with ray_cluster(config.run.cluster):
