@@ -24,6 +24,7 @@ import torch
 import torchvision
 
 from benchmarks.gpu_data import Source, make_pictures, pack_pictures, shards_are_usable
+from benchmarks.gpu_memory import kept_bytes, optimiser_bytes
 from benchmarks.gpu_page import Results, render
 from benchmarks.gpu_paths import (
     Ours,
@@ -167,6 +168,8 @@ def measure(options: argparse.Namespace, work: Path, save: Callable[[Results], N
     results = Results(setting, name, machine, _command(), options.quick)
     results.flops = flops_of_step(setting)
     results.peak_tflops = peak_tflops(name) if on_gpu else None
+    patch, rest = kept_bytes("resnet50", 224)
+    results.counted = "ResNet-50", 224, patch, rest + optimiser_bytes("resnet50")
     results.loader_workers, results.cores = options.loader_workers, _cores()
 
     source = Source(

@@ -39,6 +39,8 @@ class Results:
     clusterings: list[tuple[str, float, float]] = field(default_factory=list)
     clustering_sizes: tuple[int, int, int] = (0, 0, 0)  # n, D, D_v
     largest: dict[str, tuple[int, float]] = field(default_factory=dict)  # path -> images, GB
+    counted: tuple[str, int, float, float] | None = None
+    """Network, side, bytes that a patch keeps for the backward pass, bytes of the rest."""
     reader: str = ""
     picture_kb: float = 0.0
     loader_workers: int = 0
@@ -156,7 +158,7 @@ def _steps(results: Results) -> str:
 
 def _memory(results: Results) -> str:
     if results.setting.device.type != "cuda":
-        return "## Largest batch\n\nSearched for on GPUs only."
+        return f"## Largest batch\n\nSearched for on GPUs only.{_counted(results)}"
     if not results.largest:
         return _unmeasured("Largest batch")
     lines = ["| | images | patches | GB |", "| --- | ---: | ---: | ---: |"]
@@ -167,6 +169,22 @@ def _memory(results: Results) -> str:
         "## Largest batch\n\nThe most images of a step, each with "
         f"{results.setting.num_patches} patches, that fit into the device's memory.\n\n"
         + "\n".join(lines)
+        + _counted(results)
+    )
+
+
+def _counted(results: Results) -> str:
+    """What 80 GB should hold, from what autograd keeps."""
+    if results.counted is None:
+        return ""
+    name, side, patch, rest = results.counted
+    image = results.setting.num_patches * patch
+    return (
+        f"\n\nCounted rather than measured: a step of {name} at {side} pixels in bfloat16 keeps "
+        f"{patch / 1e6:.1f} MB a patch for its backward pass, {image / 1e6:,.0f} MB an image of "
+        f"N = {results.setting.num_patches}, beside {rest / 1e9:.1f} GB of weights, gradients and "
+        f"moments: 80 GB hold less than {(80e9 - rest) / image:,.0f} images, by what operations "
+        "take for a moment."
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import compiled_path
+from benchmarks.gpu_memory import kept_bytes, optimiser_bytes
 from benchmarks.gpu_page import ROWS, Results, ratios, render, spread
 from benchmarks.gpu_paths import Setting, Turn, peak_tflops
 
@@ -105,6 +106,14 @@ def test_a_page_of_a_gpu_is_whole_after_each_part() -> None:
     assert "Not measured" not in page
     assert "| (b) our step, data on the device | 101 | 909 | 79.0 |" in page
     assert "| 2,880 | 1.00 (1.00 to 1.00) | 69.12 | 7% | 41.5 |" in page
+
+
+def test_what_a_patch_keeps_for_the_backward_pass_is_counted() -> None:
+    patch, rest = kept_bytes("resnet18", 64)
+    larger, same = kept_bytes("resnet18", 128)
+    assert larger == pytest.approx(4 * patch, rel=0.02)  # four times the pixels
+    assert rest == same == pytest.approx(2 * 11.2e6, rel=0.05)  # weights in bfloat16
+    assert optimiser_bytes("resnet18") == pytest.approx(16 * 11.2e6, rel=0.05)
 
 
 def test_blocks_that_cannot_be_compiled_are_left_out(
