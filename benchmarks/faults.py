@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "faults.md"
-TESTS = sorted(path.name for path in (ROOT / "tests").glob("test_faults_*.py"))
+TESTS = sorted(path.name for path in (ROOT / "tests" / "faults").glob("test_faults_*.py"))
 FAULTS = [  # as the tests record them, in the order of the page
     "a worker is killed (SIGKILL)",
     "a node is lost and replaced",
@@ -39,7 +39,7 @@ FAULTS = [  # as the tests record them, in the order of the page
 HEAD = """# What happens when something breaks
 
 Made by `python -m benchmarks.faults` from what the fault tests saw
-(tests/test_faults_*.py and tests/test_resume.py, `pytest -m slow`): each breaks a run of a tiny
+(tests/faults/test_faults_*.py and test_resume.py, `pytest -m slow`): each breaks a run of a tiny
 data set on purpose and compares its class embeddings with those of a run that nothing happened to.
 
 Lines are what the terminal shows, with folders shortened to `…`. "Time lost" is wall time beyond
@@ -154,7 +154,7 @@ def main() -> int:
     if not options.only_write:
         options.log.parent.mkdir(parents=True, exist_ok=True)
         options.log.unlink(missing_ok=True)
-        files = [f"tests/{name}" for name in (*TESTS, "test_resume.py")]
+        files = [f"tests/faults/{name}" for name in (*TESTS, "test_resume.py")]
         command = [sys.executable, "-m", "pytest", "-m", "slow", *files]
         env = {**os.environ, "VGSE_FAULTS_LOG": str(options.log.absolute())}
         status = subprocess.run(command, cwd=ROOT, env=env).returncode

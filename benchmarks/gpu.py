@@ -39,7 +39,7 @@ from benchmarks.gpu_paths import (
     wait,
 )
 from benchmarks.gpu_paths import Path as Timed
-from vgse.batch_size import largest_batch
+from vgse.images.batch_size import largest_batch
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vgse.patches import cut_patches, grid_boxes
-from vgse.step import StepData
+from vgse.images.patches import cut_patches, grid_boxes
+from vgse.training.step import StepData
 
 ICONS = Path(__file__).parent.parent / "demo" / "shards" / "train-000000.tar"
 CLASSES = 8
@@ -48,8 +48,8 @@ class Source:
 def shards_are_usable() -> bool:
     """Whether the libraries of `shards` are installed."""
     try:
-        import shards.batches
-        import shards.pack  # noqa: F401
+        import shards.loader
+        import shards.pack.pack  # noqa: F401
     except ImportError:
         return False
     return True
@@ -100,7 +100,7 @@ def pack_pictures(pictures: Path, source: Source) -> None:
     """Tar shards of the pictures, with boxes."""
     if source.ours:
         from shards.config import PackConfig
-        from shards.pack import pack
+        from shards.pack.pack import pack
 
         pack(
             PackConfig(
@@ -137,10 +137,9 @@ def epoch(source: Source, number: int) -> Iterator[StepData]:
 
 
 def _ours(source: Source, number: int) -> Iterator[StepData]:
-    from shards.batches import Batches, Cut, make_loader
-    from shards.cursor import order_of, select, start_of
+    from shards.loader import Batches, Cut, make_loader
     from shards.manifest import load_manifest
-    from shards.plan import split_ranges
+    from shards.sampler import order_of, select, split_ranges, start_of
 
     manifest = load_manifest(str(source.folder), check_files=False)
     selection = select(manifest, "train")
@@ -149,7 +148,7 @@ def _ours(source: Source, number: int) -> Iterator[StepData]:
     plan = split_ranges(cursor.remaining, 1, workers, size)
     cut = Cut("images", STORED_SIDE) if source.on_device else Cut("patches", source.patch_size)
     batches = Batches(manifest, selection, order_of(cursor, selection), plan, 0, cut)
-    # As distributed.batches does it, whose imports a bare machine lacks.
+    # As distributed.train.data does it, whose imports a bare machine lacks.
     for batch in make_loader(batches, pin_memory=source.on_device):
         ids = [hashlib.blake2b(key.encode(), digest_size=7).digest() for key in batch.keys]
         numbers = torch.tensor([int.from_bytes(digest, "little") for digest in ids])

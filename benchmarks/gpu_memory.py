@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vgse.backbones import build_backbone
+from vgse.images.backbones import build_backbone
 
 
 def kept_bytes(backbone: str, side: int) -> tuple[float, float]:

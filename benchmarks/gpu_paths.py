@@ -17,14 +17,14 @@ from torchvision.ops import roi_align
 from torchvision.transforms import functional
 
 from benchmarks.gpu_data import CLASSES, STORED_SIDE, Source, epoch
-from distributed.prefetch import prefetch
-from vgse.backbones import build_backbone
+from distributed.train.prefetch import prefetch
 from vgse.clusters import Centroids, fit_centroids, normalise_rows
 from vgse.config import LossConfig, ModelConfig, TrainingConfig
-from vgse.model import ClusterHead, TrainingModel
-from vgse.optimizer import make_optimizer
-from vgse.patches import cut_patches, grid_boxes
-from vgse.step import StepData, run_step
+from vgse.images.backbones import build_backbone
+from vgse.images.patches import cut_patches, grid_boxes
+from vgse.training.model import ClusterHead, TrainingModel
+from vgse.training.optimizer import make_optimizer
+from vgse.training.step import StepData, run_step
 
 WORD_SIZE = 300
 # Dense bfloat16, without sparsity, as the makers' data sheets state it.
@@ -170,7 +170,7 @@ class Ours:
         )
 
     def step(self, data: StepData, micro_batches: int = 1) -> None:
-        """One optimiser step, as distributed.loop does it."""
+        """One optimiser step, as distributed.train.trainer does it."""
         self.optimizer.zero_grad(set_to_none=True)
         run_step(
             self.model,

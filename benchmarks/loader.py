@@ -37,7 +37,7 @@ from benchmarks.loader_methods import (
 )
 from benchmarks.loader_samples import one_thread
 from benchmarks.loader_tables import Result, render
-from shards.batches import Cut
+from shards.loader import Cut
 from shards.manifest import Manifest
 
 RESULT = Path(__file__).parent / "results" / "loader.md"

@@ -11,10 +11,9 @@ from pathlib import Path
 from benchmarks.loader_samples import bare_tar
 from benchmarks.photographs import write_photographs
 from shards.config import PackConfig
-from shards.entries import ImageSpec, ShardEntry
-from shards.manifest import FILE, LABELS, Manifest, dump, load_manifest
-from shards.pack import pack
-from shards.stream import read_raw
+from shards.manifest import FILE, LABELS, ImageSpec, Manifest, ShardEntry, dump, load_manifest
+from shards.pack.pack import pack
+from shards.samples import read_raw
 from shards.tar import TarWriter
 
 UNSEEN = "hopper"  # packing wants an unseen class; its pictures are not read

@@ -33,12 +33,11 @@ from benchmarks.loader_samples import (
     endless,
     pil_patches,
 )
-from shards.batches import Batch, Batches, Cut
-from shards.cursor import order_of, select, start_of
+from shards.loader import Batch, Batches, Cut
 from shards.manifest import Manifest
-from shards.plan import split_ranges
-from shards.stream import read_raw
-from vgse.patches import grid_boxes
+from shards.sampler import order_of, select, split_ranges, start_of
+from shards.samples import read_raw
+from vgse.images.patches import grid_boxes
 
 ROOT = Path(__file__).parent.parent
 NEEDS = ["litdata", "mosaicml-streaming", "simplejpeg", "opencv-python-headless"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.loader_methods import Answer, Method
-from shards.batches import Cut
+from shards.loader import Cut
 
 NAMES = {
     "folder": "ImageFolder + DataLoader",

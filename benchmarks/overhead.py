@@ -4,8 +4,8 @@
 
 One worker, which leaves a core of two to Ray's own processes, and two workers, which do not,
 fine-tune the backbone on the demo's pixels, so that an epoch takes more than a minute. Both
-sides run `distributed.loop.train_epochs` with DDP over gloo on the same data and in the same
-order, and write a checkpoint after each epoch: Ray Train uploads it into its run folder while
+sides run `distributed.train.trainer.train_epochs` with DDP over gloo on the same data and in the
+same order, and write a checkpoint after each epoch: Ray Train uploads it into its run folder while
 training goes on, torchrun's rank 0 moves it before the next epoch. The two run at the same time
 in turns of a few seconds, one stopped while the other runs (`benchmarks.turns`), so that a machine
 that is slow for a minute is slow for both. An epoch is timed from the end of one report to the end
@@ -40,15 +40,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.turns import Tree, take_turns
-from distributed.features import feature_spec
-from distributed.job import TrainingJob
-from distributed.loop import train_epochs
-from distributed.parallel import ddp_options
-from distributed.prepare import prepare
-from distributed.stage_training import training_job
+from distributed.features.cache import feature_spec
+from distributed.setup import prepare
+from distributed.train.ray_trainer import ddp_options, training_job
+from distributed.train.spec import TrainingJob
+from distributed.train.trainer import train_epochs
 from vgse.config import BackboneConfig, ClusterConfig, DataConfig, RunConfig, TrainingConfig
-from vgse.devices import resolve_precision
-from vgse.model import TrainingModel
+from vgse.images.devices import resolve_precision
+from vgse.training.model import TrainingModel
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("ray", "torchrun")
@@ -85,7 +84,7 @@ def parallel(model: TrainingModel) -> nn.Module:
 
 
 def ray_worker(arguments: dict[str, Any]) -> None:
-    """A Ray Train worker: `distributed.train_worker` with a clock in its report."""
+    """A Ray Train worker: `distributed.train.ray_trainer` with a clock in its report."""
     import ray.train
 
     clock, job = Clock(), arguments["job"]
@@ -166,8 +165,8 @@ def find_clusters(config: RunConfig) -> None:
     """k-means into the folder that both sides start from."""
     from distributed.cluster import ray_cluster
     from distributed.display import Display
-    from distributed.stage_features import run_features
-    from distributed.stage_start import run_start
+    from distributed.features.extract_stage import run_features
+    from distributed.features.kmeans_stage import run_start
 
     prepared = prepare(config)
     with ray_cluster(config.cluster), Display() as display:

@@ -30,8 +30,8 @@ from PIL import Image
 from benchmarks.photographs import write_photographs
 from shards.config import PackConfig
 from shards.manifest import Manifest
-from shards.pack import Progress, pack
-from shards.run import OnRay
+from shards.pack.executors import OnRay
+from shards.pack.pack import Progress, pack
 
 RESULTS = Path(__file__).parent / "results"
 DISTINCT = 600

@@ -24,7 +24,7 @@ from benchmarks.quality_run import Task, run, task_of
 from benchmarks.quality_settings import DEFAULT, SHUFFLED, Setting, settings_of
 from benchmarks.quality_values import Ablation, Outcome
 from vgse.config import RunConfig, to_dict
-from vgse.formats import write_json, written_whole
+from vgse.files import write_json, written_whole
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_EPOCHS = 8

@@ -10,22 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.controls import shuffle_labels
 from benchmarks.quality_settings import Setting, relation_rows
-from distributed.alone import train_alone
-from distributed.compute_features import compute_unit
-from distributed.controls import shuffle_labels
-from distributed.embed import Embedded, Encoder, embed_units
-from distributed.features import FeatureSpec, access_of, cache_folder, feature_spec, units_of
-from distributed.job import TrainingJob, build_model
-from distributed.prepare import Prepared, prepare
-from distributed.results import cluster_measures, own_embeddings
-from distributed.run_storage import absolute
-from distributed.stage_training import training_job
-from distributed.start import make_start
-from shards.entries import SPLITS
+from distributed.embedding.embed import Embedded, Encoder, embed_units
+from distributed.embedding.results import cluster_measures, own_embeddings
+from distributed.features.cache import FeatureSpec, access_of, cache_folder, feature_spec, units_of
+from distributed.features.extract import compute_unit
+from distributed.features.kmeans_init import make_start
+from distributed.setup import Prepared, prepare
+from distributed.storage import absolute
+from distributed.train.one_process import train_alone
+from distributed.train.ray_trainer import training_job
+from distributed.train.spec import TrainingJob, build_model
+from shards.manifest import SPLITS
 from vgse.config import RunConfig, to_dict
-from vgse.devices import resolve_precision
-from vgse.formats import ClassEmbeddings, write_json
+from vgse.files import write_json
+from vgse.formats import ClassEmbeddings
+from vgse.images.devices import resolve_precision
 from vgse.run_folder import ImageFeatures, zsl_data_of
 from vgse.zsl.data import ZslData, with_validation
 from vgse.zsl.table import evaluate_rows

@@ -34,18 +34,18 @@ import yaml
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.prepare import prepare
-from distributed.stage_features import run_features
+from distributed.features.extract_stage import run_features
+from distributed.setup import prepare
 from tune.__main__ import make_parser
-from tune.analysis_files import load_search
-from tune.analysis_verdict import headline, judge_ranks
+from tune.callbacks import percent
 from tune.config import SearchConfig
-from tune.live import percent
-from tune.material import Material, gather, trial_base, trial_job
 from tune.records import TrialRecord, read_records
+from tune.report.search_files import load_search
+from tune.report.verdict import headline, judge_ranks
 from tune.search import search
 from tune.space import distributions
-from tune.trial import run_trial
+from tune.trial.context import Material, gather, trial_base, trial_job
+from tune.trial.trainable import run_trial
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/search-demo.yaml"

@@ -7,7 +7,7 @@ from typing import Any
 import jsonargparse
 from jsonargparse import ArgumentParser
 
-from distributed.job_env import find_token
+from distributed.jobs.env_file import find_token
 from vgse.config import RunConfig, default_name
 
 _ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
@@ -97,8 +97,8 @@ def _stop_parser() -> ArgumentParser:
 
 def _train(options: Any) -> int:
     run_id, resume, verbose, config = _run_options(options)
-    from distributed.driver import train  # torch and Ray take seconds: not for --help
-    from distributed.run_storage import is_remote, join
+    from distributed.run import train  # torch and Ray take seconds: not for --help
+    from distributed.storage import is_remote, join
 
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
@@ -124,7 +124,7 @@ def _run_options(options: Any) -> tuple[str, bool, bool, RunConfig]:
 
 
 def _submit(options: Any, command: list[str]) -> int:
-    from distributed.submit import Request, submit
+    from distributed.jobs.submit import Request, submit
 
     address, detach = options.pop("address"), options.pop("detach")
     env_file, named = options.pop("env_file"), options.run_id
@@ -136,8 +136,8 @@ def _submit(options: Any, command: list[str]) -> int:
 
 
 def _status(options: Any) -> int:
-    from distributed.jobs import connect, describe, jobs_of, latest_job, one_line
-    from distributed.submit import watch
+    from distributed.jobs.client import connect, describe, jobs_of, latest_job, one_line
+    from distributed.jobs.submit import watch
 
     client, address = connect(options.address)
     if options.name is None:
@@ -153,7 +153,7 @@ def _status(options: Any) -> int:
 
 
 def _stop(options: Any) -> int:
-    from distributed.jobs import connect, latest_job, stop
+    from distributed.jobs.client import connect, latest_job, stop
 
     client, address = connect(options.address)
     print(stop(client, latest_job(client, options.name, address), address))

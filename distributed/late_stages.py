@@ -1,133 +1,134 @@
-"""Stages that are done once: which are, of what inputs, and the files they left.
+"""The stages after the embedding pass, each done once: relations to report."""
 
-`stages.json` of the run folder says for every finished stage what it was made from and how long
-its files are. A stage whose inputs are the same and whose files are there is not done again.
-"""
-
-import hashlib
+import functools
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from distributed.display import Display, Stage
-from distributed.run_storage import (
-    fetch_all,
-    file_sizes,
-    is_remote,
-    join,
-    put_file,
-    read,
-    write,
+from distributed.embedding import files as embedding_files
+from distributed.embedding.embed import Embedded
+from distributed.embedding.files import load_embedded
+from distributed.embedding.pictures import gather_pictures
+from distributed.embedding.results import cluster_measures, relate_classes, write_health
+from distributed.features.cache import access_of
+from distributed.setup import Prepared
+from distributed.stages import RunFolder, digest, fetch, run_stage
+from vgse.config import RunConfig, to_dict
+from vgse.files import write_arrays
+from vgse.report import write_report
+from vgse.run_folder import evaluate_run
+from vgse.zsl.show import evaluation_table
+
+RELATIONS = (
+    "class_embeddings.npz",
+    "class_embeddings.safetensors",
+    "relations.npz",
+    "VGSE_SMO_splits.mat",
 )
-from vgse.sole_user import sole_user
-
-FILE = "stages.json"
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A run folder, and where its files are worked on: in place, or beside when at a URL."""
-
-    url: str
-    local: Path
+_REPORT_READS = (
+    *("config.yaml", "metrics.jsonl", "class_embeddings.npz", "relations.npz", "pictures.npz"),
+    *("image_features.npz", "evaluation.json", "health.json"),
+)
 
 
-@contextmanager
-def working_folder(url: str) -> Iterator[RunFolder]:
-    """The run folder with a place to work in; of one at a URL only report.html stays here.
-
-    Raises:
-        ValueError: another process works in this folder; at a URL nobody can tell.
-    """
-    if not is_remote(url):
-        Path(url).mkdir(parents=True, exist_ok=True)
-        with sole_user(Path(url)):
-            yield RunFolder(url, Path(url))
-        return
-    name = url.rsplit("/", 1)[-1]
-    local = Path(tempfile.mkdtemp(prefix="vgse-")) / name  # the report shows the folder's name
-    local.mkdir()
-    try:
-        yield RunFolder(url, local)
-    finally:
-        for path in local.iterdir():
-            if path.name != "report.html":
-                path.unlink()
-        if not any(local.iterdir()):
-            local.rmdir()
-            local.parent.rmdir()
-
-
-def fetch(run: RunFolder, *names: str) -> None:
-    """Bring files of the run folder here, unless they are here; what there is none of is left."""
-    missing = [name for name in names if not (run.local / name).is_file()]
-    if is_remote(run.url) and missing:
-        fetch_all(run.url, missing, run.local)
-
-
-def keep(run: RunFolder, *names: str) -> None:
-    """Send files that were made here to the run folder."""
-    if is_remote(run.url):
-        for name in names:
-            put_file(run.local / name, join(run.url, name))
-
-
-def read_record(url: str) -> dict[str, Any]:
-    """What is known of finished stages; nothing if the record is missing or damaged."""
-    try:
-        content = json.loads(read(join(url, FILE)))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def digest(*inputs: Any) -> str:
-    """One name for all that a stage is made from."""
-    text = json.dumps(inputs, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_done(url: str, stage: str, inputs: str) -> bool:
-    """Whether a stage was finished with these inputs and its files have their length."""
-    entry = read_record(url).get(stage)
-    if not isinstance(entry, dict) or entry.get("inputs") != inputs:
-        return False
-    there = file_sizes(url)
-    return all(there.get(name) == size for name, size in entry.get("files", {}).items())
-
-
-def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **more: Any) -> None:
-    """Note that a stage is finished and its files are in the run folder."""
-    sizes = {name: (run.local / name).stat().st_size for name in files}
-    entry = {"inputs": inputs, "files": sizes, **more}
-    record = {**read_record(run.url), stage: entry}
-    write(join(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
-
-
-def run_stage(
+def write_results(
+    config: RunConfig,
+    prepared: Prepared,
     run: RunFolder,
-    stage: str,
-    inputs: str,
-    files: Sequence[str],
-    work: Callable[[Stage], None],
+    embedding: str,
     display: Display,
     *,
-    redo: bool = False,
-    total: float | None = None,
-) -> bool:
-    """Do a stage that writes `files` into `run.local`, unless it is done; returns whether it was.
+    redo: bool,
+) -> None:
+    """Relate, evaluate and report, as far as it is not done.
 
-    Its files are in the run folder before the stage counts as finished.
+    Args:
+        config: the run's configuration.
+        prepared: its data.
+        run: the run folder, with the embedding pass's files.
+        embedding: digest of what those were made from.
+        display: where lines go.
+        redo: do also what is done.
     """
-    if not redo and is_done(run.url, stage, inputs):
-        display.line(f"{stage:<11} there already: {', '.join(files)}")
-        return False
-    with display.stage(stage, total) as shown:
-        work(shown)
-        keep(run, *files)
-        mark_done(run, stage, inputs, files)
-    return True
+    folder, num_clusters = run.local, config.model.num_clusters
+
+    @functools.cache
+    def embedded() -> Embedded:
+        fetch(run, *embedding_files.FILES)
+        return load_embedded(folder)
+
+    def relations(stage: Stage) -> None:
+        classes, gap = relate_classes(config, prepared, embedded(), folder)
+        stage.summary = (
+            f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones, "
+            f"largest duality gap {gap:.0e}"
+        )
+
+    def pictures(stage: Stage) -> None:
+        arrays = gather_pictures(
+            prepared.manifest,
+            embedded().images,
+            prepared.seen,
+            prepared.unseen,
+            num_clusters,
+            config.seed,
+            access_of(config.data),
+        )
+        write_arrays(folder / "pictures.npz", arrays)
+        shown, classes = len(arrays["cluster_ids"]), len(prepared.manifest.class_names)
+        stage.summary = f"{shown} clusters, {classes} classes"
+
+    def health_file(stage: Stage) -> None:
+        fetch(run, "metrics.jsonl")
+        clusters = cluster_measures(prepared, embedded(), num_clusters)
+        found = write_health(folder, config, prepared, clusters)
+        stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
+
+    def evaluation(stage: Stage) -> None:
+        fetch(run, "class_embeddings.npz", "image_features.npz", "health.json")
+        content = evaluate_run(
+            folder,
+            config.evaluation,
+            config.relations,
+            config.seed,
+            clusters=read_json(folder / "health.json")["clusters"],
+        )
+        rows, models = len(content["rows"]), len(content["models"])
+        stage.summary = f"{rows} rows by {models} zero-shot models"
+
+    def report(stage: Stage) -> None:
+        fetch(run, *_REPORT_READS)
+        write_report(folder)
+        stage.summary = "report.html"
+
+    late = to_dict(config)
+    related = digest(embedding, late["relations"])
+    pictured = digest(embedding, config.seed)
+    evaluated = digest(related, late["evaluation"], config.seed)
+    healthy = digest(embedding, "health")
+    for name, inputs, files, work in (
+        ("relations", related, RELATIONS, relations),
+        ("pictures", pictured, ["pictures.npz"], pictures),
+        ("health", healthy, ["health.json"], health_file),
+        ("evaluation", evaluated, ["evaluation.json"], evaluation),
+        ("report", digest(pictured, healthy, evaluated), ["report.html"], report),
+    ):
+        run_stage(run, name, inputs, files, work, display, redo=redo)
+    fetch(run, "evaluation.json", "health.json", "report.html")
+    _show(read_json(folder / "evaluation.json"), read_json(folder / "health.json"), display)
+
+
+def _show(evaluation: dict[str, Any], health_content: dict[str, Any], display: Display) -> None:
+    display.console.print(evaluation_table(evaluation))
+    display.line(escape(evaluation["summary"]))
+    for finding in health_content["findings"]:
+        display.line(f"[yellow]{finding['cause']}[/yellow]: {escape(finding['sentence'])}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the run folder."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

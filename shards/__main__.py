@@ -11,8 +11,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from shards.config import PackConfig
-from shards.entries import SPLITS
-from shards.manifest import Manifest
+from shards.manifest import SPLITS, Manifest
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -57,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pack(options: jsonargparse.Namespace) -> int:
-    from shards.pack import Progress, pack
-    from shards.run import choose
+    from shards.pack.executors import choose
+    from shards.pack.pack import Progress, pack
 
     values = options.as_dict()
     values.pop("config", None)
@@ -93,10 +92,10 @@ def _pack(options: jsonargparse.Namespace) -> int:
 
 
 def _check(options: jsonargparse.Namespace) -> int:
-    from shards.check import check, draw_samples
     from shards.manifest import load_manifest
-    from shards.run import choose
-    from shards.storage import is_remote
+    from shards.objects import is_remote
+    from shards.pack.check import check, draw_samples
+    from shards.pack.executors import choose
 
     manifest = load_manifest(options.folder, check_files=False)
     found = check(manifest, run=choose(options.workers))

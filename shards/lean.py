@@ -1,6 +1,6 @@
 """Loader processes that start quickly and hold nothing but what loading needs.
 
-They are forked from a small server process that has imported shards.batches (and the store's
+They are forked from a small server process that has imported shards.loader (and the store's
 package) and nothing else: no Ray, no CUDA context, no thread or lock of the training process,
 whose connections to a store would not survive a fork.
 """
@@ -57,7 +57,7 @@ def lean_context(url: str) -> BaseContext:
         return LeanSpawnContext()
     # Has no effect on a server that runs already: its processes then import when they start.
     stores = ["s3fs"] if url.startswith(("s3://", "s3a://")) else []
-    forkserver.set_forkserver_preload(["shards.batches", *stores])
+    forkserver.set_forkserver_preload(["shards.loader", *stores])
     return LeanForkContext()
 
 

@@ -3,18 +3,153 @@
 import hashlib
 import io
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, fields
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards import storage
-from shards.access import FIRST
-from shards.entries import SPLITS, ClassEntry, ImageSpec, PatchSpec, ShardEntry
-from shards.soundness import find_problems
+from shards import objects
+from shards.objects import FIRST
+
+SPLITS = ("train", "test_seen", "test_unseen")
+ROLES = ("train", "val", "unseen", "hidden")
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A class, its role and the words of its name.
+
+    val is a seen class used for choices; hidden is a class none of whose images this manifest
+    lists, named so that labels count along the same classes as in the manifest it was made from.
+    """
+
+    name: str
+    role: str
+    words: list[str]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file; offsets are the byte positions of every `stride`-th sample."""
+
+    file: str
+    split: str
+    count: int
+    bytes: int
+    sha256: str
+    class_counts: dict[str, int]
+    offsets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PatchSpec:
+    """How patch boxes were made: "grid" or "watershed", N a picture, and parameters."""
+
+    method: str
+    num_patches: int
+    params: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pictures are stored; largest is the greatest short side among them, in pixels."""
+
+    short_side: int
+    quality: int
+    largest: int = 0
+
+
+_SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-\d{6}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def find_problems(
+    classes: list[ClassEntry], shards: list[ShardEntry], *, num_patches: int, stride: int
+) -> list[str]:
+    """What is wrong with a manifest's classes and shards, a line each; empty if nothing is."""
+    found = _class_problems(classes) + _shard_problems(classes, shards, stride)
+    if num_patches < 1:
+        found.append(f"patches: num_patches is {num_patches}; it must be at least 1")
+    if found:
+        return found  # what follows counts over classes and shards that must be sound
+    return _count_problems(classes, shards)
+
+
+def _class_problems(classes: list[ClassEntry]) -> list[str]:
+    found = []
+    names = Counter(entry.name for entry in classes)
+    roles: dict[str, set[str]] = {}
+    for entry in classes:
+        roles.setdefault(entry.name, set()).add(entry.role)
+        if entry.role not in ROLES:
+            found.append(f"class {entry.name!r}: role {entry.role!r} is none of {', '.join(ROLES)}")
+    for name, count in names.items():
+        if len(roles[name]) > 1 and "unseen" in roles[name]:
+            found.append(f"class {name!r} is both seen and unseen; keep one role")
+        elif count > 1:
+            found.append(f"class {name!r} is listed {count} times; keep one")
+    return found
+
+
+def _shard_problems(classes: list[ClassEntry], shards: list[ShardEntry], stride: int) -> list[str]:
+    if stride < 1:
+        return [f"stride is {stride}; it must be at least 1"]
+    found = []
+    known = {entry.name for entry in classes}
+    for file, count in Counter(shard.file for shard in shards).items():
+        if count > 1:
+            found.append(f"shard {file!r} is listed {count} times; keep one")
+    for shard in shards:
+        name = f"shard {shard.file!r}"
+        match = _SHARD_NAME.fullmatch(shard.file)
+        if not match or match[1] != shard.split:
+            found.append(f"{name}: the name must be {shard.split}-NNNNNN.tar; pack again")
+        if not _SHA256.fullmatch(shard.sha256):
+            found.append(f"{name}: sha256 {shard.sha256!r} is not a checksum; pack again")
+        if sum(shard.class_counts.values()) != shard.count or shard.count < 1:
+            total = sum(shard.class_counts.values())
+            found.append(f"{name}: count is {shard.count}, its classes add up to {total}")
+        for stranger in sorted(set(shard.class_counts) - known):
+            found.append(f"{name}: class {stranger!r} is not among the classes; pack again")
+        if shard.offsets and (
+            len(shard.offsets) != math.ceil(shard.count / stride)
+            or sorted(shard.offsets) != shard.offsets
+            or not 0 <= shard.offsets[0] <= shard.offsets[-1] < shard.bytes
+        ):
+            found.append(f"{name}: offsets do not fit its count and bytes; pack again")
+    return found
+
+
+def _count_problems(classes: list[ClassEntry], shards: list[ShardEntry]) -> list[str]:
+    found = []
+    totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for shard in shards:
+        totals[shard.split].update(shard.class_counts)
+    for entry in classes:
+        if entry.role == "hidden":
+            found += [
+                f"class {entry.name!r} is hidden but has images in split {split}"
+                for split in SPLITS
+                if totals[split][entry.name]
+            ]
+            continue
+        unseen = entry.role == "unseen"
+        home = "test_unseen" if unseen else "train"
+        if not totals[home][entry.name]:
+            found.append(f"class {entry.name!r} ({entry.role}) has no images in split {home}")
+        foreign = ("train", "test_seen") if unseen else ("test_unseen",)
+        for split in foreign:
+            if totals[split][entry.name]:
+                kind = "unseen" if unseen else "seen"
+                found.append(f"class {entry.name!r} is {kind} but has images in split {split}")
+    return found
+
 
 VERSION = 1
 FILE = "manifest.json"
@@ -114,14 +249,14 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     right length. Raises ValueError in one line for whatever cannot be trusted.
     """
     folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
-    if not storage.is_remote(folder):
+    if not objects.is_remote(folder):
         folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
-    where = storage.join(folder, FILE)
+    where = objects.join(folder, FILE)
     try:
-        content = json.loads(storage.read(where, retry=FIRST))
+        content = json.loads(objects.read(where, retry=FIRST))
     except FileNotFoundError:
         remedy = f"make it with `python -m shards pack --out {folder}`"
-        if storage.is_remote(folder):
+        if objects.is_remote(folder):
             remedy = "correct the address, or copy a packed folder there"
         raise ValueError(f"{where}: no such file; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -151,9 +286,9 @@ def dump(manifest: Manifest) -> str:
 
 def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
     """Labels of every sample by shard file, [count] each, without opening a shard."""
-    where = storage.join(manifest.url, LABELS)
+    where = objects.join(manifest.url, LABELS)
     try:
-        data = storage.read(where)
+        data = objects.read(where)
     except FileNotFoundError:
         raise ValueError(f"{where}: no such file; pack again") from None
     if hashlib.sha256(data).hexdigest() != manifest.labels_sha256:
@@ -205,7 +340,7 @@ def problems(manifest: Manifest) -> list[str]:
 
 def file_problems(manifest: Manifest) -> list[str]:
     """Shards that are not there or have another length than the manifest says, a line each."""
-    sizes = storage.sizes(manifest.url, retry=FIRST)
+    sizes = objects.sizes(manifest.url, retry=FIRST)
     missing = [s.file for s in manifest.shards if s.file not in sizes]
     found = []
     if missing:

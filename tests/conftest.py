@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two gloo workers found, see gloo_workers."""
-    import gloo_workers
     from safetensors.torch import load_file
+
+    import gloo_workers
 
     folder = tmp_path_factory.mktemp("workers")
     spawn(gloo_workers.run, (str(folder),), nprocs=gloo_workers.WORLD)

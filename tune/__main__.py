@@ -7,7 +7,7 @@ from typing import Any
 import jsonargparse
 from jsonargparse import ArgumentParser
 
-from distributed.job_env import find_token
+from distributed.jobs.env_file import find_token
 from tune.config import SearchConfig
 from vgse.config import default_name
 
@@ -84,13 +84,13 @@ def _search(options: Any) -> int:
 
 
 def _page(folder: Path) -> Path:
-    from tune.analysis_page import write_page
+    from tune.report.page import write_page
 
     return write_page(folder)
 
 
 def _analyse(options: Any) -> int:
-    from tune.analysis import analyse
+    from tune.report.analyse import analyse
 
     print(analyse(options.folder))
     return 0

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.storage import is_remote
+from shards.objects import is_remote
 from tune.space import Dimension, check_space, default_space
 from vgse.config import RunConfig, check_name, validate
 from vgse.zsl.models import find_model

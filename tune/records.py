@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgse.formats import write_json
+from vgse.files import write_json
 
 VERSION = 1
 STATES = ("running", "finished", "stopped", "failed", "collapsed")

@@ -14,26 +14,22 @@ from ray import tune
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.prepare import Prepared, prepare
-from distributed.stage_features import run_features
+from distributed.features.extract_stage import run_features
+from distributed.setup import Prepared, prepare
+from tune.callbacks import Live, Watch
 from tune.config import SearchConfig, check, search_folder
-from tune.final import finish
-from tune.fit import check_against_data
-from tune.folder import check_folder, open_folder, write_best
-from tune.halving import Halving
-from tune.keeping import kept
-from tune.live import Live
-from tune.material import Material, gather, trial_base
-from tune.proposals import Proposals
+from tune.finalists import finish
 from tune.records import TrialRecord, ranked, write_record
-from tune.room import Room, cluster_of, find_room
+from tune.resources import Room, check_against_data, cluster_of, find_room
+from tune.scheduler import Halving
+from tune.search_folder import check_folder, open_folder, write_best
+from tune.searcher import Proposals
 from tune.space import distributions, value_of
-from tune.stage_starts import run_starts, widest
-from tune.trainable import resources_of, tune_trial
-from tune.watch import Watch
-from vgse.disk import room_for
-from vgse.formats import write_json
-from vgse.sole_user import sole_user
+from tune.trial.checkpoints import kept
+from tune.trial.context import Material, gather, trial_base
+from tune.trial.kmeans_stage import run_starts, widest
+from tune.trial.trainable import resources_of, tune_trial
+from vgse.files import room_for, sole_user, write_json
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",

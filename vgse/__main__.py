@@ -32,7 +32,7 @@ def relate(
         eta: Sharpness of the weighted average.
     """
     from vgse.config import RelationConfig
-    from vgse.relate import relation_summary
+    from vgse.relations.predict import relation_summary
     from vgse.run_folder import read_config, relate_run
 
     config = read_config(run, "relations", RelationConfig)
@@ -82,7 +82,7 @@ def evaluate(
         out: JSON file for the result of others' files.
     """
     from vgse.config import EvaluationConfig, RelationConfig
-    from vgse.formats import write_json
+    from vgse.files import write_json
     from vgse.run_folder import evaluate_run, read_config, read_seed
     from vgse.zsl.given import evaluate_files
     from vgse.zsl.show import evaluation_table

@@ -1,22 +1,16 @@
-"""Class embeddings as .npz and .safetensors files, and how any file is written."""
+"""Class embeddings as .npz and .safetensors files."""
 
 import json
-import math
-import os
-import secrets
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from vgse.disk import room_for
+from vgse.files import read_arrays, write_arrays, written_whole
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -72,67 +66,6 @@ class ClassEmbeddings:
             "word_vectors": np.asarray(self.word_vectors, np.float32),
             **{name: np.asarray(getattr(self, name), np.int64) for name in _INDICES},
         }
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` once it is complete, and not at all after an error.
-
-    Raises ValueError in one line for a full disk.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as stream:
-                yield stream
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` as indented JSON; NaN and infinity, which JSON lacks, become null."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    with written_whole(path) as stream:
-        stream.write(f"{text}\n".encode())
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes `arrays` as compressed .npz; strings become fixed-width arrays, never objects."""
-    ready = {name: np.asarray(array) for name, array in arrays.items()}
-    assert all(array.dtype != object for array in ready.values()), "objects would need pickle"
-    with written_whole(path) as stream:
-        # numpy's stubs take the names of arrays for its own keywords.
-        np.savez_compressed(stream, **ready)  # type: ignore[arg-type]
-
-
-def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file; ValueError for a file or an array that is not there."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            there = list(archive.files)
-            arrays = {name: archive[name] for name in names if name in there}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give a folder that holds it") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError):
-        # ValueError: objects, or no numpy file at all; the last two: .npy in place of .npz.
-        raise ValueError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise ValueError(
-            f"{path}: holds no {', '.join(missing)}, only {', '.join(there)}; write the file again"
-        )
-    return arrays
 
 
 def write_npz(path: Path, classes: ClassEmbeddings) -> None:

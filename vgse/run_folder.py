@@ -10,18 +10,15 @@ import yaml
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
-from vgse.formats import (
-    ClassEmbeddings,
-    Indices,
-    read_arrays,
-    read_npz,
-    write_arrays,
-    write_json,
-    write_npz,
-    write_safetensors,
-    written_whole,
+from vgse.files import read_arrays, write_arrays, write_json, written_whole
+from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
+from vgse.relations.predict import (
+    Related,
+    predict_unseen,
+    relate,
+    relation_arrays,
+    relation_summary,
 )
-from vgse.relate import Related, predict_unseen, relate, relation_arrays, relation_summary
 from vgse.xlsa17 import (
     AttSplits,
     read_att_splits,

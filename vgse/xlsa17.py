@@ -12,7 +12,8 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from vgse.formats import Indices, written_whole
+from vgse.files import written_whole
+from vgse.formats import Indices
 from vgse.zsl.data import ZslData
 
 LOCATIONS = ("trainval_loc", "train_loc", "val_loc", "test_seen_loc", "test_unseen_loc")

@@ -6,19 +6,18 @@ It reads nothing but the run folder, and the page asks nothing of a network.
 from collections.abc import Callable
 from pathlib import Path
 
-from vgse.formats import written_whole
-from vgse.report.clusters import clusters_section
+from vgse.files import written_whole
 from vgse.report.curves import curves_section
-from vgse.report.files import files_section
-from vgse.report.header import data_set_name, header
-from vgse.report.health import health_section
-from vgse.report.html import notice, page, resource
-from vgse.report.load import Missing, RunFiles, load_run
+from vgse.report.findings import health_section
+from vgse.report.header import data_set_name, files_section, header
+from vgse.report.montages import clusters_section
+from vgse.report.page import notice, page, resource
+from vgse.report.patch_map import tsne_section
 from vgse.report.pictures import ClassPictures
-from vgse.report.relations import relations_section
+from vgse.report.relation_cards import relations_section
+from vgse.report.run_files import Missing, RunFiles, load_run
 from vgse.report.similarity import check_shapes, similarity_section
-from vgse.report.tables import zsl_section
-from vgse.report.tsne import tsne_section
+from vgse.report.zsl_tables import zsl_section
 
 __all__ = ["render_report", "write_report"]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from vgse.report.html import MINUS, attribute_json, esc, number
+from vgse.report.page import MINUS, attribute_json, esc, number
 
 WIDTH, HEIGHT = 300, 132
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20

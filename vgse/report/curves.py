@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from vgse.report.charts import line_chart, usage_bars
-from vgse.report.html import notice, number, percent
-from vgse.report.load import Missing, RunFiles, need
+from vgse.report.page import notice, number, percent
+from vgse.report.run_files import Missing, RunFiles, need
 
 LOSSES = (
     ("loss", "Loss", "all terms, weighted"),

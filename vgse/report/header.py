@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vgse.report.html import esc, hero
-from vgse.report.load import RunFiles
+from vgse.report.page import esc, fold, hero, notice
 from vgse.report.pictures import ClassPictures
+from vgse.report.run_files import Missing, RunFiles
 
 NUM_MOSAIC = 30
 
@@ -91,3 +91,39 @@ def _mosaic(run: RunFiles, pictures: ClassPictures) -> str:
     chosen = np.unique(np.linspace(0, len(names) - 1, NUM_MOSAIC).astype(int))
     tags = "".join(pictures.tag(names[row]) for row in chosen)
     return f'<div class="mosaic" aria-hidden="true">{tags}</div>'
+
+
+NPZ = """import numpy as np
+
+run = np.load("class_embeddings.npz")
+names = run["class_names"]   # [C]
+phi = run["embeddings"]      # [C, D_v]
+unseen = phi[run["unseen"]]  # [U, D_v]
+
+relations = np.load("relations.npz")
+mixtures = relations["smo"]  # [U, S]
+"""
+MAT = """from scipy.io import loadmat
+
+splits = loadmat("VGSE_SMO_splits.mat")
+
+# The .mat keeps the usual layout [D_v, C].
+phi = splits["att"].T
+
+# Matlab counts from 1.
+unseen_images = splits["test_unseen_loc"].ravel() - 1
+"""
+
+
+def files_section(run: RunFiles) -> str:
+    """Two snippets and the folded configuration."""
+    config = (
+        fold("config.yaml", f'<pre class="scroll">{esc(run.config_text)}</pre>')
+        if run.config_text
+        else notice(Missing("config.yaml"))
+    )
+    return (
+        "<p>From Python, in the run folder:</p>"
+        f'<div class="two"><pre class="scroll">{esc(NPZ)}</pre><pre class="scroll">{esc(MAT)}</pre>'
+        f"</div><p>The configuration of this run:</p>{config}"
+    )

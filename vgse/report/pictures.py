@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vgse.report.html import esc
+from vgse.report.page import esc
 
 Pixels = npt.NDArray[np.uint8]
 SHEET_COLUMNS = 32

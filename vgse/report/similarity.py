@@ -7,10 +7,10 @@ import numpy.typing as npt
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from vgse.report.html import attribute_json, esc, number
-from vgse.report.load import Arrays, RunFiles, need
+from vgse.report.page import attribute_json, esc, number
 from vgse.report.pictures import ClassPictures, Pixels, indexed_png
-from vgse.report.relations import unit
+from vgse.report.relation_cards import unit
+from vgse.report.run_files import Arrays, RunFiles, need
 
 MAX_SEEN, MAX_UNSEEN = 280, 120
 NUM_PAIRS = 6

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig
-from vgse.formats import read_arrays, read_safetensors
-from vgse.words import load_word_vectors, normalise_words, words_of
+from vgse.files import read_arrays
+from vgse.formats import read_safetensors
+from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
 from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
 from vgse.zsl.data import with_validation
 from vgse.zsl.table import evaluate_given

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
-from vgse.relations import solve_relations, weighted_average
+from vgse.relations.solve import solve_relations, weighted_average
 from vgse.zsl.data import Indices
 
 Embeddings = NDArray[np.float64]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vgse.zsl.bilinear import Embeddings, Score
 from vgse.zsl.folds import PreparedFold
 from vgse.zsl.metrics import GeneralisedScores, best_gamma, calibrated_stacking, per_class_top1
 from vgse.zsl.models import Model, Params
+from vgse.zsl.models.bilinear import Embeddings, Score
 
 _SPREAD_IMAGES = 2000
 

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
-from vgse.zsl.bilinear import Embeddings
 from vgse.zsl.data import TestGuard, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
 from vgse.zsl.models import Model, find_model
+from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import Row, RowInputs, assembled, given_rows, table_rows
 from vgse.zsl.select import Choice, choose, final_result
 from vgse.zsl.summary import summary_sentence

@@ -1,0 +1,139 @@
+"""Pictures for the report, gathered from the shards into `pictures.npz`."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed.embedding.embed import EmbeddedImages, TopPatches, nearest_patches
+from distributed.features.extract import whole_picture
+from shards.manifest import Manifest
+from shards.objects import ACCESS, Access
+from shards.samples import Sample, decode, label_index, parse_meta, read_parts
+from shards.source import Part, plan_passes
+from vgse.images.patches import cut_patches_opencv
+
+MONTAGE_CLUSTERS = 48
+MONTAGE_PATCHES = 8
+MAP_PATCHES = 1200
+_PATCH_SIDE, _CLASS_SIDE, _MAP_SIDE = 64, 72, 32
+
+Wanted = tuple[str, int]  # shard file, place in the shard
+
+
+def _wanted(images: EmbeddedImages) -> list[Wanted]:
+    rows = np.concatenate(images.rows)
+    return list(zip(images.shards, rows.tolist(), strict=True))
+
+
+def read_pictures(
+    manifest: Manifest, wanted: Iterable[Wanted], access: Access
+) -> dict[Wanted, Sample]:
+    """Some samples of the shards; damaged ones are left out.
+
+    What lies between two of them is read, too, where that saves reading a run of samples twice.
+    """
+    chosen = sorted(set(wanted))
+    number = {shard.file: place for place, shard in enumerate(manifest.shards)}
+    pieces = ((number[file], np.array([row])) for file, row in chosen)
+    parts = (
+        Part(manifest.shards[one.shard], one.start, one.stop)
+        for one in plan_passes(pieces, manifest.stride)
+    )
+    labels, places = label_index(manifest), set(chosen)
+    found: dict[Wanted, Sample] = {}
+    for raw in read_parts(manifest, parts, access=access):
+        if (raw.shard, raw.index) not in places:
+            continue
+        meta = parse_meta(raw, labels, manifest.num_patches)
+        try:
+            image = decode(raw)
+        except ValueError:
+            continue
+        found[raw.shard, raw.index] = Sample(
+            raw.key, raw.index, image, meta.boxes, meta.label, meta.source
+        )
+    return found
+
+
+def gather_pictures(
+    manifest: Manifest,
+    images: EmbeddedImages,
+    seen: NDArray[np.int64],
+    unseen: NDArray[np.int64],
+    num_clusters: int,
+    seed: int,
+    access: Access = ACCESS,
+) -> dict[str, NDArray[np.generic]]:
+    """Montages of the most used clusters, a picture of each class, and a sample of patches.
+
+    Memory is bounded by what the report shows, not by the data.
+
+    Returns:
+        The arrays of pictures.npz.
+    """
+    strongest = np.concatenate(images.strongest)  # [M, N]
+    usage = np.bincount(strongest.ravel(), minlength=num_clusters) / max(1, strongest.size)
+    shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
+    shown = shown[usage[shown] > 0]
+    montages = {
+        name: nearest_patches(images, classes, shown, MONTAGE_PATCHES)
+        for name, classes in (("seen", seen), ("unseen", unseen))
+    }
+    labels = np.concatenate(images.labels)
+    random = np.random.default_rng(seed)
+    portraits = _one_of_each(labels, len(manifest.class_names))
+    sampled = np.sort(random.permutation(strongest.size)[:MAP_PATCHES])
+    map_image, map_patch = np.divmod(sampled, strongest.shape[1])
+
+    places = _wanted(images)
+    needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
+    needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
+    samples = read_pictures(manifest, (places[i] for i in needed), access)
+
+    def patch(image: int, number: int, side: int) -> NDArray[np.uint8]:
+        sample = samples.get(places[image]) if image >= 0 else None
+        if sample is None:
+            return np.full((side, side, 3), 255, np.uint8)
+        return cut_patches_opencv(sample.image, sample.boxes[number : number + 1], side)[0]
+
+    def class_picture(image: int) -> NDArray[np.uint8]:
+        sample = samples.get(places[image]) if image >= 0 else None
+        if sample is None:
+            return np.full((_CLASS_SIDE, _CLASS_SIDE, 3), 255, np.uint8)
+        return whole_picture(sample.image, _CLASS_SIDE)
+
+    names = np.array(manifest.class_names)
+    arrays: dict[str, NDArray[np.generic]] = {
+        "cluster_ids": shown,
+        "cluster_mass": usage[shown].astype(np.float32),
+        "cluster_usage": usage.astype(np.float32),
+        "class_pictures": np.stack([class_picture(int(i)) for i in portraits]),
+        "tsne_features": np.concatenate(images.assignments)[map_image],
+        "tsne_cluster": strongest[map_image, map_patch].astype(np.int64),
+        "tsne_class": names[labels[map_image]],
+        "tsne_pictures": np.stack(
+            [patch(int(i), int(n), _MAP_SIDE) for i, n in zip(map_image, map_patch, strict=True)]
+        ),
+    }
+    for name, top in montages.items():
+        arrays[f"cluster_{name}"] = _montage(top, patch)
+        arrays[f"cluster_{name}_class"] = np.where(top.image >= 0, names[labels[top.image]], "")
+    return arrays
+
+
+def _montage(
+    top: TopPatches, patch: Callable[[int, int, int], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    rows = [
+        np.stack([patch(int(i), int(n), _PATCH_SIDE) for i, n in zip(images, places, strict=True)])
+        for images, places in zip(top.image, top.patch, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def _one_of_each(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    first = np.full(num_classes, -1, np.int64)
+    present, index = np.unique(labels, return_index=True)
+    first[present] = index
+    return first

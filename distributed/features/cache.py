@@ -1,0 +1,194 @@
+"""Features of a frozen backbone, cached as files and read back by mmap.
+
+A unit is a run of at most 256 consecutive images of one shard: the piece of work of one Ray
+task, one file of the cache, and one block of the epoch's order. Files appear whole or not at all,
+so that any number of runs and trials can share a cache, on a disk or at a URL.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distributed.storage import get_file, is_remote, join, put_file
+from shards.manifest import Manifest
+from shards.objects import ACCESS, PATIENT, Access
+from vgse.config import BackboneConfig, DataConfig
+from vgse.files import room_for
+
+
+def unit_path(folder: str, name: str, access: Access) -> Path:
+    """Where this node has a file of the cache, or will have it.
+
+    Copies of a cache at a URL lie in the folder that keeps shards of a store, if there is one, and
+    otherwise in the system's folder for temporary files.
+
+    Raises:
+        ValueError: another user owns the folder of the copies.
+    """
+    if not is_remote(folder):
+        return Path(folder) / name
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    if access.cache is not None:
+        return Path(access.cache).expanduser() / "features" / digest / name
+    root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise ValueError(f"{root}: belongs to another user; set data.shard_cache to a folder")
+    return root / digest / name
+
+
+def local_unit(folder: str, name: str, access: Access) -> Path:
+    """The file on this node, fetched now if the cache is at a URL and there is no copy yet.
+
+    Raises:
+        ValueError: the cache at the URL has no such file.
+    """
+    path = unit_path(folder, name, access)
+    if is_remote(folder) and not path.is_file():
+        try:
+            get_file(join(folder, name), path)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{join(folder, name)}: missing from the feature cache; run again to compute it"
+            ) from None
+    return path
+
+
+def send_unit(folder: str, name: str, access: Access) -> None:
+    """Send a file that was made on this node to a cache at a URL."""
+    if is_remote(folder):
+        put_file(unit_path(folder, name, access), join(folder, name))
+
+
+def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file under a temporary name, then rename it."""
+    with room_for(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+        os.close(handle)
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata)
+            os.chmod(name, 0o644)  # mkstemp's 0600 would keep others of a shared disk from it
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+UNIT = 256
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What is computed: all a cache's key depends on, apart from the data."""
+
+    name: str
+    weights: str
+    patch_size: int
+    image_size: int
+    precision: str
+    seed: int | None = None
+    """None: features of all patches. Otherwise only of the sample that starts the clusters."""
+    sample_below: int = 2**64 - 1
+    """Patches whose hash lies below this are the sample."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Images start..stop of a shard."""
+
+    shard: str
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> str:
+        """Name of the unit's file in the cache."""
+        return f"{self.shard.removesuffix('.tar')}-{self.start:07d}.safetensors"
+
+    @property
+    def damage(self) -> str:
+        """Name of the file that lists images which could not be read, if there ever were any."""
+        return f"{self.file}.damaged"
+
+
+@dataclass(frozen=True)
+class UnitFeatures:
+    """What the cache holds of a unit; tensors are views of the mapped file."""
+
+    keys: list[str]
+    labels: Tensor  # int64 [n]
+    images: Tensor  # float16 [n, D_f], whole pictures
+    patches: Tensor  # float16 [n, N, D_f], or [m, D_f] of the sampled patches
+    rows: Tensor  # int64 [n], each image's place in its shard
+    sources: list[str]  # [n] paths in the data set, "" where not known
+
+
+def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
+    """The spec of a frozen backbone, all patches."""
+    weights = config.weights
+    if weights not in ("default", "none"):
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+        weights = f"{weights}#{digest}"  # other content is another cache
+    return FeatureSpec(config.name, weights, config.patch_size, config.image_size, precision)
+
+
+def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
+    """All units of some splits, in the order of the shards' names."""
+    return [
+        Unit(shard.file, split, start, min(start + UNIT, shard.count))
+        for split in splits
+        for shard in manifest.shards_of(split)
+        for start in range(0, shard.count, UNIT)
+    ]
+
+
+def access_of(config: DataConfig) -> Access:
+    """How the configuration wants remote shards to be read."""
+    limit = int(config.shard_cache_gb * 1e9) or None
+    return Access(retry=PATIENT, cache=config.shard_cache, cache_bytes=limit)
+
+
+def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
+    """The folder or URL of one data set and spec below the cache's root."""
+    content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
+    return join(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
+
+
+def weights_of(spec: FeatureSpec) -> str:
+    """The weights as `build_backbone` takes them."""
+    path, _, _ = spec.weights.rpartition("#")
+    return path or spec.weights
+
+
+def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
+    """A unit of the cache, mapped rather than read; of a cache at a URL a copy on this node is.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = local_unit(str(folder), unit.file, access)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            keys = json.loads(metadata["keys"])
+            # Files of earlier versions hold none.
+            sources = json.loads(metadata.get("sources", "null")) or [""] * len(keys)
+            names = ("labels", "images", "patches", "rows")
+            labels, images, patches, rows = (file.get_tensor(name) for name in names)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: missing from the feature cache; run again to compute it"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({error}); delete the file and run again") from None
+    return UnitFeatures(keys, labels, images, patches, rows, sources)

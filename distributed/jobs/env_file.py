@@ -1,0 +1,72 @@
+"""What a job's processes find in their environment, and what never shows anywhere else.
+
+Ray writes the `env_vars` of a job into logs of its own. Secrets therefore go along as a file that
+only its owner can read: the driver's shell reads it, and so does every worker as it starts.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+FILE = ".job-env"
+HOOK = "distributed.jobs.env_file.load"
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Variables from lines NAME=VALUE; empty lines and those that start with # are skipped.
+
+    Raises:
+        ValueError: no such file, or a line of another form, named by its number alone.
+    """
+    if not path.is_file():
+        raise ValueError(f"--env-file: no file {path}")
+    if path.stat().st_mode & 0o077:
+        sys.stderr.write(f"warning: others can read {path}; chmod 600 {path}\n")
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.strip().removeprefix("export ")
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"--env-file {path}: line {number} is not NAME=VALUE")
+        value = value.strip()
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        found[name.strip()] = value[1:-1] if quoted else value
+    return found
+
+
+def write(folder: Path, variables: dict[str, str]) -> None:
+    """Put the variables into the folder that is shipped, readable by their owner only."""
+    path = folder / FILE
+    path.touch(mode=0o600)
+    path.write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in variables.items()))
+
+
+def with_variables(command: str) -> str:
+    """The shell command, run with what `write` left in its folder."""
+    return f"set -a && . ./{FILE} && set +a && {command}"
+
+
+def load() -> None:
+    """Take the variables into this process; Ray calls this as a worker of the job starts."""
+    path = Path(__file__).resolve().parent.parent / FILE
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition("=")
+        os.environ[name] = "".join(shlex.split(value))
+
+
+def find_token() -> None:
+    """Use the token that the environment names, also where RAY_AUTH_MODE was forgotten.
+
+    To be called before Ray is imported, which reads these variables once.
+
+    Raises:
+        ValueError: RAY_AUTH_TOKEN_PATH names no file.
+    """
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not os.environ.get("RAY_AUTH_TOKEN") and not Path(path).is_file():
+        raise ValueError(f"RAY_AUTH_TOKEN_PATH: no file {path}; copy the cluster's token there")
+    if path or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,0 +1,163 @@
+"""Checks before any cluster is started: what can be found wrong is found here."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distributed.storage import absolute, is_remote, join
+from distributed.train.loggers import check_tracking
+from shards.manifest import Manifest, load_manifest
+from vgse.config import RunConfig, to_dict, validate
+from vgse.images.backbones import Backbone, build_backbone
+from vgse.knowledge.words import load_word_vectors, normalise_words
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's data, checked. Class indices count along manifest.class_names."""
+
+    manifest: Manifest
+    seen: NDArray[np.int64]  # [S]
+    unseen: NDArray[np.int64]  # [U]
+    val: NDArray[np.int64]  # validation classes, part of seen
+    trained: NDArray[np.int64]  # classes that are trained on: seen, or seen without val
+    word_vectors: NDArray[np.float64]  # [C, D_w], centred, rows of length 1; NaN if dropped
+    num_features: int
+    cache: str
+    fingerprint: str
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load and check everything a run needs.
+
+    Raises:
+        ValueError: one line that names the file or the field, and the remedy.
+    """
+    validate(config)
+    check_tracking(config.tracking)
+    manifest = load_manifest(config.data.shards)
+    words = load_word_vectors(
+        config.data.words, manifest.class_words, missing=config.data.missing_words
+    )
+    row = {name: i for i, name in enumerate(manifest.class_names)}
+    kept = np.array([row[name] for name in words.class_names])
+    seen, unseen, val = (
+        np.array([i for i in indices if i in set(kept.tolist())], np.int64)
+        for indices in (manifest.seen, manifest.unseen, manifest.val)
+    )
+    trained = np.setdiff1d(seen, val) if config.training.classes == "train" else seen
+    _check_classes(config, manifest, seen, unseen, val)
+    vectors = np.full((len(row), words.vectors.shape[1]), np.nan)
+    vectors[kept] = words.vectors
+    vectors = normalise_words(vectors, seen)
+    _check_sizes(config, manifest)
+    backbone = build_backbone(config.backbone.name, config.backbone.weights)
+    _check_backbone(config, backbone)
+    if config.model.projection > backbone.num_features:
+        raise ValueError(
+            f"model.projection is {config.model.projection}, but {config.backbone.name} gives "
+            f"{backbone.num_features} features; lower it, or set 0 for none"
+        )
+    return Prepared(
+        manifest,
+        seen,
+        unseen,
+        val,
+        trained,
+        vectors,
+        backbone.num_features,
+        _cache_root(config),
+        _fingerprint(config, manifest, vectors),
+    )
+
+
+def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
+    """One blank picture of each size: some networks take one size only."""
+    for name in ("patch_size", "image_size"):
+        size = getattr(config.backbone, name)
+        try:
+            with torch.inference_mode():
+                backbone(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"backbone.{name} is {size}, which {config.backbone.name} does not take "
+                f"({str(error).splitlines()[0]}); vision transformers want 224"
+            ) from None
+
+
+def _check_classes(
+    config: RunConfig,
+    manifest: Manifest,
+    seen: NDArray[np.int64],
+    unseen: NDArray[np.int64],
+    val: NDArray[np.int64],
+) -> None:
+    for name, group, least in (("seen", seen, 2), ("unseen", unseen, 1), ("validation", val, 1)):
+        if len(group) < least:
+            raise ValueError(
+                f"{manifest.url}: {len(group)} {name} classes with word vectors, at least {least} "
+                "needed; pack again with another split, or give words to more classes"
+            )
+    if len(seen) - len(val) < 2:
+        raise ValueError(f"{manifest.url}: fewer than 2 seen classes outside the validation split")
+    alpha = config.relations.alpha
+    if alpha * len(seen) > 1:
+        raise ValueError(
+            f"relations.alpha is {alpha}, but {len(seen)} weights of at least that size cannot "
+            f"sum to 1; set it to {1 / len(seen):.3g} or less"
+        )
+
+
+def _check_sizes(config: RunConfig, manifest: Manifest) -> None:
+    images = manifest.num_images("train")
+    if images < config.cluster.num_workers:
+        raise ValueError(
+            f"{manifest.url}: {images} training images for {config.cluster.num_workers} workers; "
+            "lower cluster.num_workers"
+        )
+    patches = images * manifest.num_patches
+    if config.model.num_clusters > patches:
+        raise ValueError(
+            f"model.num_clusters is {config.model.num_clusters}, but the training images have "
+            f"{patches} patches; lower it"
+        )
+
+
+def _cache_root(config: RunConfig) -> str:
+    """Folder or URL: beside local shards, in the storage of a run whose shards are remote."""
+    if config.data.cache:
+        return absolute(config.data.cache)
+    if is_remote(config.data.shards):
+        return join(absolute(config.storage), "cache")
+    return join(absolute(config.data.shards.removesuffix("manifest.json")), "features")
+
+
+def learned(content: dict[str, Any]) -> dict[str, Any]:
+    """Those sections and fields of a configuration that decide what is learned."""
+    sections = ("backbone", "model", "loss", "training", "seed")
+    chosen = {name: content[name] for name in sections if name in content}
+    free = {
+        "training": ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept", "accumulate"),
+        "backbone": ("compile",),
+    }
+    for section, names in free.items():
+        if isinstance(chosen.get(section), dict):
+            chosen[section] = {k: v for k, v in chosen[section].items() if k not in names}
+    return chosen
+
+
+def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.float64]) -> str:
+    """Of all that decides what is learned: a checkpoint goes on only under the same."""
+    content = learned(to_dict(config))
+    if config.training.optimizer == "adamw":
+        # As it was before there was a choice: runs of then can be resumed.
+        del content["training"]["optimizer"], content["training"]["momentum"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest.update(manifest.fingerprint.encode())
+    digest.update(np.ascontiguousarray(vectors).tobytes())
+    return digest.hexdigest()

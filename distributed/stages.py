@@ -1,0 +1,133 @@
+"""Stages that are done once: which are, of what inputs, and the files they left.
+
+`stages.json` of the run folder says for every finished stage what it was made from and how long
+its files are. A stage whose inputs are the same and whose files are there is not done again.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed.display import Display, Stage
+from distributed.storage import (
+    fetch_all,
+    file_sizes,
+    is_remote,
+    join,
+    put_file,
+    read,
+    write,
+)
+from vgse.files import sole_user
+
+FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder, and where its files are worked on: in place, or beside when at a URL."""
+
+    url: str
+    local: Path
+
+
+@contextmanager
+def working_folder(url: str) -> Iterator[RunFolder]:
+    """The run folder with a place to work in; of one at a URL only report.html stays here.
+
+    Raises:
+        ValueError: another process works in this folder; at a URL nobody can tell.
+    """
+    if not is_remote(url):
+        Path(url).mkdir(parents=True, exist_ok=True)
+        with sole_user(Path(url)):
+            yield RunFolder(url, Path(url))
+        return
+    name = url.rsplit("/", 1)[-1]
+    local = Path(tempfile.mkdtemp(prefix="vgse-")) / name  # the report shows the folder's name
+    local.mkdir()
+    try:
+        yield RunFolder(url, local)
+    finally:
+        for path in local.iterdir():
+            if path.name != "report.html":
+                path.unlink()
+        if not any(local.iterdir()):
+            local.rmdir()
+            local.parent.rmdir()
+
+
+def fetch(run: RunFolder, *names: str) -> None:
+    """Bring files of the run folder here, unless they are here; what there is none of is left."""
+    missing = [name for name in names if not (run.local / name).is_file()]
+    if is_remote(run.url) and missing:
+        fetch_all(run.url, missing, run.local)
+
+
+def keep(run: RunFolder, *names: str) -> None:
+    """Send files that were made here to the run folder."""
+    if is_remote(run.url):
+        for name in names:
+            put_file(run.local / name, join(run.url, name))
+
+
+def read_record(url: str) -> dict[str, Any]:
+    """What is known of finished stages; nothing if the record is missing or damaged."""
+    try:
+        content = json.loads(read(join(url, FILE)))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def digest(*inputs: Any) -> str:
+    """One name for all that a stage is made from."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_done(url: str, stage: str, inputs: str) -> bool:
+    """Whether a stage was finished with these inputs and its files have their length."""
+    entry = read_record(url).get(stage)
+    if not isinstance(entry, dict) or entry.get("inputs") != inputs:
+        return False
+    there = file_sizes(url)
+    return all(there.get(name) == size for name, size in entry.get("files", {}).items())
+
+
+def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **more: Any) -> None:
+    """Note that a stage is finished and its files are in the run folder."""
+    sizes = {name: (run.local / name).stat().st_size for name in files}
+    entry = {"inputs": inputs, "files": sizes, **more}
+    record = {**read_record(run.url), stage: entry}
+    write(join(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
+
+
+def run_stage(
+    run: RunFolder,
+    stage: str,
+    inputs: str,
+    files: Sequence[str],
+    work: Callable[[Stage], None],
+    display: Display,
+    *,
+    redo: bool = False,
+    total: float | None = None,
+) -> bool:
+    """Do a stage that writes `files` into `run.local`, unless it is done; returns whether it was.
+
+    Its files are in the run folder before the stage counts as finished.
+    """
+    if not redo and is_done(run.url, stage, inputs):
+        display.line(f"{stage:<11} there already: {', '.join(files)}")
+        return False
+    with display.stage(stage, total) as shown:
+        work(shown)
+        keep(run, *files)
+        mark_done(run, stage, inputs, files)
+    return True

@@ -1,0 +1,320 @@
+"""What a training step sees: patches from the shards, or cached features in the same order."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
+from shards import sampler as cursors
+from shards.loader import Batch, Batches, Cut, make_loader
+from shards.loader_health import NO_TIMES, LoadTimes
+from shards.manifest import Manifest, load_manifest
+from shards.objects import ACCESS, Access
+from shards.sampler import (
+    Cursor,
+    Order,
+    Plan,
+    Selection,
+    batch_counts,
+    continue_at,
+    order_of,
+    pieces,
+    reader_ranges,
+    reader_steps,
+    remaining_after,
+    select,
+    split_ranges,
+)
+from vgse.training.step import StepData
+
+if TYPE_CHECKING:
+    from distributed.train.spec import TrainingJob
+
+
+Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
+"""Inputs, their boxes, labels, image ids and loading times of one worker's step."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One worker's part of a step."""
+
+    inputs: Tensor  # patches [B, N, 3, P, P] or pictures [B, 3, H, W] uint8, or features float16
+    labels: Tensor  # int64 [B], in 0..S-1
+    images: Tensor  # int64 [B], an id of each image
+    weights: Tensor  # float32 [B], 0 for padding
+    num_images: int  # without padding
+    total_images: int  # of the step over all workers
+    done_before: float  # share of the epoch, in 0..1, that was done before this step
+    times: LoadTimes = NO_TIMES  # where the loader's time went; nothing for cached features
+    most_images: int | None = None  # of a worker, padding included; None: the same on all
+    boxes: Tensor | None = None  # float32 [B, N, 4]: `inputs` are pictures to be cut
+    patch_size: int = 0  # P, where there are boxes
+
+    def data(self) -> StepData:
+        """What the step takes of it."""
+        return StepData(
+            self.inputs,
+            self.labels,
+            self.images,
+            self.weights,
+            self.total_images,
+            self.most_images,
+            self.boxes,
+            self.patch_size,
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The training images that a run uses, and where they are read from."""
+
+    manifest: Manifest
+    selection: Selection
+    label_of: Tensor  # int64 [C], class -> 0..S-1, or -1
+    folder: str | None  # feature cache; None reads pixels
+    cut: Cut
+    batch_size: int  # over all workers
+    loader_workers: int
+    max_damaged: float
+    access: Access = ACCESS
+
+
+def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
+    """The data of a job; reads the manifest and, to leave classes out, the labels."""
+    manifest = load_manifest(job.url, check_files=False)
+    label_of = torch.full((len(manifest.class_names),), -1)
+    label_of[job.classes] = torch.arange(len(job.classes))
+    config = job.config
+    frozen = config.backbone.train == "none"
+    if device.type == "cpu":
+        cut = Cut("patches", config.backbone.patch_size)
+    else:  # ship one picture and cut it on the accelerator
+        cut = Cut("images", manifest.image.largest or manifest.image.short_side)
+    return Dataset(
+        manifest=manifest,
+        selection=select(manifest, "train", job.classes),
+        label_of=label_of,
+        folder=job.folder if frozen else None,
+        cut=cut,
+        batch_size=config.training.batch_size,
+        loader_workers=0 if frozen else config.cluster.loader_workers,
+        max_damaged=config.data.max_damaged,
+        access=access_of(config.data),
+    )
+
+
+def epoch_batches(
+    dataset: Dataset,
+    cursor: Cursor,
+    plan: Plan,
+    rank: int,
+    *,
+    patch_size: int,
+    device: torch.device,
+) -> Iterator[StepBatch]:
+    """The batches of one rank for the rest of an epoch; every rank gets equally many.
+
+    A rank whose part of a step is empty gets one image of weight 0, since all ranks must take
+    part in the step's collective calls.
+    """
+    order = order_of(cursor, dataset.selection)
+    counts = batch_counts(plan)
+    totals, most = counts.sum(0), counts.max(0)
+    before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
+    shares = before / cursor.total  # counted through the whole plan, from its step 0
+    parts = (
+        _pixel_parts(dataset, order, plan, rank, device)
+        if dataset.folder is None
+        else _feature_parts(dataset, order, plan, rank)
+    )
+    blank: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
+    for step, (inputs, boxes, labels, images, times) in enumerate(parts, plan.first_step):
+        weights = torch.ones(len(labels))
+        num_images = len(labels)
+        if not len(labels):
+            inputs, boxes, labels, images = blank or _blank(inputs, boxes)
+            weights = torch.zeros(1)
+        elif blank is None:
+            first_box = None if boxes is None else boxes[:1].clone()
+            blank = (inputs[:1].clone(), first_box, labels[:1].clone(), images[:1].clone())
+        yield StepBatch(
+            inputs,
+            labels,
+            images,
+            weights,
+            num_images,
+            max(1, int(totals[step])),
+            float(shares[step]),
+            times,
+            max(1, int(most[step])),
+            boxes,
+            0 if boxes is None else patch_size,
+        )
+
+
+def _blank(inputs: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    zero = torch.zeros(1, dtype=torch.int64)
+    no_boxes = None if boxes is None else boxes.new_zeros(1, *boxes.shape[1:])
+    return inputs.new_zeros(1, *inputs.shape[1:]), no_boxes, zero, zero - 1
+
+
+def _pixel_parts(
+    dataset: Dataset, order: Order, plan: Plan, rank: int, device: torch.device
+) -> Iterator[Part]:
+    batches = Batches(
+        dataset.manifest,
+        dataset.selection,
+        order,
+        plan,
+        rank,
+        dataset.cut,
+        max_damaged=dataset.max_damaged,
+        access=dataset.access,
+    )
+    for batch in make_loader(batches, pin_memory=device.type == "cuda"):
+        inputs, boxes = _inputs(batch)
+        yield inputs, boxes, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
+
+
+def _inputs(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Patches, or pictures and the boxes that the step cuts out of them on the accelerator."""
+    if batch.patches is not None:
+        return batch.patches.permute(0, 1, 4, 2, 3), None
+    assert batch.images is not None
+    return batch.images, batch.boxes
+
+
+def _ids(keys: list[str]) -> Tensor:
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
+
+
+def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Iterator[Part]:
+    assert dataset.folder is not None and plan.loader_workers == 0
+    store = _FeatureStore(dataset, dataset.folder)
+    places = np.concatenate(
+        [
+            np.empty((0, 2), np.int64),
+            *(
+                store.places(piece.shard, piece.indices)
+                for start, stop in reader_ranges(plan, rank, 0)
+                for piece in pieces(order, start, stop)
+            ),
+        ]
+    )
+    at = 0
+    for _, count in reader_steps(plan, rank, 0):
+        features, labels, ids = store.read(places[at : at + count])
+        yield features, None, labels, ids, NO_TIMES
+        at += count
+
+
+class _FeatureStore:
+    """Units of the cache, mapped on first use; the system pages them in and out."""
+
+    def __init__(self, dataset: Dataset, folder: str) -> None:
+        self.dataset = dataset
+        self.folder = folder
+        self.units: dict[tuple[int, int], UnitFeatures] = {}
+
+    def places(self, shard: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(shard, index in the shard) of samples of the selection, [n, 2]."""
+        chosen = self.dataset.selection.indices[shard]
+        inside = indices if chosen is None else chosen[indices]
+        return np.stack([np.full_like(inside, shard), inside], 1)
+
+    def read(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [n, N, D_f], labels and ids; images that were damaged are left out."""
+        features, labels, ids = [], [], []
+        for shard, index in places.tolist():
+            unit = self._unit(shard, index // UNIT)
+            row = int(torch.searchsorted(unit.rows, index))
+            if row == len(unit.rows) or int(unit.rows[row]) != index:
+                continue
+            features.append(unit.patches[row])
+            labels.append(unit.labels[row])
+            ids.append((shard << 40) + index)
+        if not features:
+            like = self._unit(0, 0).patches
+            return like[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        mapped = self.dataset.label_of[torch.stack(labels)]
+        return torch.stack(features), mapped, torch.tensor(ids, dtype=torch.int64)
+
+    def _unit(self, shard: int, number: int) -> UnitFeatures:
+        key = (shard, number)
+        if key not in self.units:
+            entry = self.dataset.selection.shards[shard]
+            start = number * UNIT
+            unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
+            self.units[key] = read_unit(self.folder, unit, self.dataset.access)
+        return self.units[key]
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place within an epoch: the plan that was followed, and how far.
+
+    The plan is kept rather than the ranges left of it: the same number of workers then goes on
+    with the very batches that an uninterrupted run would have seen.
+    """
+
+    cursor: Cursor  # what the plan deals out
+    world_size: int
+    loader_workers: int
+    plan_step: int  # steps of the plan that are done
+    step: int  # optimiser steps of the run
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {
+            "cursor": self.cursor.to_dict(),
+            "world_size": self.world_size,
+            "loader_workers": self.loader_workers,
+            "plan_step": self.plan_step,
+            "step": self.step,
+        }
+
+
+def epoch_start(dataset: Dataset, epoch: int, step: int, seed: int, world_size: int) -> Position:
+    """The beginning of an epoch."""
+    cursor = cursors.start_of(dataset.manifest, dataset.selection, seed=seed, epoch=epoch)
+    return Position(cursor, world_size, dataset.loader_workers, 0, step)
+
+
+def restore_position(state: dict[str, Any], dataset: Dataset, world_size: int) -> Position:
+    """The position of a checkpoint, dealt out anew if the number of workers has changed.
+
+    Raises:
+        ValueError: a checkpoint of other data.
+    """
+    cursor = cursors.restore(state["cursor"], dataset.manifest, dataset.selection)
+    saved = Position(
+        cursor, state["world_size"], state["loader_workers"], state["plan_step"], state["step"]
+    )
+    if (saved.world_size, saved.loader_workers) == (world_size, dataset.loader_workers):
+        return saved
+    left = remaining_after(_whole_plan(saved, dataset), saved.plan_step)
+    return Position(
+        replace(cursor, remaining=left), world_size, dataset.loader_workers, 0, saved.step
+    )
+
+
+def plan_of(position: Position, dataset: Dataset) -> Plan:
+    """What is left to do of the position's epoch."""
+    return continue_at(_whole_plan(position, dataset), position.plan_step)
+
+
+def _whole_plan(position: Position, dataset: Dataset) -> Plan:
+    return split_ranges(
+        position.cursor.remaining,
+        position.world_size,
+        position.loader_workers,
+        dataset.batch_size,
+    )

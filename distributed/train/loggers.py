@@ -1,0 +1,247 @@
+"""Figures for TensorBoard and MLflow, sent from the driver beside the training."""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from distributed.storage import is_remote, join, put_file
+from shards.objects import FIRST, short
+from vgse.config import RunConfig, TrackingConfig, leaves, to_dict
+
+Row = dict[str, Any]
+
+
+class Tracker(Protocol):
+    """Where figures go."""
+
+    name: str
+
+    def send(self, rows: list[Row]) -> None:
+        """Send those of all rows so far that are not there yet, and none twice."""
+
+    def close(self, finished: bool) -> None:
+        """Say whether training ended."""
+
+
+def run_name(run: str) -> str:
+    """The name of a run folder, local or not."""
+    return run.rstrip("/").rsplit("/", 1)[-1]
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """The numbers of a row but its epoch; numbers of each worker are left to metrics.jsonl."""
+    return {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k != "epoch"}
+
+
+class TensorBoard:
+    """Event files in `tensorboard` of the run folder; by way of a local folder if it is a URL."""
+
+    name = "tensorboard"
+
+    def __init__(self, run: str) -> None:
+        self.target = join(run, "tensorboard")
+        remote = is_remote(run)
+        self.folder = tempfile.mkdtemp(prefix="vgse-tensorboard-") if remote else self.target
+        self._remote = remote
+        self._writer: Any = None
+        self._sent = 0  # epochs
+
+    def send(self, rows: list[Row]) -> None:
+        """Add what is not written; rows of earlier files, if any, make way for the new file's."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        new = [row for row in rows if row["epoch"] > self._sent]
+        if not new:
+            return
+        if self._writer is None:
+            self._writer = SummaryWriter(self.folder, purge_step=new[0]["epoch"])
+        for row in new:
+            for name, value in scalars(row).items():
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+        if self._remote:
+            for file in sorted(Path(self.folder).iterdir()):
+                put_file(file, join(self.target, file.name), retry=FIRST)
+        self._sent = new[-1]["epoch"]
+
+    def close(self, finished: bool) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_BATCH = 1000  # metrics, and
+_PARAMS = 100  # parameters that MLflow takes in one request
+_TAG = "vgse.run"
+
+
+class MLflow:
+    """A run in MLflow, found again by the address of the run folder when a run is resumed."""
+
+    name = "mlflow"
+
+    def __init__(self, config: RunConfig, run: str) -> None:
+        self.config, self.run = config, run
+        self._client: Any = None
+        self._id = ""
+        self._sent = 0  # epochs
+
+    def send(self, rows: list[Row]) -> None:
+        """Log what MLflow has not got; parameters once, with the run itself."""
+        from mlflow.entities import Metric
+
+        if not self._id:
+            self._connect()
+        metrics = [
+            Metric(name, value, int(time.time() * 1000), row["epoch"])
+            for row in rows
+            if row["epoch"] > self._sent
+            for name, value in scalars(row).items()
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self._id, metrics=metrics[start : start + _BATCH])
+        self._sent = max([self._sent, *(row["epoch"] for row in rows)])
+
+    def close(self, finished: bool) -> None:
+        """Mark the run as finished or failed."""
+        if self._id:
+            self._client.set_terminated(self._id, "FINISHED" if finished else "FAILED")
+
+    def _connect(self) -> None:
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        # Figures can be sent later; a server that is away must not be waited for.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        client = MlflowClient(tracking_uri=self.config.tracking.mlflow)
+        wanted = self.config.tracking.mlflow_experiment
+        experiment = client.get_experiment_by_name(wanted)
+        number = experiment.experiment_id if experiment else client.create_experiment(wanted)
+        # A hash, because the filter language has no way to write a quote.
+        mark = hashlib.sha256(self.run.encode()).hexdigest()
+        known = client.search_runs([number], f"tags.`{_TAG}` = '{mark}'")
+        if known:
+            found = known[0].info.run_id
+            history = client.get_metric_history(found, "loss")
+            self._sent = max((metric.step for metric in history), default=0)
+            client.update_run(found, status="RUNNING")
+        else:
+            tags = {_TAG: mark, "vgse.run_folder": self.run}
+            found = client.create_run(number, run_name=run_name(self.run), tags=tags).info.run_id
+            params = [Param(name, str(value)) for name, value in leaves(to_dict(self.config))]
+            for start in range(0, len(params), _PARAMS):
+                client.log_batch(found, params=params[start : start + _PARAMS])
+        self._client, self._id = client, found
+
+
+_LAST_WAIT_S = 60.0
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """See before any work that the trackers can be used.
+
+    Raises:
+        ValueError: one line that names the field and the remedy.
+    """
+    uri = config.mlflow
+    if uri is None:
+        return
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file") and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        path = Path(parts.path).absolute()
+        raise ValueError(
+            f"tracking.mlflow is {uri}, a folder, which MLflow no longer writes; give "
+            f"sqlite:///{path}/mlflow.db or the URL of a server"
+        )
+    if importlib.util.find_spec("mlflow") is None:
+        raise ValueError(
+            "tracking.mlflow is set, but MLflow is not installed; pip install 'vgse[mlflow]'"
+        )
+
+
+class Tracking:
+    """Sends figures from a thread of its own: a tracker that waits or fails stops nothing."""
+
+    def __init__(
+        self, trackers: Sequence[Tracker], history: Sequence[Row], say: Callable[[str], None]
+    ) -> None:
+        self._trackers, self._say = list(trackers), say
+        self._rows = list(history)
+        self._thread = ThreadPoolExecutor(1, "tracking")
+        self._behind: set[str] = set()  # trackers that failed the last time
+        self._jobs: list[Future[None]] = []
+
+    def add(self, row: Row) -> None:
+        """Send an epoch's row; it replaces rows of the same and of later epochs."""
+        self._rows = [kept for kept in self._rows if kept["epoch"] < row["epoch"]] + [row]
+        self._jobs.append(self._thread.submit(self._send, list(self._rows)))
+
+    def close(self, finished: bool) -> None:
+        """Send what is missing, within a minute, and close the trackers."""
+        self._jobs.append(self._thread.submit(self._close, list(self._rows), finished))
+        if wait(self._jobs, _LAST_WAIT_S).not_done:
+            self._say(f"figures are still being sent after {_LAST_WAIT_S:.0f} s: given up")
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _send(self, rows: list[Row]) -> None:
+        for tracker in self._trackers:
+            try:
+                tracker.send(rows)
+            except Exception as error:  # of whatever kind a server or a disk makes
+                if tracker.name not in self._behind:
+                    self._say(
+                        f"{tracker.name} takes no figures ({short(error)}); they are in "
+                        "metrics.jsonl, and are sent when it does"
+                    )
+                self._behind.add(tracker.name)
+            else:
+                self._behind.discard(tracker.name)
+
+    def _close(self, rows: list[Row], finished: bool) -> None:
+        self._send(rows)
+        for tracker in self._trackers:
+            if tracker.name in self._behind:
+                self._say(f"{tracker.name} lacks figures of this run; metrics.jsonl has all")
+            with suppress(Exception):
+                tracker.close(finished)
+
+
+@contextmanager
+def tracking(
+    config: RunConfig, run: str, history: Sequence[Row], say: Callable[[str], None]
+) -> Iterator[Tracking]:
+    """The trackers that the configuration names, open for the time of a training.
+
+    Args:
+        config: the run's configuration.
+        run: its folder, a path or a URL.
+        history: rows of epochs that ended before, oldest first.
+        say: prints a line.
+    """
+    trackers: list[Tracker] = []
+    if config.tracking.tensorboard:
+        trackers.append(TensorBoard(run))
+    if config.tracking.mlflow is not None:
+        trackers.append(MLflow(config, run))
+    open_trackers = Tracking(trackers, history, say)
+    try:
+        yield open_trackers
+    except BaseException:
+        open_trackers.close(finished=False)
+        raise
+    open_trackers.close(finished=True)

@@ -1,0 +1,183 @@
+"""The training loop, the same for a worker of a cluster and for a process by itself."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distributed.train.checkpoint import load_checkpoint, save_checkpoint
+from distributed.train.data import (
+    Dataset,
+    Position,
+    StepBatch,
+    epoch_batches,
+    epoch_start,
+    open_dataset,
+    plan_of,
+    restore_position,
+)
+from distributed.train.metrics import EpochSums
+from distributed.train.prefetch import prefetch
+from distributed.train.spec import TrainingJob, build_model, build_optimizer, learning_rate
+from vgse.files import room_for
+from vgse.training.losses import world_size
+from vgse.training.model import TrainingModel
+from vgse.training.optimizer import match_layout
+from vgse.training.step import run_step
+
+_POST_INTERVAL_S = 0.5
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Takes an epoch's figures (or, marked "partial", those of a checkpoint within one) and, on rank 0
+where one is due, the folder of a checkpoint, which is the callee's to move or delete."""
+
+
+def train_epochs(
+    job: TrainingJob,
+    device: torch.device,
+    rank: int,
+    checkpoint: Path | None,
+    report: Report,
+    wrap: Callable[[TrainingModel], nn.Module],
+) -> TrainingModel:
+    """Train from a checkpoint, or from k-means, to the last epoch; returns the model.
+
+    Args:
+        job: what to train.
+        device: where.
+        rank: number of this worker among the process group's, 0 without one.
+        checkpoint: folder of the checkpoint to go on from.
+        report: called by every rank at the end of an epoch and at checkpoints within one.
+        wrap: makes the model a DDP one; called where there are several workers.
+
+    Raises:
+        ValueError: the checkpoint belongs to another configuration or other data.
+    """
+    model = build_model(job).to(device)
+    optimizer = build_optimizer(model, job.config)
+    dataset = open_dataset(job, device)
+    seed, config = job.config.seed, job.config.training
+    sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
+    position = epoch_start(dataset, 0, 0, seed, world_size())
+    if checkpoint is not None:
+        state, sums.base = load_checkpoint(checkpoint, model, optimizer, job.fingerprint)
+        match_layout(optimizer)
+        position = restore_position(state, dataset, world_size())
+    wrapped = wrap(model) if world_size() > 1 else model
+    worker = Worker(job, model, wrapped, optimizer, dataset, device, rank, report)
+    while position.cursor.epoch < config.epochs:
+        # Drawn anew from these, random numbers need no place in a checkpoint.
+        place = (seed, position.cursor.epoch, position.plan_step, rank)
+        torch.manual_seed(hash(place) % 2**63)
+        worker.finish_epoch(position, sums)
+        epoch, step = position.cursor.epoch + 1, worker.step
+        rate = optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch, "step": step, **sums.row(job.config.loss), "learning_rate": rate}
+        position = epoch_start(dataset, epoch, step, seed, world_size())
+        sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
+        due = epoch % config.checkpoint_epochs == 0 or epoch == config.epochs
+        worker.save_and_report(row, position if due else None, None)
+    return model
+
+
+@dataclass
+class Worker:
+    """What a training worker holds between steps."""
+
+    job: TrainingJob
+    model: TrainingModel
+    wrapped: nn.Module  # the model, under DDP where there are several workers
+    optimizer: torch.optim.Optimizer
+    dataset: Dataset
+    device: torch.device
+    rank: int
+    report: Report
+    step: int = 0
+
+    def finish_epoch(self, position: Position, sums: EpochSums) -> None:
+        """Do what is left of an epoch, with a checkpoint every `checkpoint_steps` steps."""
+        plan = plan_of(position, self.dataset)
+        # Loader workers take turns: a plan can go on only where a round of them ended.
+        every = -(-self.job.config.training.checkpoint_steps // plan.readers) * plan.readers
+        self.step = position.step
+        batches = prefetch(
+            epoch_batches(
+                self.dataset,
+                position.cursor,
+                plan,
+                self.rank,
+                patch_size=self.job.config.backbone.patch_size,
+                device=self.device,
+            ),
+            self.device,
+        )
+        self.model.train()
+        posted = entered = asked = time.monotonic()
+        waited = 0.0
+        for plan_step in range(plan.first_step, plan.steps):
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            self._step(batch, position.cursor.epoch, sums)
+            done = plan_step + 1
+            if every and done % every == 0 and done < plan.steps:
+                sums.add_time(waited, time.monotonic() - entered)
+                here = replace(position, plan_step=done, step=self.step)
+                self._checkpoint_within(here, sums)
+                entered, waited = time.monotonic(), 0.0
+            if self.rank == 0 and time.monotonic() - posted > _POST_INTERVAL_S:
+                posted = time.monotonic()
+                self._post(position.cursor.epoch, batch.done_before)
+            asked = time.monotonic()
+        sums.add_time(waited, time.monotonic() - entered)
+
+    def _step(self, batch: StepBatch, epoch: int, sums: EpochSums) -> None:
+        progress = (epoch + batch.done_before) / self.job.config.training.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate(progress)
+        # Under DDP gradients are views of what workers exchange, and stay in place.
+        self.optimizer.zero_grad(set_to_none=self.wrapped is self.model)
+        output = run_step(
+            self.model,
+            self.wrapped,
+            batch.data(),
+            micro_batches=self.job.config.training.accumulate,
+            precision=self.job.precision,
+        )
+        self.optimizer.step()
+        self.step += 1
+        sums.add(output, batch)
+
+    def _post(self, epoch: int, share: float) -> None:
+        if self.job.board is not None:
+            self.job.board.progress.remote({"epoch": epoch, "share": share})
+
+    def _checkpoint_within(self, position: Position, sums: EpochSums) -> None:
+        sums.base = sums.total()
+        sums.values.zero_()
+        row = {"epoch": position.cursor.epoch, "step": position.step, "partial": True}
+        self.save_and_report(row, position, sums.base)
+        place = (self.job.config.seed, position.cursor.epoch, position.plan_step, self.rank)
+        torch.manual_seed(hash(place) % 2**63)
+
+    def save_and_report(
+        self, row: dict[str, Any], position: Position | None, sums: Tensor | None
+    ) -> None:
+        """Report a row, with a checkpoint of `position` from rank 0."""
+        folder = None
+        if self.rank == 0 and position is not None:
+            folder = Path(tempfile.mkdtemp(prefix="vgse-checkpoint-"))
+            with room_for(folder):
+                save_checkpoint(
+                    folder,
+                    self.model,
+                    self.optimizer,
+                    position.to_dict(),
+                    sums,
+                    self.job.fingerprint,
+                )
+        self.report(row, folder)

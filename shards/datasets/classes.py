@@ -1,0 +1,125 @@
+"""Class names: lists in files, words of names, and who is seen, unseen or for validation."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shards.manifest import ClassEntry
+from vgse.knowledge.words import words_of
+
+_NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")
+
+
+def hash_key(*parts: object) -> bytes:
+    """sha256 of the parts: an order that depends on nothing else, on any machine."""
+    text = "\0".join(str(part) for part in parts)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def draw(names: Iterable[str], fraction: float, seed: int, purpose: str) -> list[str]:
+    """A fraction of the names (at least one unless it is 0), drawn by hash, sorted."""
+    ranked = sorted(names, key=lambda name: hash_key(purpose, seed, name))
+    count = max(1, round(fraction * len(ranked))) if fraction > 0 else 0
+    return sorted(ranked[:count])
+
+
+def read_names(file: str) -> list[str]:
+    """Class names from a text file (one a line, also numbered), or a JSON or YAML list.
+
+    `FILE#a.b` takes the list under the keys a, b of a JSON or YAML file. Raises ValueError.
+    """
+    path, _, keys = (file, "", "") if Path(file).exists() else file.partition("#")
+    if Path(path).suffix not in (".json", ".yaml", ".yml"):
+        lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        matches = [_NUMBERED.fullmatch(line) for line in lines]
+        # Data sets number their lists ("1 antelope"); a name may begin with a number, too.
+        return [m[1] for m in matches if m] if all(matches) else lines
+    content = _read_mapping(path)
+    for key in filter(None, keys.split(".")):
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"{path}: no key {key!r} on the way {keys!r}")
+        content = content[key]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        hint = f"; say which list, as in {path}#unseen" if isinstance(content, dict) else ""
+        raise ValueError(f"{path}: not a list of class names{hint}")
+    return content
+
+
+def read_words(file: str) -> dict[str, list[str]]:
+    """Words by class name from a JSON or YAML mapping; a string counts as its words."""
+    content = _read_mapping(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a mapping of class names to words")
+    words = {}
+    for name, value in content.items():
+        parts = value.split() if isinstance(value, str) else value
+        if not isinstance(parts, list) or not parts or not all(isinstance(w, str) for w in parts):
+            raise ValueError(f"{file}: class {name!r} has no list of words but {value!r}")
+        words[str(name)] = parts
+    return words
+
+
+def make_entries(
+    names: Collection[str],
+    unseen: Collection[str],
+    val: Collection[str],
+    words: dict[str, list[str]],
+    *,
+    where: str,
+) -> list[ClassEntry]:
+    """The classes, sorted by name, with roles and words. Raises ValueError in one line."""
+    require_known(unseen, names, f"{where}: unseen classes")
+    require_known(val, names, f"{where}: validation classes")
+    require_known(words, names, "class_words")
+    both = sorted(set(unseen) & set(val))
+    if both:
+        raise ValueError(f"{where}: {_some(both)} both unseen and for validation; keep one role")
+    if not unseen:
+        raise ValueError(f"{where}: no unseen classes; name them with --unseen FILE")
+    if not set(names) - set(unseen) - set(val):
+        raise ValueError(f"{where}: no class is left to train on; shorten the other lists")
+
+    def role(name: str) -> str:
+        return "unseen" if name in unseen else "val" if name in val else "train"
+
+    return [
+        ClassEntry(name, role(name), words.get(name) or words_of(name) or [name.lower()])
+        for name in sorted(names)
+    ]
+
+
+def require_known(wanted: Iterable[str], known: Collection[str], what: str) -> None:
+    """Raises ValueError that lists all wanted names that are not known, with likely ones."""
+    strange = sorted(set(wanted) - set(known))
+    if strange:
+        near = difflib.get_close_matches(strange[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what}: not among the {len(known)} classes: {_some(strange)}{hint}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_mapping(path: str) -> Any:
+    text = _read_text(path)
+    try:
+        return json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,116 @@
+"""A data set to pack: its classes with roles, and every image with its split."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shards.config import PackConfig
+from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words
+from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage
+from shards.manifest import ClassEntry
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Classes with roles, and images whose part is train, test_seen or test_unseen."""
+
+    classes: list[ClassEntry]
+    images: list[SourceImage]
+    title: str
+    dropped: int
+    """Training images of unseen classes, which are in no split."""
+
+
+def read_source(config: PackConfig) -> DataSet:
+    """The images and classes of config.source. Raises ValueError in one line."""
+    kind, _, folder = config.source.partition(":")
+    root = Path(folder).expanduser().absolute()  # Ray tasks start elsewhere
+    if kind not in LAYOUTS or not folder:
+        kinds = ", ".join(f"{name}:PATH" for name in LAYOUTS)
+        raise ValueError(f"source is {config.source!r}; it must be one of {kinds}")
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; correct --source")
+    if config.splits is not None:
+        from shards.datasets.xlsa17_splits import read_xlsa17  # SciPy is slow to import
+
+        assert config.features_file is not None
+        layout = read_xlsa17(root, config.splits, config.features_file)
+    else:
+        layout = LAYOUTS[kind](root)
+    if not layout.images:
+        raise ValueError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in class folders")
+    words = read_words(config.class_words) if config.class_words else {}
+    unseen = _unseen(config, layout, str(root))
+    val = _val(config, layout, unseen)
+    classes = make_entries(layout.class_names, unseen, val, words, where=str(root))
+    images = assign_parts(layout.images, set(unseen), config.test_fraction)
+    _require_images(classes, images, str(root))
+    title = config.title or f"{kind}:{root.resolve().name}"
+    return DataSet(classes, images, title, len(layout.images) - len(images))
+
+
+def assign_parts(
+    images: list[SourceImage], unseen: set[str], test_fraction: float
+) -> list[SourceImage]:
+    """The images with their final split; training images of unseen classes are dropped.
+
+    Images without a split of their own are test_unseen, or by a hash of their names
+    test_seen for `test_fraction` of each seen class, or train.
+    """
+    loose: dict[str, list[SourceImage]] = {}
+    placed = []
+    for image in images:
+        if image.class_name in unseen:
+            if image.part != "train":
+                placed.append(replace(image, part="test_unseen"))
+        elif image.part:
+            part = "train" if image.part == "train" else "test_seen"
+            placed.append(replace(image, part=part))
+        else:
+            loose.setdefault(image.class_name, []).append(image)
+    for group in loose.values():
+        ranked = sorted(group, key=lambda image: hash_key(image.source))
+        num_test = min(round(test_fraction * len(ranked)), len(ranked) - 1)
+        for rank, image in enumerate(ranked):
+            placed.append(replace(image, part="test_seen" if rank < num_test else "train"))
+    return sorted(placed, key=lambda image: image.source)
+
+
+def _unseen(config: PackConfig, layout: Layout, root: str) -> list[str]:
+    if config.unseen is not None:
+        return read_names(config.unseen)
+    if config.unseen_fraction is not None:
+        return draw(layout.class_names, config.unseen_fraction, config.seed, "unseen")
+    if layout.unseen is None:
+        raise ValueError(
+            f"{root}: nothing says which classes are unseen; "
+            "give --unseen FILE or --unseen_fraction 0.2"
+        )
+    return layout.unseen
+
+
+def _val(config: PackConfig, layout: Layout, unseen: list[str]) -> list[str]:
+    if config.val is not None:
+        return read_names(config.val)
+    if layout.val is not None:
+        return layout.val
+    seen = [name for name in layout.class_names if name not in set(unseen)]
+    return draw(seen, config.val_fraction, config.seed, "val")
+
+
+def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: str) -> None:
+    counts = Counter((image.class_name, image.part) for image in images)
+    empty = [
+        entry.name
+        for entry in classes
+        if not counts[entry.name, "test_unseen" if entry.role == "unseen" else "train"]
+    ]
+    if empty:
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        raise ValueError(
+            f"{root}: classes without images: {', '.join(empty[:10])}{more}; "
+            "add images or take the classes out"
+        )
+    twice = [name for name, count in Counter(image.source for image in images).items() if count > 1]
+    if twice:
+        raise ValueError(f"{root}: listed twice: {', '.join(twice[:5])}")

@@ -1,0 +1,231 @@
+"""Bytes from local folders and from any fsspec URL, by ranged reads that are tried again.
+
+S3 takes its address, credentials and region from where AWS's own tools take them, such as
+AWS_ENDPOINT_URL (for other stores than Amazon's), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+and AWS_REGION; any option of any fsspec store can be set in fsspec's own configuration.
+"""
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+Result = TypeVar("Result")
+
+# What another attempt cannot change.
+_FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+_FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+_FINAL_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a read is tried, and how long it waits between attempts.
+
+    The waits double from first_wait_s up to longest_wait_s, each shortened by chance to
+    between a half and the whole, so that many readers do not come back at the same moment.
+    """
+
+    attempts: int = 6
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
+            raise ValueError(f"{self}: attempts must be at least 1, and waits 0 or more seconds")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How remote shards are read; local ones need none of it.
+
+    Attributes:
+        retry: what happens when a read fails.
+        ahead: chunks (of about 4 MB) that are fetched in the background, at most.
+        cache: local folder that keeps whole shards, shared by all runs of a machine; None
+            streams them.
+        cache_bytes: size above which the cache forgets what was not used for longest.
+    """
+
+    retry: Retry = Retry()
+    ahead: int = 2
+    cache: str | None = None
+    cache_bytes: int | None = None
+
+
+RETRY = Retry()
+FIRST = Retry(attempts=4)  # of what is read before a run begins: someone is waiting
+PATIENT = Retry(attempts=20)  # within a run: sees a store through more than a minute's absence
+ACCESS = Access()
+
+
+def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Result:
+    """The result of `work`, which is called again after an error that may pass.
+
+    FileNotFoundError goes through as it is. Raises ValueError in one line, with the URL and
+    the remedy, for what cannot pass and after the last attempt.
+    """
+    started = time.monotonic()
+    for number in range(retry.attempts):
+        try:
+            return work()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every store raises errors of its own
+            if getattr(error, "errno", None) in FULL:
+                raise ValueError(f"{url}: cannot be {what} ({short(error)}); {ROOM}") from error
+            if _is_final(error):
+                raise ValueError(f"{url}: cannot be {what} ({short(error)}); {HINT}") from error
+            if number + 1 == retry.attempts:
+                seconds = time.monotonic() - started
+                raise ValueError(
+                    f"{url}: cannot be {what}, {retry.attempts} attempts in {seconds:.1f} s "
+                    f"({short(error)}); check the network and the store's address, "
+                    "then run the same command again"
+                ) from error
+        time.sleep(wait_before(number + 1, retry))
+    raise AssertionError("a Retry has at least one attempt")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = "free space on this node's disk, or choose another folder"
+HINT = "check the address and the credentials (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
+
+
+def wait_before(number: int, retry: Retry) -> float:
+    """Seconds before attempt `number` + 1."""
+    longest = min(retry.longest_wait_s, retry.first_wait_s * 2.0 ** (number - 1))
+    # Not the shared generator: a retry must not change what a run draws.
+    return longest * random.SystemRandom().uniform(0.5, 1.0)
+
+
+def short(error: BaseException) -> str:
+    """Kind and text of an error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_final(error: Exception) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    return (
+        isinstance(error, _FINAL)
+        or type(error).__name__ in _FINAL_NAMES
+        or number in _FINAL_NUMBERS
+    )
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` names a scheme other than a local file."""
+    return "://" in url and not url.startswith("file://")
+
+
+def join(folder: str, name: str) -> str:
+    """The address of `name` in `folder`."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RETRY) -> bytes:
+    """Bytes start to stop of a file, in one read or one ranged request.
+
+    Of a remote file exactly those bytes: an answer that is cut short is asked for again, as
+    after any error that may pass. Of a local file as many of them as there are.
+
+    Raises FileNotFoundError if there is none, ValueError if the store cannot be read.
+    """
+    if not is_remote(url):
+        try:
+            with open(url.removeprefix("file://"), "rb") as file:
+                file.seek(start)
+                return file.read(-1 if stop is None else stop - start)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(f"{url}: cannot be read ({error.strerror})") from error
+    filesystem, path = open_filesystem(url)
+
+    def fetch() -> bytes:
+        ranged = start > 0 or stop is not None
+        data: bytes = filesystem.cat_file(path, start=start if ranged else None, end=stop)
+        if stop is not None and len(data) != stop - start:
+            raise EOFError(f"{len(data)} bytes instead of {stop - start}; copied in part?")
+        return data
+
+    return attempt(fetch, url, "read", retry)
+
+
+def sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:
+    """Length in bytes of every file directly in `folder`, by name, with one listing.
+
+    Of a folder that is not there nothing if `missing_ok`, else a ValueError.
+    """
+    local = Path(folder.removeprefix("file://"))
+    found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(local)
+    if found is None and not missing_ok:
+        raise ValueError(f"{folder}: no such folder or bucket; correct the address")
+    return found or {}
+
+
+def _local_sizes(folder: Path) -> dict[str, int] | None:
+    if not folder.is_dir():
+        return None
+    found = {}
+    for item in os.scandir(folder):
+        with suppress(FileNotFoundError):  # others rename their files here
+            if item.is_file():
+                found[item.name] = item.stat().st_size
+    return found
+
+
+def _remote_sizes(folder: str, retry: Retry) -> dict[str, int] | None:
+    filesystem, path = open_filesystem(folder)
+
+    def fetch() -> list[dict[str, Any]]:
+        filesystem.invalidate_cache()  # a store remembers listings, a folder changes
+        rows: list[dict[str, Any]] = filesystem.ls(path, detail=True)
+        return rows
+
+    try:
+        rows = attempt(fetch, folder, "listed", retry)
+    except FileNotFoundError:
+        return None
+    return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and what the URL is called there.
+
+    Raises ValueError if the package for the scheme is missing, or the scheme unknown.
+    """
+    scheme = url.split("::")[-1].split("://")[0]
+    prepare = _OPTIONS.get(scheme)
+    try:
+        if prepare is None:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        else:
+            filesystem, path = fsspec.core.url_to_fs(url, **{scheme: prepare(scheme)})
+            filesystem.retries = 1
+    except ImportError as error:
+        extra = "; pip install 'vgse[s3]'" if prepare else "; install the package it names"
+        raise ValueError(f"{url}: {short(error)}{extra}") from None
+    except ValueError as error:
+        raise ValueError(f"{url}: {short(error)}") from None
+    return filesystem, path
+
+
+def _s3_options(scheme: str) -> dict[str, Any]:
+    """The user's options, less the retries of two layers below that would multiply ours."""
+    own = dict(fsspec.config.conf.get(scheme, {}))
+    return {
+        **own,
+        "config_kwargs": {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})},
+    }
+
+
+_OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {"s3": _s3_options, "s3a": _s3_options}

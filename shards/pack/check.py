@@ -1,0 +1,119 @@
+"""Are the shards what the manifest says, and what do their boxes look like?"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shards import objects
+from shards.manifest import SPLITS, Manifest, ShardEntry, file_problems, load_labels
+from shards.pack.executors import Run, run_here
+from shards.samples import Sample, decode, label_index, parse_meta, read_raw, read_shard
+from vgse.files import written_whole
+
+_COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0bb", "#f032e6", "#9a6324"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Problems of one shard, and the keys in it."""
+
+    file: str
+    problems: list[str]
+    keys: list[str]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    manifest: Manifest
+    shard: ShardEntry
+
+
+def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
+    """Every problem of the shards, a line each; empty if they are sound.
+
+    Reads all of them: lengths, checksums, every picture and its boxes, class counts,
+    labels.npy, and keys that stand for two samples.
+    """
+    found = file_problems(manifest)
+    there = objects.sizes(manifest.url)
+    pieces = [_Piece(manifest, shard) for shard in manifest.shards if shard.file in there]
+    results = sorted(run(check_shard, pieces), key=lambda result: result.file)
+    for result in results:
+        found += result.problems
+    counts = Counter(key for result in results for key in set(result.keys))
+    found += [f"key {key!r} is in {n} shards; pack again" for key, n in counts.items() if n > 1]
+    try:
+        labels = load_labels(manifest)
+    except ValueError as error:
+        return [*found, str(error)]
+    for result in results:
+        if not result.problems and result.labels != labels[result.file].tolist():
+            found.append(f"labels.npy differs from the classes in {result.file!r}; pack again")
+    return found
+
+
+def check_shard(piece: _Piece) -> Findings:
+    """Problems of one shard: checksum, structure, every picture, boxes and class counts."""
+    manifest, shard = piece.manifest, piece.shard
+    found = []
+    keys: list[str] = []
+    seen: list[int] = []
+    labels = label_index(manifest)
+    data = objects.read(objects.join(manifest.url, shard.file))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != shard.sha256:
+        found.append(
+            f"{shard.file}: sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
+            "changed after packing; copy it again or pack again"
+        )
+    try:
+        for raw in read_raw(manifest, shard):
+            keys.append(raw.key)
+            try:
+                seen.append(parse_meta(raw, labels, manifest.num_patches).label)
+                decode(raw)
+            except ValueError as error:
+                found.append(str(error))
+    except ValueError as error:
+        found.append(str(error))
+    counts = Counter(manifest.class_names[label] for label in seen)
+    if not found and dict(counts) != shard.class_counts:
+        found.append(f"{shard.file}: class counts differ from the manifest's; pack again")
+    return Findings(shard.file, found, keys, seen)
+
+
+def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int = 160) -> str:
+    """Write a sheet of pictures with their boxes, some of each split, as PNG; returns path."""
+    samples: list[tuple[str, Sample]] = []
+    for split in SPLITS:
+        for shard in manifest.shards_of(split)[:1]:
+            stop = min(columns, shard.count)
+            samples += [(split, s) for s in islice(read_shard(manifest, shard, stop=stop), stop)]
+    rows = -(-len(samples) // columns)
+    sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + 28) + 8), "white")
+    for number, (split, sample) in enumerate(samples):
+        x, y = 8 + number % columns * (side + 8), 8 + number // columns * (side + 28)
+        sheet.paste(_tile(sample, side), (x, y))
+        name = manifest.class_names[sample.label]
+        ImageDraw.Draw(sheet).text((x, y + side + 2), f"{name[:24]}\n{split}", "black", font_size=9)
+    with written_whole(Path(path)) as stream:
+        sheet.save(stream, format="PNG")
+    return path
+
+
+def _tile(sample: Sample, side: int) -> Image.Image:
+    tile = Image.fromarray(sample.image).resize((side, side))
+    draw = ImageDraw.Draw(tile)
+    # Boxes of a grid overlap: a drift of one pixel a box keeps their edges apart.
+    for number, box in enumerate(np.clip(sample.boxes * side, 0, side - 1).tolist()):
+        drift = number % 3
+        x0, y0, x1, y1 = box[0] + drift, box[1] + drift, box[2] - drift, box[3] - drift
+        if x1 > x0 and y1 > y0:
+            draw.rectangle((x0, y0, x1, y1), outline=_COLOURS[number % len(_COLOURS)])
+    return tile

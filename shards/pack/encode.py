@@ -1,0 +1,164 @@
+"""One shard, made from a self-contained description: the unit of work of packing."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections import Counter
+from dataclasses import asdict, dataclass
+from io import BufferedWriter
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.datasets.layouts import SourceImage
+from shards.images import encode_jpeg, load_rgb
+from shards.manifest import ImageSpec, PatchSpec, ShardEntry
+from shards.tar import TarWriter
+from vgse.images.patches import grid_boxes
+from vgse.images.watershed import watershed_boxes
+
+RECORDS = ".packing"
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that a shard depends on; first is the number of its first image in the data set."""
+
+    out: str
+    file: str
+    split: str
+    first: int
+    images: list[SourceImage]
+    class_names: list[str]
+    patches: PatchSpec
+    image: ImageSpec
+    upscale: bool
+    max_pixels: int
+    stride: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """A finished shard: labels [count] of its samples, and images left out, with causes."""
+
+    entry: ShardEntry
+    labels: list[int]
+    damaged: list[str]
+    largest: int
+
+
+def pack_shard(spec: ShardSpec) -> PackedShard:
+    """Write the shard's tar, or find it finished, and return what it holds.
+
+    The tar appears under its name only when complete; the record beside it, which says that
+    it is, only after that. Damaged images are left out and listed.
+    """
+    done = read_record(spec)
+    if done is not None:
+        return done
+    records = Path(spec.out, RECORDS)
+    records.mkdir(parents=True, exist_ok=True)
+    part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(part, "wb") as file:
+            packed = _write(spec, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, Path(spec.out, spec.file))
+    finally:
+        part.unlink(missing_ok=True)
+    content = json.dumps({"plan": spec.plan, **asdict(packed)})
+    write_atomic(records / f"{spec.file}.json", content.encode())
+    return packed
+
+
+def read_record(spec: ShardSpec) -> PackedShard | None:
+    """The shard as an earlier run of the same plan finished it; None if it has to be made."""
+    tar = Path(spec.out, spec.file)
+    try:
+        record = json.loads(Path(spec.out, RECORDS, f"{spec.file}.json").read_text())
+        if record.pop("plan") != spec.plan:
+            return None
+        packed = PackedShard(**{**record, "entry": ShardEntry(**record["entry"])})
+        with open(tar, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return packed if digest == packed.entry.sha256 else None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def make_boxes(image: NDArray[np.uint8], patches: PatchSpec) -> NDArray[np.float32]:
+    """Boxes float32 [N, 4] in 0..1 of a uint8 [H, W, 3] image, by the method of `patches`."""
+    if patches.method == "grid":
+        return grid_boxes(patches.num_patches, patches.params["overlap"])
+    return watershed_boxes(image, patches.num_patches)
+
+
+def sample_key(number: int, source: str) -> str:
+    """A key that is unique, sorts in packing order and holds nothing of the file's name."""
+    return f"{number:08d}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _write(spec: ShardSpec, file: BufferedWriter) -> PackedShard:
+    cv2.setNumThreads(0)  # one process a core already
+    labels = {name: label for label, name in enumerate(spec.class_names)}
+    tar = TarWriter(file)
+    found: list[int] = []
+    damaged: list[str] = []
+    offsets: list[int] = []
+    largest = 0
+    for number, image in enumerate(spec.images, spec.first):
+        try:
+            pixels = load_rgb(
+                image.path,
+                short_side=spec.image.short_side,
+                upscale=spec.upscale,
+                max_pixels=spec.max_pixels,
+            )
+        except ValueError as error:
+            damaged.append(f"{image.source}: {error}")
+            continue
+        height, width = pixels.shape[:2]
+        boxes = [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)]
+        meta = {
+            "class": image.class_name,
+            "source": image.source,
+            "boxes": boxes,
+            "size": [width, height],
+        }
+        if len(found) % spec.stride == 0:
+            offsets.append(tar.bytes)
+        key = sample_key(number, image.source)
+        tar.add(f"{key}.jpg", encode_jpeg(pixels, spec.image.quality))
+        tar.add(f"{key}.json", json.dumps(meta, separators=(",", ":")).encode())
+        found.append(labels[image.class_name])
+        largest = max(largest, min(height, width))
+    tar.close()
+    counts = Counter(spec.class_names[label] for label in found)
+    entry = ShardEntry(
+        file=spec.file,
+        split=spec.split,
+        count=len(found),
+        bytes=tar.bytes,
+        sha256=tar.sha256.hexdigest(),
+        class_counts=dict(sorted(counts.items())),
+        offsets=offsets,
+    )
+    return PackedShard(entry, found, damaged, largest)

@@ -1,0 +1,373 @@
+"""The order in which an epoch sees its samples: a pure function of counts, seed and epoch."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import Manifest, ShardEntry, load_labels
+
+BLOCK_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Order:
+    """Positions 0..T-1 of an epoch, block by block.
+
+    Block b holds `start[b + 1] - start[b]` consecutive samples of shard `shard[b]`, from
+    index `first[b]` on; the samples are permuted inside it.
+    """
+
+    shard: NDArray[np.int64]  # [num_blocks]
+    first: NDArray[np.int64]  # [num_blocks]
+    start: NDArray[np.int64]  # [num_blocks + 1]
+    seed: int
+    epoch: int
+    shuffle: bool
+
+    @property
+    def total(self) -> int:
+        """T, the number of positions."""
+        return int(self.start[-1])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of one block, in the order of the epoch: `indices` [n] within `shard`."""
+
+    shard: int
+    indices: NDArray[np.int64]
+
+
+def epoch_order(
+    shard_counts: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    block_size: int = BLOCK_SIZE,
+    shuffle: bool = True,
+) -> Order:
+    """The order of one epoch over shards of the given counts.
+
+    Shards come in an order drawn from (seed, epoch), their samples in blocks of block_size
+    that are permuted inside, so that reading moves forward within a shard and a reader
+    holds one block. Where the first block of a shard ends is drawn, too: two samples that
+    share a block in one epoch need not do so in the next. Without `shuffle` positions count
+    through the shards as they are.
+
+    Raises:
+        ValueError: block_size < 1.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+    counts = np.asarray(shard_counts, np.int64)
+    shards = np.arange(len(counts))
+    heads = np.full(len(counts), block_size)
+    if shuffle:
+        shards = np.argsort(_hash(seed, epoch, 0, shards), kind="stable")
+        heads = 1 + (_hash(seed, epoch, 1, np.arange(len(counts))) % block_size).astype(np.int64)
+    shard, first = [], []
+    for index in shards.tolist():
+        count, head = int(counts[index]), int(heads[index])
+        cuts = [0, *range(head, count, block_size)] if count else []
+        shard += [index] * len(cuts)
+        first += cuts
+    shard_of, first_of = np.array(shard, np.int64), np.array(first, np.int64)
+    # A block ends where the next one of its shard begins, or with the shard.
+    last = np.append(shard_of[1:] != shard_of[:-1], True)[: len(shard_of)]
+    ends = np.where(last, counts[shard_of], np.append(first_of[1:], 0)[: len(first_of)])
+    start = np.concatenate([[0], np.cumsum(ends - first_of)])
+    return Order(shard_of, first_of, start, seed, epoch, shuffle)
+
+
+def pieces(order: Order, start: int, stop: int) -> Iterator[Piece]:
+    """The samples at positions start to stop - 1, in order, a piece for each block."""
+    assert 0 <= start <= stop <= order.total, (start, stop, order.total)
+    block = int(np.searchsorted(order.start, start, side="right")) - 1
+    while start < stop:
+        begin, end = int(order.start[block]), int(order.start[block + 1])
+        indices = order.first[block] + np.arange(end - begin)
+        if order.shuffle:
+            draws = _hash(order.seed, order.epoch, 2 + int(order.shard[block]), indices)
+            indices = indices[np.argsort(draws, kind="stable")]
+        yield Piece(int(order.shard[block]), indices[start - begin : min(stop, end) - begin])
+        start = min(stop, end)
+        block += 1
+
+
+def _hash(seed: int, epoch: int, stream: int, values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Well-mixed 64 bits for each value: the same on every machine and NumPy release."""
+    state = np.zeros_like(values, np.uint64)
+    mask = (1 << 64) - 1
+    for part in (seed & mask, epoch & mask, stream & mask, values.astype(np.uint64)):
+        # splitmix64: Steele, Lea and Flood, OOPSLA 2014
+        state = state + np.uint64(0x9E3779B97F4A7C15) ^ np.asarray(part, np.uint64)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`remaining` positions in `steps` steps for `world_size` ranks, each with loader workers."""
+
+    remaining: tuple[Range, ...]
+    world_size: int
+    loader_workers: int
+    steps: int
+    first_step: int = 0
+    """Steps before this one were done already: `continue_at` sets it."""
+
+    @property
+    def total(self) -> int:
+        """T, the number of positions to be read."""
+        return sum(stop - start for start, stop in self.remaining)
+
+    @property
+    def readers(self) -> int:
+        """Readers of a rank: its loader workers, or the rank itself where there are none."""
+        return max(1, self.loader_workers)
+
+
+def split_ranges(
+    remaining: Sequence[Range], world_size: int, loader_workers: int, global_batch_size: int
+) -> Plan:
+    """Plan the remaining positions: contiguous, nearly equal parts for the ranks.
+
+    Every rank takes J = ceil(ceil(T / W) / ceil(global_batch_size / W)) steps, over which
+    its part is spread evenly, so that the sizes of its batches differ by one at most; where
+    T / W is small, a rank's batch can be empty. A step never holds more than
+    W * ceil(global_batch_size / W) images.
+
+    Raises:
+        ValueError: numbers below 1 (workers below 0), or ranges that overlap.
+    """
+    for name, value, least in (
+        ("world_size", world_size, 1),
+        ("loader_workers", loader_workers, 0),
+        ("batch_size", global_batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    ranges = _merge(remaining)
+    total = sum(stop - start for start, stop in ranges)
+    steps = _ceil(_ceil(total, world_size), _ceil(global_batch_size, world_size))
+    return Plan(ranges, world_size, loader_workers, steps)
+
+
+def continue_at(plan: Plan, step: int) -> Plan:
+    """The same plan with its first `step` steps done: what is left keeps its batches.
+
+    Raises:
+        ValueError: a step outside of 0..J, or one at which the readers of a rank, which take
+            turns, would go on in another order.
+    """
+    if not 0 <= step <= plan.steps or step % plan.readers:
+        raise ValueError(
+            f"step is {step}; it must be a multiple of {plan.readers} loader workers in "
+            f"0..{plan.steps}"
+        )
+    return replace(plan, first_step=step)
+
+
+def batch_counts(plan: Plan) -> NDArray[np.int64]:
+    """Images of each rank in each step, [W, J]; the column sums are the global batches."""
+    steps = np.arange(plan.steps)
+    batch = _batch_index(plan, steps)
+    counts = np.empty((plan.world_size, plan.steps), np.int64)
+    for rank in range(plan.world_size):
+        low, high = _rank_span(plan, rank)
+        size = high - low
+        counts[rank] = (batch + 1) * size // max(1, plan.steps) - batch * size // max(1, plan.steps)
+    return counts
+
+
+def reader_ranges(plan: Plan, rank: int, reader: int) -> list[Range]:
+    """The positions that a reader of a rank goes through, in the order of its batches."""
+    first, count = _reader_batches(plan, reader)
+    low = _edge(plan, rank, first + _done(plan, reader, plan.first_step))
+    return _cut(plan.remaining, low, _edge(plan, rank, first + count))
+
+
+def reader_steps(plan: Plan, rank: int, reader: int) -> Iterator[tuple[int, int]]:
+    """(step, number of images) of each batch of a reader; readers take turns, as in torch."""
+    first, count = _reader_batches(plan, reader)
+    for number in range(_done(plan, reader, plan.first_step), count):
+        low = _edge(plan, rank, first + number)
+        high = _edge(plan, rank, first + number + 1)
+        yield reader + number * plan.readers, high - low
+
+
+def remaining_after(plan: Plan, step: int) -> tuple[Range, ...]:
+    """What is left once all ranks have finished `step` steps of the plan (0 to J)."""
+    if not 0 <= step <= plan.steps:
+        raise ValueError(f"step is {step}; the plan has 0 to {plan.steps} steps")
+    left: list[Range] = []
+    for rank in range(plan.world_size):
+        for reader in range(plan.readers):
+            first, count = _reader_batches(plan, reader)
+            done = _done(plan, reader, step)
+            low, high = _edge(plan, rank, first + done), _edge(plan, rank, first + count)
+            left += _cut(plan.remaining, low, high)
+    return _merge(left)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _merge(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    merged: list[Range] = []
+    for start, stop in sorted((int(a), int(b)) for a, b in ranges):
+        if start < 0 or stop < start or (merged and start < merged[-1][1]):
+            raise ValueError(f"remaining range {start}..{stop} is negative or read twice")
+        if merged and start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], stop)
+        elif start < stop:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def _cut(ranges: Sequence[Range], low: int, high: int) -> list[Range]:
+    """Ranges of the low-th to high-th position when all ranges are laid end to end."""
+    found = []
+    for start, stop in ranges:
+        size = stop - start
+        if low < size and high > 0:
+            found.append((start + max(low, 0), start + min(high, size)))
+        low, high = low - size, high - size
+    return [(start, stop) for start, stop in found if start < stop]
+
+
+def _rank_span(plan: Plan, rank: int) -> Range:
+    total = plan.total
+    return rank * total // plan.world_size, (rank + 1) * total // plan.world_size
+
+
+def _edge(plan: Plan, rank: int, batch: int) -> int:
+    """Where a rank's batch begins, counted through all remaining positions."""
+    low, high = _rank_span(plan, rank)
+    return low + batch * (high - low) // max(1, plan.steps)
+
+
+def _reader_batches(plan: Plan, reader: int) -> tuple[int, int]:
+    """First batch and number of batches of a reader: a contiguous run of the rank's batches."""
+    sizes = [_ceil(plan.steps - r, plan.readers) for r in range(plan.readers)]
+    sizes = [max(0, size) for size in sizes]
+    return sum(sizes[:reader]), sizes[reader]
+
+
+def _done(plan: Plan, reader: int, step: int) -> int:
+    """Batches that a reader has given once `step` steps are finished."""
+    _, count = _reader_batches(plan, reader)
+    return min(count, max(0, _ceil(step - reader, plan.readers)))
+
+
+def _batch_index(plan: Plan, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    firsts = np.array([_reader_batches(plan, r)[0] for r in range(plan.readers)])
+    return firsts[steps % plan.readers] + steps // plan.readers
+
+
+VERSION = 1
+_REMEDY = "start a new run with another --run-id"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Shards, and the indices of the samples in use of each (None: all of them)."""
+
+    shards: list[ShardEntry]
+    indices: list[NDArray[np.int64] | None]
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples in use of each shard."""
+        return [
+            shard.count if chosen is None else len(chosen)
+            for shard, chosen in zip(self.shards, self.indices, strict=True)
+        ]
+
+
+def select(manifest: Manifest, split: str, classes: Collection[int] | None = None) -> Selection:
+    """All samples of a split, or those whose label is among `classes`.
+
+    Leaving classes out reads labels.npy, no shard. Raises ValueError if nothing is left.
+    """
+    shards = manifest.shards_of(split)
+    chosen: list[NDArray[np.int64] | None] = [None] * len(shards)
+    names = None if classes is None else {manifest.class_names[index] for index in classes}
+    if names is not None and any(set(shard.class_counts) - names for shard in shards):
+        labels = load_labels(manifest)
+        wanted = np.array(sorted(set(classes or ())), np.int64)
+        chosen = [np.flatnonzero(np.isin(labels[shard.file], wanted)) for shard in shards]
+    selection = Selection(shards, chosen)
+    if not sum(selection.counts):
+        raise ValueError(f"{manifest.url}: no images in split {split} for the classes asked for")
+    return selection
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in an epoch, to be saved in a checkpoint: what is still to be read."""
+
+    epoch: int
+    remaining: tuple[Range, ...]
+    seed: int
+    block_size: int
+    total: int
+    fingerprint: str
+    version: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {**asdict(self), "remaining": [list(pair) for pair in self.remaining]}
+
+
+def start_of(
+    manifest: Manifest,
+    selection: Selection,
+    *,
+    seed: int,
+    epoch: int = 0,
+    block_size: int = BLOCK_SIZE,
+) -> Cursor:
+    """The cursor at the beginning of an epoch."""
+    total = sum(selection.counts)
+    return Cursor(epoch, ((0, total),), seed, block_size, total, manifest.fingerprint)
+
+
+def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> Cursor:
+    """The cursor of a checkpoint; refused by ValueError if it belongs to other data."""
+    if state.get("version") != VERSION:
+        raise ValueError(
+            f"checkpoint: data cursor version is {state.get('version')!r}, "
+            f"this program reads {VERSION}; {_REMEDY}"
+        )
+    try:
+        cursor = Cursor(**{**state, "remaining": tuple((a, b) for a, b in state["remaining"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint: damaged data cursor ({error}); {_REMEDY}") from None
+    total = sum(selection.counts)
+    if cursor.fingerprint != manifest.fingerprint or cursor.total != total:
+        raise ValueError(
+            f"checkpoint: its data cursor belongs to other shards ({cursor.total} images) than "
+            f"{manifest.url} ({total}); point data.shards to those or {_REMEDY}"
+        )
+    return cursor
+
+
+def order_of(cursor: Cursor, selection: Selection, *, shuffle: bool = True) -> Order:
+    """The order of the cursor's epoch."""
+    return epoch_order(
+        selection.counts,
+        seed=cursor.seed,
+        epoch=cursor.epoch,
+        block_size=cursor.block_size,
+        shuffle=shuffle,
+    )

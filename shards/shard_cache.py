@@ -1,0 +1,147 @@
+"""Local copies of remote shards, shared by all processes and runs of a machine.
+
+A copy is named after the sha256 of its content, so it cannot be out of date, and appears
+under that name only when it is whole and its checksum right. There is no lock: two processes
+that need the same shard at once each load it, and the second replaces the copy by an equal
+one. What a killed process leaves is a `.part-` file, which a later one removes.
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import BinaryIO
+
+from shards import objects
+from shards.manifest import ShardEntry
+from shards.objects import FULL, Access
+from shards.read_ahead import read_ahead
+
+CHUNK_BYTES = 8 << 20
+_STALE_S = 3600.0  # a part that is being written changes every few seconds
+
+# Threads of one process wait for each other; nothing of it outlives the process.
+_loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+
+def read_cached(url: str, shard: ShardEntry, start: int, stop: int, access: Access) -> bytes:
+    """Bytes start to stop of a shard from its local copy, which is made if there is none.
+
+    Reads the store itself where the disk has no room for a copy. Raises FileNotFoundError
+    and ValueError as `objects.read` does.
+    """
+    for _ in range(3):  # another process may remove the copy between the two steps
+        path = keep(url, shard, access)
+        if path is None:
+            break
+        try:
+            return objects.read(str(path), start, stop)
+        except FileNotFoundError:
+            continue
+    return objects.read(url, start, stop, retry=access.retry)
+
+
+def keep(url: str, shard: ShardEntry, access: Access) -> Path | None:
+    """The local copy of a shard, loaded now if it is not there; None if there is no room.
+
+    Raises:
+        ValueError: the folder cannot be written, or the shard is not the manifest's.
+        FileNotFoundError: there is no such shard.
+    """
+    assert access.cache is not None
+    folder = Path(access.cache).expanduser()
+    path = folder / f"{shard.sha256}.tar"
+    with _loading[str(path)]:
+        if _is_whole(path, shard):
+            return path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not _make_room(folder, shard.bytes, access.cache_bytes):
+                return None
+            _load(url, shard, path, access)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in FULL:
+                return None
+            raise ValueError(
+                f"{folder}: the shard cache cannot be written ({error.strerror}); "
+                "choose another folder"
+            ) from error
+    return path
+
+
+def _is_whole(path: Path, shard: ShardEntry) -> bool:
+    try:
+        if path.stat().st_size != shard.bytes:
+            return False
+        os.utime(path)  # in use: the last to be forgotten
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        pass  # another user's cache: good to read
+    return True
+
+
+def _load(url: str, shard: ShardEntry, path: Path, access: Access) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with open(handle, "wb") as file:
+            digest = _download(url, shard, file, access)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest != shard.sha256:
+            raise ValueError(
+                f"{url}: sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
+                "changed after packing; copy it again or pack again"
+            )
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _download(url: str, shard: ShardEntry, file: BinaryIO, access: Access) -> str:
+    def fetch(start: int) -> bytes:
+        stop = min(start + CHUNK_BYTES, shard.bytes)
+        return objects.read(url, start, stop, retry=access.retry)
+
+    digest = hashlib.sha256()
+    for _, data in read_ahead(range(0, shard.bytes, CHUNK_BYTES), fetch, access.ahead):
+        file.write(data)
+        file.flush()
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _make_room(folder: Path, needed: int, limit: int | None) -> bool:
+    """Whether a copy of `needed` bytes may be added, after forgetting what is oldest."""
+    copies: list[tuple[float, int, str]] = []
+    total = 0
+    for item in os.scandir(folder):
+        part = item.name.startswith(".part-")
+        if not part and not item.name.endswith(".tar"):
+            continue
+        try:
+            found = item.stat()
+            if part and time.time() - found.st_mtime > _STALE_S:
+                os.unlink(item.path)
+                continue
+        except FileNotFoundError:
+            continue  # another process was faster
+        total += found.st_size
+        if not part:
+            copies.append((found.st_mtime, found.st_size, item.path))
+    if limit is None:
+        return True
+    if needed > limit:
+        return False
+    for _, size, path in sorted(copies):
+        if total + needed <= limit:
+            break
+        Path(path).unlink(missing_ok=True)  # who reads it now can finish
+        total -= size
+    return True

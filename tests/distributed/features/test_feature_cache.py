@@ -1,0 +1,122 @@
+"""The feature cache: what it holds, and what damaged shards and files get."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distributed.features.cache import (
+    BackboneConfig,
+    Unit,
+    cache_folder,
+    feature_spec,
+    read_unit,
+    units_of,
+)
+from distributed.features.extract import compute_unit, whole_picture
+from distributed.features.extract_stage import missing_units
+from distributed.storage import file_sizes
+from shards.manifest import Manifest, load_manifest
+from shards.samples import read_shard
+from tiny import make_tiny
+from vgse.images.backbones import build_backbone
+from vgse.images.patches import cut_patches_opencv
+
+SPEC = feature_spec(BackboneConfig(), "float32")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    root = tmp_path_factory.mktemp("tiny")
+    make_tiny(root, train=3, test=2)
+    return load_manifest(str(root / "packed"))
+
+
+def first_unit(manifest: Manifest) -> Unit:
+    return units_of(manifest, ["train"])[0]
+
+
+def test_units_cover_every_image_once(manifest: Manifest) -> None:
+    units = units_of(manifest, ["train", "test_seen", "test_unseen"])
+    assert sum(unit.stop - unit.start for unit in units) == 30 + 20 + 8
+    assert len({unit.file for unit in units}) == len(units)
+
+
+def test_a_unit_holds_what_the_backbone_gives_for_each_patch(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    unit = first_unit(manifest)
+    count, damaged = compute_unit(manifest.url, unit, SPEC, str(tmp_path), "cpu")
+    content = read_unit(tmp_path, unit)
+    assert (count, damaged) == (30, [])
+    backbone = build_backbone("efficientnet-lite0")
+    shard = manifest.shards_of("train")[0]
+    for row, sample in enumerate(read_shard(manifest, shard, stop=3)):
+        patches = cut_patches_opencv(sample.image, sample.boxes, 64)
+        whole = whole_picture(sample.image, 128)[None]
+        with torch.inference_mode():
+            expected = backbone(torch.from_numpy(patches).permute(0, 3, 1, 2))
+            image = backbone(torch.from_numpy(whole).permute(0, 3, 1, 2))[0]
+        torch.testing.assert_close(content.patches[row].float(), expected, atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(content.images[row].float(), image, atol=5e-3, rtol=5e-3)
+        assert content.keys[row] == sample.key
+
+
+def test_a_truncated_image_is_skipped_and_named(manifest: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(manifest.url, tmp_path / "packed")
+    shard = manifest.shards_of("train")[0]
+    path = tmp_path / "packed" / shard.file
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xd8\xff", shard.offsets[0])
+    data[start : start + 400] = bytes(400)  # the JPEG's header is gone
+    path.write_bytes(data)
+    unit = first_unit(manifest)
+    count, damaged = compute_unit(
+        str(tmp_path / "packed"), unit, SPEC, str(tmp_path / "cache"), "cpu"
+    )
+    content = read_unit(tmp_path / "cache", unit)
+    assert count == 30
+    assert len(damaged) == 1
+    assert len(content.keys) == 29
+    assert damaged[0] not in content.keys
+
+
+def test_a_unit_with_damage_is_computed_again_until_its_shard_is_mended(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    packed, cache = tmp_path / "packed", str(tmp_path / "cache")
+    shutil.copytree(manifest.url, packed)
+    shard, unit = manifest.shards_of("train")[0], first_unit(manifest)
+    whole = (packed / shard.file).read_bytes()
+    start = whole.index(b"\xff\xd8\xff", shard.offsets[0])
+    (packed / shard.file).write_bytes(whole[:start] + bytes(400) + whole[start + 400 :])
+    compute_unit(str(packed), unit, SPEC, cache, "cpu")
+    assert missing_units([unit], file_sizes(cache)) == [unit]
+    (packed / shard.file).write_bytes(whole)
+    compute_unit(str(packed), unit, SPEC, cache, "cpu", again=True)
+    assert missing_units([unit], file_sizes(cache)) == []
+    assert len(read_unit(cache, unit).keys) == 30
+
+
+def test_another_patch_size_has_a_cache_of_its_own(manifest: Manifest, tmp_path: Path) -> None:
+    other = feature_spec(BackboneConfig(patch_size=32), "float32")
+    assert cache_folder("c", manifest, SPEC) == cache_folder("c", manifest, SPEC)
+    assert cache_folder("c", manifest, SPEC) != cache_folder("c", manifest, other)
+
+
+def test_a_damaged_cache_file_is_named(manifest: Manifest, tmp_path: Path) -> None:
+    unit = first_unit(manifest)
+    (tmp_path / unit.file).write_bytes(b"\x00" * 100)
+    with pytest.raises(ValueError, match=r"train-000000-0000000.safetensors: damaged .* delete"):
+        read_unit(tmp_path, unit)
+    with pytest.raises(ValueError, match=r"missing from the feature cache; run again"):
+        read_unit(tmp_path / "none", unit)
+
+
+def test_a_killed_writer_leaves_no_file_that_is_read(manifest: Manifest, tmp_path: Path) -> None:
+    unit = first_unit(manifest)
+    (tmp_path / ".part-abc").write_bytes(b"half")
+    compute_unit(manifest.url, unit, SPEC, str(tmp_path), "cpu")
+    assert np.isfinite(read_unit(tmp_path, unit).images.float().numpy()).all()

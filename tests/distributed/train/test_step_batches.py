@@ -1,0 +1,91 @@
+"""Batches read from shards, as a CPU takes them and as an accelerator does."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from distributed.train.data import Dataset, StepBatch, epoch_batches
+from distributed.train.prefetch import one_ahead
+from shards.loader import Cut
+from shards.manifest import Manifest
+from shards.sampler import select, split_ranges, start_of
+from tiny import NAMES, make_tiny
+from vgse.images.patches import cut_patches
+from vgse.training.step import StepData
+
+CPU = torch.device("cpu")
+SIDE = 24
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return make_tiny(tmp_path_factory.mktemp("tiny"), train=5, test=1)
+
+
+def batches_of(
+    manifest: Manifest, cut: Cut, *, rank: int = 0, workers: int = 1, batch_size: int = 16
+) -> Iterator[StepBatch]:
+    selection = select(manifest, "train")
+    label_of = torch.arange(len(NAMES))
+    dataset = Dataset(manifest, selection, label_of, None, cut, batch_size, 0, 0.0)
+    cursor = start_of(manifest, selection, seed=0)
+    plan = split_ranges(cursor.remaining, workers, 0, batch_size)
+    return epoch_batches(dataset, cursor, plan, rank, patch_size=SIDE, device=CPU)
+
+
+def test_pictures_for_an_accelerator_hold_the_patches_that_a_cpu_gets(manifest: Manifest) -> None:
+    patches = list(batches_of(manifest, Cut("patches", SIDE)))
+    pictures = list(batches_of(manifest, Cut("images", 64)))
+    assert len(patches) == len(pictures) == 4
+    for expected, found in zip(patches, pictures, strict=True):
+        data = found.data()
+        assert expected.boxes is None
+        assert data.inputs.dtype == torch.uint8
+        assert data.inputs.shape[1:] == (3, 64, 64)
+        assert torch.equal(data.labels, expected.labels)
+        assert torch.equal(data.images, expected.images)
+        cut = data.patches(0, len(data.labels))
+        assert cut.shape == expected.inputs.shape
+        assert (cut - expected.inputs.float()).abs().max() <= 1.0
+        assert data.boxes is not None
+        moved = cut_patches(data.inputs, data.boxes.roll(1, 1), SIDE)
+        assert (moved - expected.inputs.float()).abs().max() > 20  # other boxes, other patches
+
+
+def test_batches_read_in_a_thread_are_the_same(manifest: Manifest) -> None:
+    cut = Cut("images", 64)
+    plain = list(batches_of(manifest, cut))
+    ahead = list(one_ahead(batches_of(manifest, cut)))
+    assert len(plain) == len(ahead)
+    for expected, found in zip(plain, ahead, strict=True):
+        for name, value in vars(expected.data()).items():
+            other = getattr(found.data(), name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other), name
+            else:
+                assert value == other, name
+
+
+@pytest.mark.parametrize(("mode", "batch_size"), [("patches", 2), ("images", 2), ("images", 4)])
+def test_every_worker_knows_the_largest_part_of_a_step(
+    manifest: Manifest, mode: str, batch_size: int
+) -> None:
+    cut = Cut("patches", SIDE) if mode == "patches" else Cut("images", 64)
+    ranks = [
+        list(batches_of(manifest, cut, rank=rank, workers=3, batch_size=batch_size))
+        for rank in range(3)
+    ]
+    padded = uneven = 0
+    for parts in zip(*ranks, strict=True):
+        largest = max(len(part.labels) for part in parts)
+        uneven += min(len(part.labels) for part in parts) < largest
+        assert {part.most_images for part in parts} == {largest}
+        assert sum(part.num_images for part in parts) == parts[0].total_images
+        for part in parts:
+            padded += not part.num_images
+            data = part.data()
+            assert data.patches(0, len(data.labels)).shape[2:] == (3, SIDE, SIDE)
+            assert isinstance(data, StepData)
+    assert (padded == 1) == (batch_size == 2)  # of 50 images for 3 workers, by one each
+    assert (uneven > 0) == (batch_size == 4)

@@ -1,0 +1,250 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.config import PackConfig
+from shards.datasets.sources import DataSet, read_source
+from shards_trees import (
+    NAMES,
+    awa2_tree,
+    cub_tree,
+    flat_tree,
+    split_tree,
+    sun_tree,
+    write,
+    xlsa17_files,
+)
+
+
+def read(source: str, **options: Any) -> DataSet:
+    return read_source(PackConfig(source=source, out="unused", **options))
+
+
+def roles(data: DataSet) -> dict[str, str]:
+    return {entry.name: entry.role for entry in data.classes}
+
+
+def parts(data: DataSet) -> Counter[tuple[str, str]]:
+    return Counter((image.class_name, image.part) for image in data.images)
+
+
+def names_file(path: Path, *names: str) -> str:
+    path.write_text("\n".join(names) + "\n")
+    return str(path)
+
+
+def test_a_flat_folder_gives_a_fifth_of_each_seen_class_to_test_seen(tmp_path: Path) -> None:
+    unseen = names_file(tmp_path / "unseen.txt", "cat", "dog")
+    data = read(f"folder:{flat_tree(tmp_path / 'set')}", unseen=unseen)
+    counts = parts(data)
+    assert counts["cat", "test_unseen"] == 5 and counts["cat", "train"] == 0
+    for name in set(NAMES) - {"cat", "dog"}:
+        assert (counts[name, "train"], counts[name, "test_seen"]) == (4, 1)
+    again = read(f"folder:{tmp_path / 'set'}", unseen=unseen, seed=5)
+    assert {i.source: i.part for i in again.images} == {i.source: i.part for i in data.images}
+
+
+def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
+    unseen = names_file(tmp_path / "unseen.txt", "cat")
+    data = read(f"folder:{split_tree(tmp_path / 'set')}", unseen=unseen)
+    counts = parts(data)
+    assert (counts["dog", "train"], counts["dog", "test_seen"]) == (4, 2)
+    assert counts["cat", "test_unseen"] == 2
+    assert not any(i.class_name == "cat" and i.source.startswith("train") for i in data.images)
+
+
+def test_awa2_takes_its_own_test_classes(tmp_path: Path) -> None:
+    data = read(f"awa2:{awa2_tree(tmp_path)}")
+    assert {n for n, role in roles(data).items() if role == "unseen"} == {"eel", "killer+whale"}
+    words = {entry.name: entry.words for entry in data.classes}
+    assert words["killer+whale"] == ["killer", "whale"]
+
+
+def test_cub_classes_lose_their_number_in_the_words_only(tmp_path: Path) -> None:
+    unseen = names_file(tmp_path / "u.txt", "004.Crow")
+    data = read(f"cub:{cub_tree(tmp_path / 'set')}", unseen=unseen)
+    words = {entry.name: entry.words for entry in data.classes}
+    assert words["001.Black_footed_Albatross"] == ["black", "footed", "albatross"]
+    assert len(data.images) == 20 and roles(data)["004.Crow"] == "unseen"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_sun_joins_nested_folders_to_a_class_name(tmp_path: Path, listed: bool) -> None:
+    root = sun_tree(tmp_path)
+    if not listed:
+        (root / "ClassName.txt").unlink()
+    data = read(f"sun:{root}", unseen_fraction=0.4)
+    expected = ["abbey", "apse_indoor", "bakery", "bar", "inn_outdoor"]
+    assert [entry.name for entry in data.classes] == expected
+    assert len(data.images) == 25
+
+
+def test_xlsa17_files_decide_image_by_image(tmp_path: Path) -> None:
+    splits, features = xlsa17_files(awa2_tree(tmp_path / "set"), tmp_path / "mat")
+    data = read(f"awa2:{tmp_path / 'set'}", splits=splits, features_file=features)
+    counts = parts(data)
+    assert roles(data) == {
+        **dict.fromkeys(["antelope", "cat", "dog"], "train"),
+        **dict.fromkeys(["eel", "killer+whale"], "unseen"),
+        "fox": "val",
+    }
+    assert (counts["cat", "train"], counts["cat", "test_seen"]) == (4, 1)
+    assert counts["eel", "test_unseen"] == 5
+    seen = {image.source for image in data.images if image.part == "test_seen"}
+    assert "JPEGImages/cat/cat_0.jpg" in seen
+
+
+def test_xlsa17_files_that_name_an_image_twice_are_refused(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path / "set")
+    splits, features = xlsa17_files(root, tmp_path / "mat", test_seen_loc=[[2]])
+    with pytest.raises(ValueError, match=r"att_splits\.mat: image 2 is in two splits"):
+        read(f"awa2:{root}", splits=splits, features_file=features)
+
+
+def test_xlsa17_images_that_are_not_here_are_counted(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path / "set")
+    splits, features = xlsa17_files(root, tmp_path / "mat")
+    (root / "JPEGImages/cat/cat_3.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of 30 images of .*res101\.mat are not here, .*cat_3"):
+        read(f"awa2:{root}", splits=splits, features_file=features)
+
+
+def test_xlsa17_paths_cannot_leave_the_data_set(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path / "set")
+    splits, features = xlsa17_files(root, tmp_path / "mat", image_files=[["/x/../secret.jpg"]] * 30)
+    with pytest.raises(ValueError, match=r"leaves the data set's folder"):
+        read(f"awa2:{root}", splits=splits, features_file=features)
+
+
+def test_a_mat_file_without_its_fields_is_refused(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path / "set")
+    splits, _ = xlsa17_files(root, tmp_path / "mat")
+    with pytest.raises(ValueError, match=r"holds no image_files, labels, only allclasses_names"):
+        read(f"awa2:{root}", splits=splits, features_file=splits)
+
+
+def test_cub_image_paths_cannot_leave_the_data_set(tmp_path: Path) -> None:
+    root = cub_tree(tmp_path)
+    lines = (root / "images.txt").read_text().replace("004.Crow/Crow_1", "../../secret")
+    (root / "images.txt").write_text(lines)
+    with pytest.raises(ValueError, match=r"images\.txt: image 17: '../../secret\.jpg' leaves"):
+        read(f"cub:{root}", unseen_fraction=0.3)
+
+
+def test_awa2_class_names_cannot_leave_the_data_set(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path)
+    (root / "classes.txt").write_text("1 cat\n2 ../../etc\n")
+    with pytest.raises(ValueError, match=r"'../../etc' leaves the data set's folder"):
+        read(f"awa2:{root}")
+
+
+def test_a_class_that_is_seen_and_unseen_is_refused(tmp_path: Path) -> None:
+    root = awa2_tree(tmp_path)
+    (root / "trainclasses.txt").write_text("antelope\neel\n")
+    with pytest.raises(ValueError, match=r"testclasses\.txt: eel also in trainclasses\.txt"):
+        read(f"awa2:{root}")
+
+
+def test_validation_classes_must_be_seen(tmp_path: Path) -> None:
+    root = flat_tree(tmp_path / "set")
+    unseen = names_file(tmp_path / "u.txt", "cat", "dog")
+    val = names_file(tmp_path / "v.txt", "dog")
+    with pytest.raises(ValueError, match="dog both unseen and for validation"):
+        read(f"folder:{root}", unseen=unseen, val=val)
+
+
+def test_unknown_unseen_classes_are_all_named_with_a_guess(tmp_path: Path) -> None:
+    unseen = names_file(tmp_path / "u.txt", "cat", "antelop", "zebra")
+    with pytest.raises(ValueError, match=r"6 classes: antelop, zebra; did you mean 'antelope'"):
+        read(f"folder:{flat_tree(tmp_path / 'set')}", unseen=unseen)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("u.json", '["cat", "dog"]', ""),
+        ("u.yaml", "- cat\n- dog\n", ""),
+        ("u.json", '{"unseen": {"main": ["cat", "dog"]}}', "#unseen.main"),
+        ("u.txt", "1 cat\n2 dog\n", ""),
+    ],
+)
+def test_unseen_classes_come_from_lists_of_many_kinds(
+    tmp_path: Path, name: str, text: str, key: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    data = read(f"folder:{flat_tree(tmp_path / 'set')}", unseen=f"{tmp_path / name}{key}")
+    assert [n for n, role in roles(data).items() if role == "unseen"] == ["cat", "dog"]
+
+
+def test_a_mapping_instead_of_a_list_says_how_to_pick_one(tmp_path: Path) -> None:
+    (tmp_path / "u.json").write_text('{"unseen": ["cat"]}')
+    with pytest.raises(ValueError, match=r"u\.json: not a list of class names; say which list"):
+        read(f"folder:{flat_tree(tmp_path / 'set')}", unseen=str(tmp_path / "u.json"))
+
+
+def test_class_words_override_those_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text("cat: [house, cat]\nblue_whale: whale\n")
+    data = read(
+        f"folder:{flat_tree(tmp_path / 'set')}",
+        unseen_fraction=0.3,
+        class_words=str(tmp_path / "w.yaml"),
+    )
+    words = {entry.name: entry.words for entry in data.classes}
+    assert (words["cat"], words["blue_whale"], words["dog"]) == (
+        ["house", "cat"],
+        ["whale"],
+        ["dog"],
+    )
+
+
+def test_words_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text("camel: [camel]\n")
+    with pytest.raises(ValueError, match="class_words: not among the 6 classes: camel"):
+        read(
+            f"folder:{flat_tree(tmp_path / 'set')}",
+            unseen_fraction=0.3,
+            class_words=str(tmp_path / "w.yaml"),
+        )
+
+
+def test_another_seed_draws_other_unseen_and_validation_classes(tmp_path: Path) -> None:
+    flat_tree(tmp_path / "set", classes=[f"c{i:02d}" for i in range(30)], images=2)
+    one, two, three = (
+        roles(read(f"folder:{tmp_path / 'set'}", unseen_fraction=0.2, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == two != three
+    assert Counter(one.values()) == {"unseen": 6, "val": 5, "train": 19}
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    flat_tree(tmp_path / "set")
+    (tmp_path / "set" / "gnu").mkdir()
+    (tmp_path / "set" / "gnu" / "readme.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="classes without images: gnu; add images or take"):
+        read(f"folder:{tmp_path / 'set'}", unseen=names_file(tmp_path / "u.txt", "cat"))
+
+
+def test_unseen_classes_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unseen; give --unseen FILE or --unseen_fraction"):
+        read(f"folder:{flat_tree(tmp_path)}")
+
+
+def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of folder:PATH, awa2:PATH, cub:PATH, sun:PATH"):
+        read(f"imagenet:{tmp_path}")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no such folder; correct --source"):
+        read(f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
+    flat_tree(tmp_path)
+    write(tmp_path / "cat" / "._cat.png", 1)
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
+    data = read(f"folder:{tmp_path}", unseen_fraction=0.3)
+    assert len(data.images) == 30

@@ -1,0 +1,137 @@
+"""A search under Ray: blind to test shards, through failures, resumed."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distributed.__main__ import make_parser as make_train_parser
+from tune.config import SearchConfig
+from tune.records import TrialRecord, read_records, write_record
+from tune.search import search
+from tune.space import Dimension
+from tune_tiny import EPOCHS, make_search, make_tiny, spoil_test_shards
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("search")
+    make_tiny(root, train=12, test=4)
+    return root
+
+
+def broken_search(root: Path, trials: int) -> SearchConfig:
+    """A search with a learning rate at which the loss overflows; nothing is stopped before."""
+    config = make_search(root, trials=trials, seed=4, grace_epochs=EPOCHS)
+    config.space["training.learning_rate"] = Dimension(choices=[1e-2, 1e30])
+    return config
+
+
+def searched(config: SearchConfig, name: str, **options: bool) -> tuple[Path, list[TrialRecord]]:
+    folder = search(config, name, **options)
+    return folder, read_records(folder)
+
+
+def final_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "final.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def blind(ray_session: None, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search over data whose test shards cannot be read, one of whose trials cannot be
+    trained."""
+    blind = tmp_path_factory.mktemp("blind")
+    shutil.copytree(root / "packed", blind / "packed")
+    shutil.copy(root / "words.txt", blind)
+    spoil_test_shards(blind / "packed")
+    return search(broken_search(blind, trials=5), "blind")
+
+
+def test_trials_never_open_a_test_shard(blind: Path) -> None:
+    records = read_records(blind)
+    assert sum(record.state in ("finished", "stopped") for record in records) >= 2
+    features = next((blind.parents[1] / "packed" / "features").iterdir())
+    assert list(features.glob("train*")) and not list(features.glob("test*"))
+    assert final_of(blind)["test_opened"] == []
+    assert all(row["validation_only"] for row in final_of(blind)["rows"])
+
+
+def test_a_trial_that_cannot_be_trained_is_recorded_and_the_search_goes_on(blind: Path) -> None:
+    records = read_records(blind)
+    assert [record.trial for record in records] == ["0000", "0001", "0002", "0003", "0004"]
+    assert all(record.ended for record in records)
+    failed = [record for record in records if record.params["training.learning_rate"] > 1]
+    assert failed, "the seed of the search draws none: choose another"
+    for record in failed:
+        assert record.state == "failed" and "lower training.learning_rate" in str(record.cause)
+    others = [record for record in records if record not in failed]
+    assert all(record.state in ("finished", "stopped") for record in others)
+    assert any(record.started > failed[0].started for record in others)
+
+
+def test_the_default_comes_first_and_is_not_stopped(blind: Path) -> None:
+    first = read_records(blind)[0]
+    assert first.params == {
+        "loss.entropy": 0.5,
+        "model.num_clusters": 16,
+        "training.learning_rate": 1e-2,
+    }
+    assert first.state == "finished" and first.epoch == EPOCHS
+
+
+def test_the_files_of_a_search_follow_the_contract(blind: Path) -> None:
+    trial = json.loads((blind / "trials" / "0000.json").read_text())
+    assert {
+        "version", "trial", "state", "cause", "params", "objective", "history", "epochs",
+        "seconds", "started", "source",
+    } <= set(trial)  # fmt: skip
+    row = trial["history"][-1]
+    assert {"epoch", "objective", "loss", "used_clusters", "nmi", "seconds"} <= set(row)
+    assert trial["objective"] == row["objective"] and trial["source"] == "cache"
+    timing = json.loads((blind / "search.json").read_text())
+    assert timing["trials_per_minute"] > 0 and timing["concurrent"] >= 1
+    assert not list((blind / "checkpoints").iterdir())  # nobody goes on from them
+    assert not (blind / "ray").exists()
+
+
+def test_one_kmeans_a_number_of_clusters_serves_all_trials(blind: Path) -> None:
+    features = next((blind.parents[1] / "packed" / "features").iterdir())
+    starts = sorted(path.name.partition("-")[0] for path in (features / "starts").iterdir())
+    assert starts == ["12", "16"]
+
+
+def test_the_best_configuration_trains(blind: Path) -> None:
+    best = yaml.safe_load((blind / "best.yaml").read_text())
+    options = make_train_parser().parse_args(["train", "--config", str(blind / "best.yaml")])
+    assert options.train.model.num_clusters == best["model"]["num_clusters"]
+    assert best["training"]["classes"] == "seen" and best["training"]["learning_rate"] == 1e-2
+
+
+def test_a_finished_search_resumed_repeats_no_trial(blind: Path) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in (blind / "trials").iterdir()}
+    search(broken_search(blind.parents[1], trials=5), "blind", resume=True)
+    assert {p.name: p.stat().st_mtime_ns for p in (blind / "trials").iterdir()} == before
+
+
+def test_an_interrupted_trial_goes_on_and_more_trials_follow(blind: Path) -> None:
+    """What a killed driver leaves: a finished trial, one that runs, and its checkpoint."""
+    home = blind.parents[1]
+    folder = home / "searches" / "again"
+    shutil.copytree(blind, folder)
+    config = broken_search(home, trials=6)
+    records = read_records(folder)
+    kept_as_they_are = {record.trial: record for record in records if record.trial != "0000"}
+    running = replace(records[0], state="running", history=records[0].history[:1])
+    write_record(folder, running)
+    folder, after = searched(config, "again", resume=True)
+    assert [record.trial for record in after] == [f"000{number}" for number in range(6)]
+    for record in after:
+        if record.trial in kept_as_they_are:
+            assert record == kept_as_they_are[record.trial]
+    assert after[0].state == "finished" and after[0].epoch == EPOCHS
+    assert after[0].objective == pytest.approx(records[0].objective)

@@ -1,0 +1,265 @@
+"""One trial in this process: resumed, from pixels, broken; and the start that trials share."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distributed.features.cache import units_of
+from shards.manifest import load_manifest
+from tune.records import TrialRecord, ranked, read_records, record_path, write_record
+from tune.trial.checkpoints import forget, keep, kept
+from tune.trial.context import Material, ensure_start, start_key, sweep, trial_job
+from tune.trial.evaluator import Judge
+from tune.trial.objective import MEASURES
+from tune.trial.trainable import cause_of, run_trial
+from tune_tiny import EPOCHS, make_material, make_search, make_tiny
+
+PARAMS = {"loss.entropy": 0.5, "model.num_clusters": 12, "training.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trial")
+    make_tiny(root, train=12, test=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def material(root: Path) -> Material:
+    return make_material(root, root / "searches" / "one", make_search(root))
+
+
+def rows_of(
+    material: Material, trial: str, params: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    run_trial(material, trial, params or PARAMS, rows.append)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(material: Material) -> list[dict[str, Any]]:
+    return rows_of(material, "0001")
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_trial_reports_its_objective_and_health_every_epoch(whole: list[dict[str, Any]]) -> None:
+    assert [row["epoch"] for row in whole] == list(range(1, EPOCHS + 1))
+    assert all(0 <= row["objective"] <= 1 for row in whole)
+    assert whole[0]["objective"] == whole[0]["zsl"]
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    assert 0 < whole[-1]["nmi"] < 1 and 2 <= whole[-1]["used_clusters"] <= 12
+    assert all(row["seconds"] > 0 for row in whole)
+
+
+class Killed(Exception):
+    """Stands for the end of a trial's process, right after a report."""
+
+
+def test_an_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(
+    material: Material, whole: list[dict[str, Any]]
+) -> None:
+    seen: list[int] = []
+
+    def die_after_the_second(row: dict[str, Any]) -> None:
+        seen.append(row["epoch"])
+        if row["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_trial(material, "0002", PARAMS, die_after_the_second)
+    folder, history = kept(Path(material.folder), "0002")
+    assert seen == [1, 2] and folder is not None and [row["epoch"] for row in history] == [1, 2]
+    rows = rows_of(material, "0002")
+    # The first two are told again from the checkpoint, seconds included: they were not trained.
+    assert rows[:2] == history
+    assert without_time(rows) == without_time(whole)
+
+
+def test_a_trial_that_had_done_all_its_epochs_trains_no_more(
+    material: Material, whole: list[dict[str, Any]]
+) -> None:
+    assert rows_of(material, "0001") == whole
+
+
+def test_a_trial_from_pixels_learns_the_same_as_one_on_the_cache(
+    material: Material, whole: list[dict[str, Any]]
+) -> None:
+    pixels = replace(material, config=replace(material.config, from_pixels=True))
+    rows = rows_of(pixels, "0003")
+    for one, other in zip(rows, whole, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-3)
+        assert one["objective"] == pytest.approx(other["objective"], abs=0.1)
+    assert sum(row["seconds"] for row in rows) > sum(row["seconds"] for row in whole)
+
+
+def test_a_loss_that_is_not_finite_has_a_cause_in_one_line(material: Material) -> None:
+    with pytest.raises(ValueError, match=r"loss is (nan|inf|not finite)") as caught:
+        rows_of(material, "0004", PARAMS | {"training.learning_rate": 1e30})
+    assert "lower training.learning_rate" in cause_of(caught.value)
+    assert cause_of(MemoryError()) == "out of memory: MemoryError"
+    assert cause_of(RuntimeError("CUDA out of memory.\nTried")).startswith("out of memory: CUDA")
+    assert cause_of(KeyError("x")) == "KeyError: 'x'"
+
+
+def test_a_trial_whose_clusters_die_ends_as_collapsed(material: Material) -> None:
+    strict = replace(material, config=replace(material.config, collapse_share=1.0))
+    # All clusters must be in use: with hardly any entropy loss and a large rate they are not.
+    params = {"loss.entropy": 1e-6, "model.num_clusters": 16, "training.learning_rate": 0.5}
+    rows = rows_of(strict, "0005", params)
+    assert rows[-1]["epoch"] == 2 and "dead clusters" in rows[-1]["collapsed"]
+    assert len(rows_of(material, "0006", params)) == EPOCHS  # the control
+    assert rows_of(strict, "0005", params) == rows  # again: it is not gone on with
+
+
+def test_the_judge_scores_the_checkpoint_and_not_the_start(
+    material: Material, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, history = kept(Path(material.folder), "0001")
+    assert folder is not None
+    judge = Judge(material, trial_job(material, PARAMS))
+    measures = [judge.row(history[-1], folder)[name] for name in MEASURES]
+    assert measures == [whole[-1][name] for name in MEASURES]
+    other = tmp_path / "other"  # the same checkpoint with clusters anywhere
+    shutil.copytree(folder, other)
+    state = load_file(other / "model.safetensors")
+    torch.manual_seed(0)
+    state["head.centroids"] = torch.randn_like(state["head.centroids"])
+    save_file(state, other / "model.safetensors")
+    assert measures != [judge.row(history[-1], other)[name] for name in MEASURES]
+
+
+def test_only_the_last_whole_checkpoint_is_kept(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "state.json").write_text("{}")
+    rows = [{"epoch": 1}]
+    keep(tmp_path, "0001", made, rows)
+    keep(tmp_path, "0001", made, [*rows, {"epoch": 2}])
+    half = tmp_path / "checkpoints" / "0001" / ".part-00003"
+    half.mkdir()
+    folder, history = kept(tmp_path, "0001")
+    assert folder is not None and folder.name == "epoch-00002" and len(history) == 2
+    assert len(list(folder.parent.glob("epoch-*"))) == 1
+    forget(tmp_path, "0001")
+    assert kept(tmp_path, "0001") == (None, [])
+
+
+def test_records_are_read_back_and_ranked(tmp_path: Path) -> None:
+    rows = [{"epoch": 1, "objective": 0.3, "seconds": 1.5}, {"epoch": 2, "objective": 0.2}]
+    record = TrialRecord("0001", {"loss.entropy": 0.5}, 2, state="finished")
+    for one in rows:
+        record.add(one)
+    record.add({"epoch": 2, "objective": 0.25, "seconds": 1.0})  # a second attempt at epoch 2
+    write_record(tmp_path, record)
+    assert read_records(tmp_path) == [record]
+    assert (record.objective, record.seconds, record.epoch) == (0.25, 2.5, 2)
+    stopped = replace(record, trial="0002", state="stopped", objective=0.9)
+    failed = replace(record, trial="0003", state="failed", objective=0.9)
+    better = replace(record, trial="0004", objective=0.26)
+    assert [r.trial for r in ranked([failed, stopped, record, better])] == ["0004", "0001", "0002"]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = record_path(tmp_path, "0001")
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"0001\.json: is not a trial"):
+        read_records(tmp_path)
+    path.write_text('{"version": 2}')
+    with pytest.raises(ValueError, match=r"0001\.json: version 2, this program reads 1"):
+        read_records(tmp_path)
+
+
+def make_start(material: Material, root: Path, gate: Any, out: Any) -> None:
+    """In a process of its own: a start, the moment that all others try as well."""
+    job = trial_job(material, PARAMS)
+    gate.wait()
+    folder = ensure_start(
+        root,
+        job.config,
+        material.features,
+        material.spec,
+        material.units,
+        material.trained.tolist(),
+        material.num_patches,
+    )
+    out.put(np.load(folder / "init" / "centroids.npy", allow_pickle=False).tobytes())
+
+
+def test_one_start_serves_all_processes_and_survives_killed_writers(
+    material: Material, tmp_path: Path
+) -> None:
+    root = tmp_path / "starts"
+    left = root / ".part-killed" / "init"  # what a killed writer leaves
+    left.mkdir(parents=True)
+    (left / "projection.npy").write_bytes(b"half")
+    context = multiprocessing.get_context("fork")
+    gate, out = context.Barrier(4), context.Queue()
+    arguments = (material, root, gate, out)
+    processes = [context.Process(target=make_start, args=arguments, daemon=True) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [out.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(set(found)) == 1
+    names = {path.name for path in root.iterdir()}
+    job = trial_job(material, PARAMS)
+    assert names == {".part-killed", start_key(job.config, material.trained.tolist())}
+    assert sweep(root, older_than=1e9) == 0
+    os.utime(root / ".part-killed", (0, 0))
+    assert sweep(root) == 1 and not (root / ".part-killed").exists()
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_start_or_none(
+    material: Material, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("fork")
+    for number, delay in enumerate((0.02, 0.1, 0.3)):
+        root = tmp_path / str(number)
+        gate, out = context.Barrier(2), context.Queue()
+        process = context.Process(target=make_start, args=(material, root, gate, out))
+        process.start()
+        gate.wait()
+        time.sleep(delay)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for folder in root.glob("[0-9]*"):
+            assert np.load(folder / "init" / "centroids.npy", allow_pickle=False).shape[0] == 12
+    # Whoever comes next computes what is missing.
+    gate, out = context.Barrier(1), context.Queue()
+    make_start(material, tmp_path / "0", gate, out)
+    assert out.get(timeout=10)
+
+
+def test_starts_differ_by_what_they_depend_on_and_by_nothing_else(material: Material) -> None:
+    base, classes = material.base, material.trained.tolist()
+    key = start_key(base, classes)
+    other_loss = replace(base, loss=replace(base.loss, entropy=9.0))
+    assert start_key(other_loss, classes) == key
+    assert start_key(replace(base, seed=1), classes) != key
+    assert start_key(base, classes[1:]) != key
+    model = replace(base.model, num_clusters=12)
+    assert start_key(replace(base, model=model), classes) != key
+
+
+def test_features_of_training_images_serve_trials_and_runs(material: Material, root: Path) -> None:
+    manifest = load_manifest(str(root / "packed"))
+    assert Path(material.features).parent == root / "packed" / "features"
+    files = {unit.file for unit in units_of(manifest, ["train"])}
+    assert files <= {path.name for path in Path(material.features).iterdir()}

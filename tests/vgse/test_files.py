@@ -1,0 +1,46 @@
+"""A run or search folder belongs to one process at a time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgse.files import sole_user
+
+HOLD = """
+import sys
+from pathlib import Path
+from vgse.files import sole_user
+with sole_user(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert process.stdout and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_in_use_is_refused_until_its_user_is_gone_even_by_sigkill(tmp_path: Path) -> None:
+    other = holder(tmp_path)
+    with pytest.raises(ValueError, match="another process is at work here"), sole_user(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    with sole_user(tmp_path):
+        pass
+
+
+def test_a_folder_is_free_again_after_the_block(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), sole_user(tmp_path):
+        raise KeyError
+    holder(tmp_path).communicate()

@@ -1,0 +1,514 @@
+"""Files: what is written loads again, the way that the field's scripts load it, or says why not."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.io
+from numpy.testing import assert_allclose
+
+from vgse.__main__ import main
+from vgse.config import EvaluationConfig, RelationConfig
+from vgse.files import write_json, written_whole
+from vgse.formats import ClassEmbeddings, read_npz, read_safetensors, write_npz, write_safetensors
+from vgse.relations.predict import predict_unseen, relate
+from vgse.run_folder import (
+    ImageFeatures,
+    evaluate_run,
+    export_features,
+    export_splits,
+    read_config,
+    read_image_features,
+    read_seed,
+    relate_run,
+    write_classes,
+    write_image_features,
+    zsl_data_of,
+)
+from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
+from vgse.zsl.data import TestGuard
+from vgse.zsl.table import evaluate
+from zsl_toy import make_toy
+
+TOY = make_toy()
+DATA = TOY.data
+
+
+def make_classes() -> ClassEmbeddings:
+    """The toy's classes as a run would leave them."""
+    related = relate(TOY.words, DATA.seen, DATA.unseen, RelationConfig())
+    own = TOY.own.astype(np.float32)
+    return ClassEmbeddings(
+        DATA.class_names,
+        predict_unseen(own, related, DATA.seen, DATA.unseen),
+        own,
+        TOY.words.astype(np.float32),
+        DATA.seen,
+        DATA.unseen,
+        DATA.val,
+    )
+
+
+CLASSES = make_classes()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with what training leaves in it."""
+    split = np.zeros(len(DATA.labels), np.uint8)
+    split[DATA.test_seen], split[DATA.test_unseen] = 1, 2
+    folder = tmp_path / "run"
+    related = relate(TOY.words, DATA.seen, DATA.unseen, RelationConfig())
+    write_classes(folder, CLASSES, related)
+    write_image_features(
+        folder,
+        ImageFeatures(
+            DATA.features.astype(np.float16),
+            DATA.labels,
+            split,
+            [f"image{i}" for i in range(len(split))],
+            np.zeros((len(split), 10), np.float16),
+        ),
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "name"),
+    [(write_npz, read_npz, "e.npz"), (write_safetensors, read_safetensors, "e.safetensors")],
+)
+def test_class_embeddings_come_back_as_they_were(tmp_path, write, read, name):
+    write(tmp_path / name, CLASSES)
+    found = read(tmp_path / name)
+    assert found.class_names == CLASSES.class_names
+    assert found.roles == CLASSES.roles
+    for key, array in CLASSES.arrays().items():
+        assert_allclose(found.arrays()[key], array, rtol=1e-6, atol=1e-7)
+
+
+def test_normalised_embeddings_stand_beside_the_raw_ones(tmp_path):
+    write_npz(tmp_path / "e.npz", CLASSES)
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as file:
+        assert_allclose(np.linalg.norm(file["embeddings_l2"], axis=1), 1, rtol=1e-5)
+        assert_allclose(file["embeddings_z"][file["seen"]].mean(0), 0, atol=1e-5)
+        assert_allclose(file["embeddings_z"][file["seen"]].std(0), 1, rtol=1e-4)
+        assert list(file["roles"][file["unseen"]]) == ["unseen"] * 10
+
+
+def test_safetensors_carry_class_names_in_their_metadata(tmp_path):
+    from safetensors import safe_open
+
+    write_safetensors(tmp_path / "e.safetensors", CLASSES)
+    with safe_open(str(tmp_path / "e.safetensors"), "np") as file:
+        assert json.loads(file.metadata()["class_names"]) == CLASSES.class_names
+        assert file.get_tensor("embeddings").shape == (40, 10)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write_half():
+        with written_whole(path) as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_holds_null_where_there_is_no_number(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [float("nan"), 1.0], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"PK\x03\x04 damaged", "is not a readable .npz"),
+        (b"", "is not a readable .npz"),
+        (b"text", "is not a readable .npz"),
+    ],
+)
+def test_a_damaged_npz_is_named(tmp_path, content, message):
+    path = tmp_path / "e.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_npz(path)
+    assert "e.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_npz_without_an_array_says_which(tmp_path):
+    np.savez(tmp_path / "e.npz", class_names=np.array(["a"]))
+    with pytest.raises(ValueError, match="holds no embeddings, own_embeddings"):
+        read_npz(tmp_path / "e.npz")
+
+
+def test_an_npz_of_objects_is_not_unpickled(tmp_path):
+    np.savez(tmp_path / "e.npz", class_names=np.array([{}], object), **CLASSES.arrays())
+    with pytest.raises(ValueError, match="of plain arrays"):
+        read_npz(tmp_path / "e.npz")
+
+
+def test_the_fields_scripts_load_our_mat_files_as_they_are(run, tmp_path):
+    export_splits(run, tmp_path)
+    export_features(run, tmp_path)
+    # From here on as zero-shot repositories do it.
+    matcontent = scipy.io.loadmat(str(tmp_path / "res101.mat"))
+    feature = matcontent["features"].T
+    label = matcontent["labels"].astype(int).squeeze() - 1
+    splits = scipy.io.loadmat(str(tmp_path / "VGSE_SMO_splits.mat"))
+    trainval_loc = splits["trainval_loc"].squeeze() - 1
+    train_loc = np.squeeze(splits["train_loc"]) - 1
+    val_unseen_loc = np.squeeze(splits["val_loc"]) - 1
+    test_seen_loc = splits["test_seen_loc"].squeeze() - 1
+    test_unseen_loc = splits["test_unseen_loc"].squeeze() - 1
+    allclasses_name = splits["allclasses_names"]
+    attribute = splits["att"].T
+
+    assert feature.shape == (480, 20)
+    assert_allclose(feature, DATA.features, rtol=1e-3)
+    assert np.array_equal(label, DATA.labels)
+    assert np.array_equal(trainval_loc, DATA.train)
+    assert np.array_equal(test_seen_loc, DATA.test_seen)
+    assert np.array_equal(test_unseen_loc, DATA.test_unseen)
+    assert np.array_equal(np.unique(label[val_unseen_loc]), DATA.val)
+    assert not np.intersect1d(label[train_loc], label[val_unseen_loc]).size
+    assert np.array_equal(np.sort(np.r_[train_loc, val_unseen_loc]), np.sort(trainval_loc))
+    assert [name[0][0] for name in allclasses_name] == DATA.class_names
+    assert attribute.dtype == np.float64
+    assert_allclose(np.linalg.norm(attribute, axis=1), 1)
+    assert_allclose(splits["original_att"].T, CLASSES.embeddings, rtol=1e-5)
+    assert splits["trainval_loc"].shape == (len(DATA.train), 1)
+    assert matcontent["image_files"][3][0][0] == "image3"
+    assert feature[trainval_loc].shape[0] == len(DATA.train)  # usable as an index
+
+
+def test_mat_files_come_back_as_zsl_data(run, tmp_path):
+    splits = read_att_splits(export_splits(run, tmp_path, normalise="none"))
+    features, labels, files = read_res101(export_features(run, tmp_path))
+    found = zsl_data(features, labels, splits)
+    assert files[:2] == ["image0", "image1"]
+    assert_allclose(splits.att, CLASSES.embeddings, rtol=1e-5)
+    for name in ("labels", "train", "test_seen", "test_unseen", "seen", "unseen", "val"):
+        assert np.array_equal(getattr(found, name), getattr(DATA, name)), name
+    assert found.class_names == DATA.class_names
+
+
+def test_an_export_can_follow_the_classes_and_splits_of_another_file(run, tmp_path):
+    own = read_att_splits(export_splits(run, tmp_path / "own"))
+    order = np.random.default_rng(0).permutation(40)
+    given = replace(own, class_names=[own.class_names[i] for i in order], att=own.att[order])
+    write_att_splits(tmp_path / "given.mat", given)
+    path = export_splits(run, tmp_path / "out", like=tmp_path / "given.mat", normalise="none")
+    found = read_att_splits(path)
+    assert found.class_names == given.class_names
+    assert_allclose(found.att, CLASSES.embeddings[order], rtol=1e-5)
+    assert np.array_equal(found.locations["val_loc"], given.locations["val_loc"])
+
+
+def test_an_export_for_other_classes_is_refused(run, tmp_path):
+    own = read_att_splits(export_splits(run, tmp_path))
+    names = ["zebra", *own.class_names[1:]]
+    write_att_splits(tmp_path / "other.mat", replace(own, class_names=names))
+    with pytest.raises(ValueError, match=r"1 of its classes are not in .*, such as zebra"):
+        export_splits(run, tmp_path, like=tmp_path / "other.mat")
+
+
+def test_a_mat_file_without_splits_says_what_is_missing(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"att": np.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"holds no allclasses_names, trainval_loc, .* only att"):
+        read_att_splits(tmp_path / "a.mat")
+
+
+def test_a_damaged_mat_file_is_named(tmp_path):
+    (tmp_path / "a.mat").write_bytes(b"no matlab" * 30)
+    with pytest.raises(ValueError, match=r"a\.mat: is not a readable \.mat file"):
+        read_res101(tmp_path / "a.mat")
+
+
+def test_labels_that_count_from_0_are_refused(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"features": np.ones((2, 3)), "labels": [[0], [1], [1]]})
+    with pytest.raises(ValueError, match="labels holds 0; indices count from 1"):
+        read_res101(tmp_path / "a.mat")
+
+
+def test_splits_of_other_features_are_refused(run, tmp_path):
+    splits = read_att_splits(export_splits(run, tmp_path))
+    with pytest.raises(ValueError, match="the two files belong to different data"):
+        zsl_data(DATA.features[:100], DATA.labels[:100], splits)
+
+
+def test_features_too_large_for_the_format_are_refused(tmp_path):
+    features = np.broadcast_to(np.float32(0), (600_000, 1000))
+    with pytest.raises(ValueError, match="exceed the 2 GB"):
+        write_res101(tmp_path / "a.mat", features, np.zeros(600_000, np.int64), [])
+
+
+def test_a_run_folder_gives_the_data_of_the_protocol(run):
+    found = zsl_data_of(read_npz(run / "class_embeddings.npz"), read_image_features(run))
+    for name in ("labels", "train", "test_seen", "test_unseen", "seen", "unseen", "val"):
+        assert np.array_equal(getattr(found, name), getattr(DATA, name)), name
+
+
+def test_images_of_dropped_classes_are_left_out(run):
+    classes = replace(CLASSES, seen=np.setdiff1d(DATA.seen, DATA.val), val=DATA.val[:0])
+    found = zsl_data_of(classes, read_image_features(run))
+    assert not np.isin(found.labels[found.train], DATA.val).any()
+    assert classes.roles[DATA.val[0]] == "dropped"
+
+
+def test_evaluating_a_run_writes_its_evaluation_and_keeps_the_cluster_measures(run):
+    clusters = {"nmi": 0.3, "nmi_kmeans": 0.2}
+    write_json(run / "evaluation.json", {"clusters": clusters})
+    config = EvaluationConfig(models=["eszsl"])
+    evaluate_run(run, config, RelationConfig(), 0)
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["clusters"] == clusters
+    assert found["relations"]["max_gap"] < 1e-6
+    assert found["relations"]["fallbacks"] == 0
+    assert len(found["rows"]) == 11
+    assert "NMI 0.300 against 0.200" in found["summary"]
+
+
+def test_the_evaluation_says_which_test_images_were_opened_for_what_and_after_what(run):
+    evaluate_run(run, EvaluationConfig(models=["eszsl"]), RelationConfig(), 0)
+    opened = json.loads((run / "evaluation.json").read_text())["test_opened"]
+    assert [(entry["split"], entry["images"]) for entry in opened] == [
+        ("test_seen", len(DATA.test_seen)),
+        ("test_unseen", len(DATA.test_unseen)),
+    ]
+    for entry in opened:
+        assert entry["purpose"] == "final table"
+        assert entry["after"] == ["11 choices of hyper-parameters on 6 validation classes"]
+
+
+def test_a_table_that_opens_the_test_images_twice_is_no_table(run, monkeypatch):
+    from vgse.zsl import table
+
+    def peeking(data, test):
+        guards[0].open("a look before the end")
+
+    guards = []
+    monkeypatch.setattr(table, "final_fold", peeking)
+    monkeypatch.setattr(
+        table, "TestGuard", lambda data: guards.append(TestGuard(data)) or guards[0]
+    )
+    with pytest.raises(ValueError, match="opened for final table: make every choice on"):
+        evaluate_run(run, EvaluationConfig(models=["eszsl"]), RelationConfig(), 0)
+    assert not (run / "evaluation.json").exists()
+
+
+def test_relating_anew_moves_the_unseen_rows_only(run):
+    before = read_npz(run / "class_embeddings.npz")
+    relate_run(run, RelationConfig(alpha=-1.0))
+    after = read_npz(run / "class_embeddings.npz")
+    assert np.array_equal(before.embeddings[DATA.seen], after.embeddings[DATA.seen])
+    assert not np.allclose(before.embeddings[DATA.unseen], after.embeddings[DATA.unseen])
+    with np.load(run / "relations.npz", allow_pickle=False) as file:
+        expected = file["smo"] @ before.own_embeddings[DATA.seen]
+        assert_allclose(after.embeddings[DATA.unseen], expected, rtol=1e-4, atol=1e-5)
+        assert_allclose(file["smo"], file["smo_negative"])
+        assert_allclose(file["wavg"].sum(1), 1)
+        assert list(file["unseen"]) == [DATA.class_names[c] for c in DATA.unseen]
+
+
+def test_relating_anew_is_kept_for_the_evaluation_and_in_the_exported_file(run):
+    (run / "config.yaml").write_text("seed: 3\nrelations: {alpha: 0.0, eta: 4.0}\n")
+    export_splits(run, run)
+    before = read_att_splits(run / "VGSE_SMO_splits.mat")
+    assert main(["relate", str(run), "--alpha", "-1"]) == 0
+    assert read_config(run, "relations", RelationConfig) == RelationConfig(alpha=-1, eta=4)
+    assert read_seed(run) == 3
+    after = read_att_splits(run / "VGSE_SMO_splits.mat")
+    embeddings = read_npz(run / "class_embeddings.npz").embeddings
+    assert np.array_equal(after.original_att.astype(np.float32), embeddings)
+    assert not np.array_equal(after.original_att, before.original_att)
+    assert all(np.array_equal(after.locations[k], v) for k, v in before.locations.items())
+    assert main(["evaluate", str(run), "--models", "[eszsl]"]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["relations"]["alpha"] == -1
+
+
+def test_relating_anew_exports_nothing_that_was_not_exported(run):
+    relate_run(run, RelationConfig(alpha=-1.0))
+    assert not (run / "VGSE_SMO_splits.mat").exists()
+
+
+def test_the_runs_configuration_counts_where_nothing_else_is_said(run):
+    (run / "config.yaml").write_text("relations: {alpha: -1.0}\nseed: 3\n")
+    assert read_config(run, "relations", RelationConfig).alpha == -1.0
+    assert read_config(run, "evaluation", EvaluationConfig) == EvaluationConfig()
+
+
+def test_a_misspelt_field_of_the_runs_configuration_is_named(run):
+    (run / "config.yaml").write_text("relations: {alhpa: 0}\n")
+    with pytest.raises(ValueError, match=r"config\.yaml: relations has no field alhpa"):
+        read_config(run, "relations", RelationConfig)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: many", r"seed is 'many'; give a whole number"),
+        ("- seed", "is not a mapping of fields"),
+        ("seed: [", "cannot be read"),
+    ],
+)
+def test_a_damaged_configuration_of_a_run_is_named(run, content, message):
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_seed(run)
+    assert "config.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_evaluated_with_its_own_seed_unless_told_otherwise(run):
+    def random_row(*arguments):
+        assert main(["evaluate", str(run), "--models", "[eszsl]", *arguments]) == 0
+        return json.loads((run / "evaluation.json").read_text())["rows"][0]["results"]
+
+    assert random_row() == random_row("--seed", "0")  # no config.yaml
+    (run / "config.yaml").write_text("seed: 3\n")
+    assert random_row() == random_row("--seed", "3")
+    assert random_row() != random_row("--seed", "0")
+
+
+def test_res101_names_the_images_by_their_paths_where_the_run_knows_them(run, tmp_path):
+    images = read_image_features(run)
+    assert images.sources == []
+    paths = [f"photographs/{i}.jpg" for i in range(len(images.keys))]
+    write_image_features(run, replace(images, sources=paths))
+    assert read_image_features(run).sources == paths
+    assert read_res101(export_features(run, tmp_path))[2] == paths
+
+
+def test_image_features_of_earlier_versions_hold_no_paths(run):
+    with np.load(run / "image_features.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "sources"}
+    np.savez(run / "image_features.npz", **arrays)
+    assert read_image_features(run).sources == []
+
+
+def test_the_commands_redo_the_late_stages_of_a_run(run, capsys):
+    assert main(["relate", str(run), "--alpha", "0"]) == 0
+    assert main(["evaluate", str(run), "--models", "[eszsl]"]) == 0
+    assert main(["export", str(run), "--features"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 unseen classes from 30 seen ones" in printed
+    assert "VGSE-SMO" in printed
+    assert (run / "VGSE_SMO_splits.mat").is_file()
+    assert (run / "res101.mat").is_file()
+
+
+def test_the_command_evaluates_files_from_elsewhere(run, tmp_path, capsys):
+    splits = export_splits(run, tmp_path)
+    features = export_features(run, tmp_path)
+    arguments = ["--features", str(features), "--models", "[eszsl]"]
+    out = tmp_path / "table.json"
+    assert main(["evaluate", "--embeddings", str(splits), *arguments, "--out", str(out)]) == 0
+    assert "the given embeddings" in capsys.readouterr().out
+    given = {row["name"]: row["results"]["eszsl"] for row in json.loads(out.read_text())["rows"]}
+    assert given["given"]["zsl"] > 0.6 > given["random"]["zsl"]
+
+
+def test_files_of_other_authors_give_the_table_of_the_same_arrays(tmp_path):
+    # As MATLAB code writes them: doubles, columns of 1-based indices, cells of strings.
+    def column(indices):
+        return (np.asarray(indices) + 1.0)[:, None]
+
+    def cells(texts):
+        return np.array([[np.array([text])] for text in texts], object)[..., None][:, :, 0]
+
+    of_val = np.isin(DATA.labels[DATA.train], DATA.val)
+    splits = {
+        "att": TOY.own.T,
+        "original_att": TOY.own.T,
+        "allclasses_names": cells(DATA.class_names),
+        "trainval_loc": column(DATA.train),
+        "train_loc": column(DATA.train[~of_val]),
+        "val_loc": column(DATA.train[of_val]),
+        "test_seen_loc": column(DATA.test_seen),
+        "test_unseen_loc": column(DATA.test_unseen),
+    }
+    features = {
+        "features": DATA.features.T.astype(np.float64),
+        "labels": column(DATA.labels),
+        "image_files": cells([f"{i}.jpg" for i in range(len(DATA.labels))]),
+    }
+    scipy.io.savemat(tmp_path / "att_splits.mat", splits)
+    scipy.io.savemat(tmp_path / "res101.mat", features)
+    command = ["evaluate", "--embeddings", str(tmp_path / "att_splits.mat")]
+    command += ["--features", str(tmp_path / "res101.mat"), "--models", "[eszsl, prototype]"]
+    assert main([*command, "--out", str(tmp_path / "table.json")]) == 0
+    found = {
+        row["name"]: row["results"]
+        for row in json.loads((tmp_path / "table.json").read_text())["rows"]
+    }
+    config = EvaluationConfig(models=["eszsl", "prototype"])
+    ours = evaluate(DATA, TOY.own, TOY.words, config, RelationConfig(), 0)
+    rows = {row["name"]: row["results"] for row in ours["rows"]}
+    assert found["given"] == rows["oracle"]
+    assert found["random"] == rows["random"]
+
+
+def test_the_command_takes_embeddings_by_class_name_from_other_formats(run, tmp_path):
+    splits, features = export_splits(run, tmp_path), export_features(run, tmp_path)
+    shuffled = np.random.default_rng(0).permutation(40)
+    names = np.array(DATA.class_names)[shuffled]
+    np.savez(tmp_path / "other.npz", class_names=names, embeddings=CLASSES.embeddings[shuffled])
+    words = tmp_path / "words.txt"
+    lines = [
+        " ".join([name.replace(" ", "_"), *map(str, vector)])
+        for name, vector in zip(DATA.class_names, TOY.words, strict=True)
+    ]
+    words.write_text("\n".join(lines))
+    tables = []
+    for embeddings in (tmp_path / "other.npz", run / "class_embeddings.safetensors"):
+        out = tmp_path / "table.json"
+        command = ["evaluate", "--embeddings", str(embeddings), "--splits", str(splits)]
+        command += ["--features", str(features), "--words", str(words), "--out", str(out)]
+        assert main([*command, "--models", "[eszsl]"]) == 0
+        tables.append({row["name"]: row["results"] for row in json.loads(out.read_text())["rows"]})
+    assert tables[0] == tables[1]
+    assert tables[0]["given"]["eszsl"]["zsl"] > 0.6
+    assert tables[0]["words"]["eszsl"]["zsl"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "needs either a run folder or --embeddings"),
+        (["evaluate", "--embeddings", "a.mat"], "--embeddings needs --features"),
+        (["evaluate", "--embeddings", "a.npz", "--features", "b.mat"], "give an att_splits.mat"),
+        (["evaluate", "nowhere", "--words", "w.txt"], "go with --embeddings"),
+        (["relate", "nowhere"], "no such file"),
+        (["export", "nowhere", "--like", "a.mat", "--features"], "does not belong"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [[], ["relate"], ["evaluate"], ["export"], ["report"]])
+def test_help_is_there_for_every_command(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: python -m vgse" in capsys.readouterr().out
+
+
+def test_a_run_at_a_url_is_told_to_be_copied_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "s3://bucket/runs/mine"]) == 2
+    assert "copy the run folder to this machine first" in capsys.readouterr().err

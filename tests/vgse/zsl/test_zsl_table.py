@@ -1,0 +1,286 @@
+"""The protocol: what validation may look at, what the table says, and that controls fail."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from rich.console import Console
+
+from vgse.config import EvaluationConfig, RelationConfig
+from vgse.relations.solve import solve_relations
+from vgse.zsl.data import TestGuard
+from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
+from vgse.zsl.metrics import calibrated_stacking
+from vgse.zsl.models import MODELS
+from vgse.zsl.rows import RowInputs, assembled, derangement, table_rows
+from vgse.zsl.select import Choice, final_result, generalised_scores
+from vgse.zsl.show import evaluation_table
+from vgse.zsl.summary import summary_sentence
+from vgse.zsl.table import evaluate, evaluate_given
+from zsl_toy import make_toy
+
+TOY = make_toy()
+DATA = TOY.data
+CONFIG = EvaluationConfig(models=["eszsl", "prototype"])
+RELATIONS = RelationConfig()
+ROWS = {row.name: row for row in table_rows(RELATIONS, 0)}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return evaluate(DATA, TOY.own, TOY.words, CONFIG, RELATIONS, 0)
+
+
+def _zsl(table, row, model="eszsl"):
+    return next(r for r in table["rows"] if r["name"] == row)["results"][model]["zsl"]
+
+
+def test_the_validation_fold_holds_training_images_only():
+    fold = validation_fold(DATA, 0.2)
+    images = np.concatenate([fold.train, fold.test_seen, fold.test_unseen])
+    assert np.array_equal(np.sort(images), np.sort(DATA.train))
+    assert np.array_equal(fold.unseen, DATA.val)
+    assert not np.isin(DATA.labels[fold.train], DATA.val).any()
+    assert np.isin(DATA.labels[fold.test_unseen], DATA.val).all()
+
+
+def test_the_share_held_out_is_that_of_every_class():
+    fold = validation_fold(DATA, 1 / 3)
+    assert set(np.bincount(DATA.labels[fold.test_seen])[fold.seen]) == {3}
+    assert set(np.bincount(DATA.labels[fold.train])[fold.seen]) == {6}
+
+
+def test_holding_out_repeats_with_its_seed():
+    first = validation_fold(DATA, 0.2, 1)
+    assert np.array_equal(first.test_seen, validation_fold(DATA, 0.2, 1).test_seen)
+    assert not np.array_equal(first.test_seen, validation_fold(DATA, 0.2, 2).test_seen)
+
+
+def test_a_class_with_one_image_cannot_be_held_out():
+    label = np.setdiff1d(DATA.seen, DATA.val)[0]
+    images = DATA.train[DATA.labels[DATA.train] == label]
+    data = replace(DATA, train=np.setdiff1d(DATA.train, images[1:]))
+    with pytest.raises(ValueError, match="has one training image: validation holds one out"):
+        validation_fold(data, 0.2)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 1.0])
+def test_a_holdout_outside_of_0_to_1_is_refused(holdout):
+    with pytest.raises(ValueError, match=r"evaluation\.holdout"):
+        validation_fold(DATA, holdout)
+
+
+def test_validation_without_validation_classes_is_refused():
+    with pytest.raises(ValueError, match="0 of 30 seen classes are validation classes"):
+        validation_fold(replace(DATA, val=DATA.val[:0]), 0.2)
+
+
+@pytest.mark.parametrize(
+    "name", ["words", "wavg", "smo", "smo_negative", "words_smo", "onehot_smo", "image_smo"]
+)
+def test_predicted_rows_do_not_look_at_the_unseen_classes_own_embeddings(name):
+    fold = validation_fold(DATA, 0.2)
+    means = class_means(DATA.features, DATA.labels, DATA.train, 40)
+    inputs = RowInputs(TOY.own, TOY.words, means)
+    own, other = TOY.own.copy(), means.copy()
+    own[DATA.val], other[DATA.val] = np.nan, np.nan
+    blinded = RowInputs(own, TOY.words, other)
+    arguments = fold.seen, fold.unseen
+    found = ROWS[name].embed(blinded, *arguments)
+    for block, expected in zip(found, ROWS[name].embed(inputs, *arguments), strict=True):
+        assert np.isfinite(block).all()
+        assert np.array_equal(block, expected)
+
+
+def test_the_oracle_does_look_at_them():
+    fold = validation_fold(DATA, 0.2)
+    own = TOY.own.copy()
+    own[DATA.val] = np.nan
+    (block,) = ROWS["oracle"].embed(RowInputs(own, None, None), fold.seen, fold.unseen)
+    assert np.isnan(block[len(fold.seen) :]).all()
+
+
+def test_validation_rows_are_mixtures_of_the_remaining_seen_classes():
+    fold = validation_fold(DATA, 0.2)
+    inputs = RowInputs(TOY.own, TOY.words, None)
+    (block,) = ROWS["smo"].embed(inputs, fold.seen, fold.unseen)
+    weights = solve_relations(TOY.words[DATA.val], TOY.words[fold.seen]).weights
+    assert_allclose(block[len(fold.seen) :], weights @ TOY.own[fold.seen], atol=1e-12)
+    assert_allclose(block[: len(fold.seen)], TOY.own[fold.seen])
+
+
+def test_the_one_hot_control_holds_the_relation_alone():
+    inputs = RowInputs(TOY.own, TOY.words, None)
+    (block,) = ROWS["onehot_smo"].embed(inputs, DATA.seen, DATA.unseen)
+    weights = solve_relations(TOY.words[DATA.unseen], TOY.words[DATA.seen]).weights
+    assert np.array_equal(block[: len(DATA.seen)], np.eye(len(DATA.seen)))
+    assert_allclose(block[len(DATA.seen) :], weights)
+
+
+def test_random_rows_of_a_class_are_the_same_in_every_fold():
+    inputs = RowInputs(TOY.own, None, None)
+    (final,) = ROWS["random"].embed(inputs, DATA.seen, DATA.unseen)
+    (other,) = ROWS["random"].embed(inputs, DATA.seen[3:], DATA.unseen)
+    assert np.array_equal(final[3:], other)
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_a_derangement_moves_every_row(count):
+    moved = derangement(count, 0)
+    assert sorted(moved) == list(range(count))
+    assert (moved != np.arange(count)).all()
+
+
+def test_z_scores_are_over_the_folds_seen_classes_and_have_unit_length():
+    block = np.random.default_rng(0).normal(3, 2, size=(12, 5))
+    block[:, 4] = 1.0
+    expected = (block - block[:9].mean(0))[:, :4] / block[:9, :4].std(0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = assembled([block], 9, "z")
+    assert_allclose(found[:, :4], expected)
+    assert not found[:, 4].any()
+
+
+def test_blocks_beside_each_other_weigh_the_same():
+    rng = np.random.default_rng(0)
+    found = assembled([rng.normal(size=(12, 5)), 100 * rng.normal(size=(12, 50))], 9, "none")
+    assert_allclose(np.square(found[:9, :5]).sum(), np.square(found[:9, 5:]).sum())
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match="choose none, l2 or z"):
+        assembled([np.ones((3, 2))], 2, "minmax")
+
+
+def test_the_table_holds_all_rows_in_order(table):
+    names = [row["name"] for row in table["rows"]]
+    assert names == [
+        "random", "words", "wavg", "smo", "smo_negative", "words_smo",
+        "onehot_smo", "image_smo", "permuted", "oracle", "image_oracle",
+    ]  # fmt: skip
+    assert table["chance"] == pytest.approx(0.1)
+    assert table["models"] == ["eszsl", "prototype"]
+    for row in table["rows"]:
+        for result in row["results"].values():
+            for key in ("zsl", "seen", "unseen", "harmonic_mean", "val_zsl"):
+                assert 0 <= result[key] <= 1
+            assert np.isfinite(result["gamma"])
+            assert result["params"]
+
+
+@pytest.mark.parametrize("model", ["eszsl", "prototype"])
+def test_rows_that_know_the_classes_win_and_controls_fail(table, model):
+    assert _zsl(table, "smo", model) > 0.6
+    assert _zsl(table, "words", model) > 0.6
+    assert _zsl(table, "oracle", model) > 0.75
+    assert _zsl(table, "image_oracle", model) > 0.9
+    assert _zsl(table, "random", model) < 0.35
+    assert _zsl(table, "permuted", model) < 0.25
+
+
+def test_choices_do_not_depend_on_test_images(table):
+    features = DATA.features.copy()
+    test = np.concatenate([DATA.test_seen, DATA.test_unseen])
+    features[test] = np.random.default_rng(9).normal(size=features[test].shape)
+    own = TOY.own.copy()
+    own[DATA.unseen] = 0
+    other = evaluate(replace(DATA, features=features), own, TOY.words, CONFIG, RELATIONS, 0)
+    for row, changed in zip(table["rows"], other["rows"], strict=True):
+        for model, result in row["results"].items():
+            for key in ("params", "val_zsl", "val_harmonic_mean"):
+                assert result[key] == changed["results"][model][key]
+            if row["group"] != "oracle":  # oracles embed unseen classes by their test images
+                assert result["gamma"] == changed["results"][model]["gamma"]
+    # The control: what was changed does matter to the scores.
+    assert _zsl(other, "oracle") < 0.5 < _zsl(table, "oracle")
+
+
+def test_test_images_were_opened_once_and_after_all_choices(table):
+    opened = table["test_opened"]
+    assert [entry["split"] for entry in opened] == ["test_seen", "test_unseen"]
+    assert opened[0]["after"] == ["22 choices of hyper-parameters on 6 validation classes"]
+
+
+def test_repeating_over_seeds_gives_means_and_deviations_of_what_is_random():
+    config = EvaluationConfig(models=["eszsl"])
+    found = evaluate(DATA, TOY.own, TOY.words, config, RELATIONS, 0, num_seeds=3)
+    rows = {row["name"]: row["results"]["eszsl"] for row in found["rows"]}
+    assert rows["random"]["std"]["zsl"] > 0
+    assert rows["smo"]["std"]["zsl"] == 0
+
+
+def test_given_embeddings_are_compared_with_random_ones():
+    found = evaluate_given(DATA, TOY.own, None, CONFIG, 0)
+    assert [row["name"] for row in found["rows"]] == ["random", "given"]
+    assert _zsl(found, "given") > 0.75
+    assert "above random vectors" in found["summary"]
+
+
+def test_embeddings_of_another_number_of_classes_are_refused():
+    with pytest.raises(ValueError, match="give one row a class"):
+        evaluate(DATA, TOY.own[1:], TOY.words, CONFIG, RELATIONS, 0)
+
+
+def test_a_class_without_word_vector_is_named():
+    words = TOY.words.copy()
+    words[DATA.unseen[0]] = np.nan
+    with pytest.raises(ValueError, match=f"class {DATA.unseen[0]:02d}|unseen"):
+        evaluate(DATA, TOY.own, words, CONFIG, RELATIONS, 0)
+
+
+def test_the_harmonic_mean_without_calibration_is_that_at_a_gamma_of_0():
+    fold = prepare(DATA, validation_fold(DATA, 0.2))
+    classes = np.concatenate([validation_fold(DATA, 0.2).seen, DATA.val])
+    embeddings = assembled([TOY.own[classes]], fold.num_seen, "z")
+    choice = Choice({"gamma": 1.0, "lam": 1.0}, 0.02, 0.01, 0.5, 0.5)
+    result = final_result(MODELS["eszsl"], fold, embeddings, choice, 0)
+    score = MODELS["eszsl"].fit(fold.training, embeddings[: fold.num_seen], **choice.params)
+    plain = calibrated_stacking(generalised_scores(score, fold, embeddings), 0.0)
+    assert result.uncalibrated_harmonic_mean == plain.harmonic_mean != result.harmonic_mean
+
+
+def test_a_table_without_models_is_refused():
+    with pytest.raises(ValueError, match=r"evaluation\.models is empty"):
+        evaluate(DATA, TOY.own, TOY.words, EvaluationConfig(models=[]), RELATIONS, 0)
+
+
+def test_the_summary_says_what_clusters_and_relation_gained(table):
+    clusters = {
+        "nmi": 0.303, "nmi_kmeans": 0.262,
+        "nearest_class_mean": 0.373, "nearest_class_mean_kmeans": 0.27,
+    }  # fmt: skip
+    sentence = summary_sentence(table | {"clusters": clusters})
+    assert "hold more of the classes than k-means alone (NMI 0.303 against 0.262" in sentence
+    assert "37.3 % against 27.0 %" in sentence
+    gain = np.mean([_zsl(table, "smo", m) - _zsl(table, "words", m) for m in table["models"]])
+    assert f"{'gained' if gain > 0 else 'lost'} {100 * abs(gain):.1f} points" in sentence
+    assert sentence.count(".\n") == 0
+
+
+def test_the_summary_owns_up_to_clusters_that_gained_nothing(table):
+    clusters = {"nmi": 0.2, "nmi_kmeans": 0.26, "nearest_class_mean": 0.2,
+                "nearest_class_mean_kmeans": 0.2}  # fmt: skip
+    assert "hold no more of the classes than" in summary_sentence(table | {"clusters": clusters})
+
+
+def test_the_terminal_table_of_four_models_fits_80_columns(table):
+    models = ["eszsl", "prototype", "cada_vae", "sje"]
+    rows = [row | {"results": {**row["results"]}} for row in table["rows"]]
+    for row in rows:
+        row["results"] |= dict.fromkeys(models[2:], row["results"]["eszsl"])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_table(table | {"models": models, "rows": rows}))
+    text = console.export_text()
+    for row in table["rows"]:
+        assert row["label"] in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert f"{100 * _zsl(table, 'smo'):.1f}" in text
+    assert "…" not in text
+
+
+def test_the_final_fold_is_that_of_the_data():
+    fold = final_fold(DATA, TestGuard(DATA).open("a test"))
+    assert np.array_equal(fold.train, DATA.train)
+    assert np.array_equal(fold.unseen, DATA.unseen)

@@ -1,0 +1,154 @@
+"""The finalists: retrained on all seen classes, and scored on test images, once each."""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from distributed.display import Display
+from distributed.run import train
+from tune.callbacks import percent, trial_table
+from tune.config import SearchConfig
+from tune.records import TrialRecord, ranked
+from tune.report.search_files import load_search
+from tune.report.verdict import headline, judge_ranks, spearman
+from tune.searcher import DEFAULT
+from tune.space import with_params
+from tune.trial.objective import MEASURES
+from vgse.config import RunConfig
+from vgse.files import write_json
+
+_LEAST_ROWS = 3
+_SHOWN = 10
+
+
+def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Train and test the finalists, write final.json, print what came out; returns final.json.
+
+    A finalist whose run is finished is not trained again. Without finalists test images stay
+    closed, and rows hold validation figures alone.
+    """
+    best = ranked(list(records))
+    default = next((record for record in records if record.trial == DEFAULT), None)
+    chosen = [record for record in best if record.trial != DEFAULT][: config.finalists]
+    entries = [*([("default", default)] if default else []), *((r.trial, r) for r in chosen)]
+    rows, opened = [], []
+    with Display() as display:
+        for name, record in entries:
+            row: dict[str, Any] = {
+                "name": name,
+                "params": record.params,
+                "validation": record.objective,
+                "test": None,
+                "model": "+".join(config.models),
+                "run": None,
+                "validation_only": True,
+            }
+            if config.finalists:
+                with display.stage("test") as stage:
+                    outcome = _tested(config, folder, name, record)
+                    row |= outcome
+                    opened += [{"row": name, **entry} for entry in row.pop("test_opened", [])]
+                    stage.summary = _stage_line(config, row)
+            rows.append(row)
+    final = {
+        "version": 1,
+        "objective": config.objective,
+        "rows": rows,
+        "rank_correlation": rank_correlation(rows, config.objective),
+        "test_opened": opened,
+    }
+    write_json(folder / "final.json", final)
+    _print(config, folder, best, final)
+    return final
+
+
+def finalist_config(config: SearchConfig, folder: Path, record: TrialRecord) -> RunConfig:
+    """The run of a finalist: its parameters, all seen classes, and the objective's models."""
+    run = with_params(config.run, record.params)
+    return replace(
+        run,
+        training=replace(run.training, classes="seen"),
+        evaluation=replace(run.evaluation, models=list(config.models)),
+        storage=str(folder / "final"),
+    )
+
+
+def _tested(config: SearchConfig, folder: Path, name: str, record: TrialRecord) -> dict[str, Any]:
+    """The part of a row that comes from test images."""
+    run = folder / "final" / name
+    try:
+        if not (run / "report.html").is_file():
+            log = folder / "final" / f"{name}.log"
+            log.parent.mkdir(exist_ok=True)
+            with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
+                train(finalist_config(config, folder, record), name)
+        evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return {"cause": str(error)}
+    results = next(row for row in evaluation["rows"] if row["name"] == "smo")["results"]
+    test = {
+        measure: float(np.mean([results[model][measure] for model in config.models]))
+        for measure in MEASURES
+    }
+    return {
+        "test": test,
+        "run": f"final/{name}",
+        "validation_only": False,
+        "test_opened": evaluation.get("test_opened", []),
+    }
+
+
+def rank_correlation(rows: Sequence[dict[str, Any]], objective: str) -> float | None:
+    """Spearman's, of validation and test over the rows that have both; None below three rows or
+    where one of the two does not vary."""
+    pairs = [
+        (row["validation"], row["test"][objective])
+        for row in rows
+        if row["test"] is not None and row["validation"] is not None
+    ]
+    if len(pairs) < _LEAST_ROWS:
+        return None
+    rho, _ = spearman(*zip(*pairs, strict=True))
+    return None if math.isnan(rho) else rho
+
+
+def _stage_line(config: SearchConfig, row: dict[str, Any]) -> str:
+    if row["test"] is None:
+        return f"{row['name']}: {row.get('cause', 'not trained')}"
+    return (
+        f"{row['name']}: validation {percent(row['validation'])} %, "
+        f"test {percent(row['test'][config.objective])} %"
+    )
+
+
+def _print(
+    config: SearchConfig, folder: Path, best: Sequence[TrialRecord], final: dict[str, Any]
+) -> None:
+    console = Console(highlight=False)
+    title = f"best trials by {config.objective} on validation classes"
+    console.print(trial_table(title, best[:_SHOWN]))
+    if config.finalists:
+        console.print(_tested_table(final))
+    found = load_search(folder)
+    for sentence in [*headline(found), *([judge_ranks(found)] if config.finalists else [])]:
+        console.print(sentence, soft_wrap=True)
+
+
+def _tested_table(final: dict[str, Any]) -> Table:
+    table = Table(title="retrained on all seen classes", title_justify="left", pad_edge=False)
+    table.add_column("trial")
+    for name in ("validation %", *(f"test {measure} %" for measure in MEASURES)):
+        table.add_column(name.replace("harmonic_mean", "H"), justify="right")
+    for row in final["rows"]:
+        test = row["test"] or {}
+        cells = [percent(test.get(measure)) for measure in MEASURES]
+        table.add_row(row["name"], percent(row["validation"]), *cells)
+    return table

@@ -1,0 +1,94 @@
+"""The axes of a search: where a value of a hyper-parameter lies, and how it is written."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tune.report.search_files import Search, Trial, finite
+
+LABELS = {
+    "loss.classification": "λ_cls",
+    "loss.semantic": "λ_sem",
+    "loss.consistency": "λ_clu",
+    "loss.entropy": "λ_ent",
+    "model.num_clusters": "D_v",
+    "model.temperature": "τ",
+    "relations.alpha": "α",
+    "training.learning_rate": "learning rate",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A hyper-parameter over its range, or over its choices where there is no range."""
+
+    name: str
+    """Dotted field of the run's configuration."""
+    low: float
+    high: float
+    log: bool
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a larger place means a larger value."""
+        return all(finite(choice) is not None for choice in self.choices)
+
+    @property
+    def label(self) -> str:
+        """The symbol of the equations, else the field's own words."""
+        return LABELS.get(self.name, self.name.rpartition(".")[2].replace("_", " "))
+
+    def place(self, value: Any) -> float | None:
+        """The value's place in 0..1, clamped; None for a value that the axis does not know."""
+        if self.choices:
+            known = value in self.choices
+            return (self.choices.index(value) + 0.5) / len(self.choices) if known else None
+        number = finite(value)
+        if number is None or (self.log and number <= 0):
+            return None
+        low, high = self.low, self.high
+        if self.log:
+            low, high, number = math.log(low), math.log(high), math.log(number)
+        return min(1.0, max(0.0, (number - low) / (high - low))) if high > low else 0.5
+
+
+def axes_of(search: Search) -> list[Axis]:
+    """One axis for each hyper-parameter of the trials, in the order of the search space."""
+    tried = {name: None for trial in search.trials for name in trial.params}
+    names = [name for name in search.space if name in tried]
+    names += [name for name in tried if name not in search.space]
+    return [_axis(name, search.space.get(name, {}), search.trials) for name in names]
+
+
+def plain(value: Any) -> str:
+    """A value as one reads it on an axis or in a table."""
+    number = finite(value)
+    if number is None:
+        return str(value)
+    text = f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+    if "e" in text:
+        mantissa, power = text.split("e")
+        text = f"{mantissa}e{int(power)}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _axis(name: str, spec: dict[str, Any], trials: list[Trial]) -> Axis:
+    values = [trial.params[name] for trial in trials if name in trial.params]
+    numbers = [number for value in values if (number := finite(value)) is not None]
+    choices = spec.get("choices")
+    if isinstance(choices, list) or len(numbers) < len(values):
+        known = list(choices) if isinstance(choices, list) else []
+        known += sorted({value for value in values if value not in known}, key=str)
+        if all(finite(choice) is not None for choice in known):
+            known.sort()
+        return Axis(name, 0.0, 1.0, False, tuple(known))
+    low = min([*numbers, *_bound(spec, "low")])
+    high = max([*numbers, *_bound(spec, "high")])
+    wide = low > 0 and high / low >= 100 and not spec
+    return Axis(name, low, high, low > 0 and (spec.get("log") is True or wide))
+
+
+def _bound(spec: dict[str, Any], end: str) -> list[float]:
+    number = finite(spec.get(end))
+    return [] if number is None else [number]

@@ -1,0 +1,85 @@
+"""The folder of a search: opened anew or resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tune.config import CHANGEABLE, SearchConfig, differences, to_dict
+from tune.records import TrialRecord, read_records
+from tune.space import with_params
+from vgse.config import RunConfig
+from vgse.config import to_dict as run_dict
+from vgse.files import written_whole
+
+CONFIG = "search.yaml"
+BEST = "best.yaml"
+
+
+def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
+    """See that a search may be made there, or resumed.
+
+    Raises:
+        ValueError: there is a search of this name and `resume` is off, or it is another search.
+    """
+    path = folder / CONFIG
+    there = path.is_file()
+    if there and not resume:
+        raise ValueError(
+            f"{folder}: this search is there already; add --resume to go on with it, or choose "
+            "another --search-id"
+        )
+    if resume and not there:
+        raise ValueError(f"{folder}: there is no search to resume; check --search-id and storage")
+    if there:
+        before = read_yaml(path)
+        before["run"] = _completed(before.get("run"), run_dict(RunConfig()))
+        other = [
+            name
+            for name in differences(before, to_dict(config))
+            if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking.")
+        ]
+        if other:
+            raise ValueError(
+                f"{path}: {other[0]} was another when this search began; resume it with the same "
+                "configuration (or none: --search-id alone), or choose another --search-id"
+            )
+
+
+def open_folder(folder: Path, config: SearchConfig) -> list[TrialRecord]:
+    """Write search.yaml, and return the trials that are there already."""
+    (folder / "trials").mkdir(exist_ok=True)
+    _write_yaml(folder / CONFIG, to_dict(config))
+    return read_records(folder)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file; ValueError where it is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no configuration; delete the folder and search again")
+    return content
+
+
+def write_best(folder: Path, run: RunConfig, record: TrialRecord) -> Path:
+    """Write best.yaml, a configuration for `python -m distributed train --config`."""
+    path = folder / BEST
+    _write_yaml(path, run_dict(with_params(run, record.params)))
+    return path
+
+
+def _completed(old: Any, defaults: dict[str, Any]) -> Any:
+    """A configuration with the defaults of fields that there were not yet when it was written."""
+    if not isinstance(old, dict):
+        return old
+    nested = {name: value for name, value in defaults.items() if isinstance(value, dict)}
+    known = {k: _completed(v, nested[k]) if k in nested else v for k, v in old.items()}
+    return {**defaults, **known}
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    with written_whole(path) as stream:
+        stream.write(yaml.safe_dump(content, sort_keys=False).encode())

@@ -1,0 +1,102 @@
+"""What is measured of a trial after each epoch: its objective, and whether it has collapsed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distributed.embedding.embed import Encoder, embed_units
+from distributed.features.cache import access_of
+from distributed.train.checkpoint import load_module
+from distributed.train.spec import TrainingJob, build_model
+from tune.trial.context import Material
+from tune.trial.objective import MEASURES, measure, objective_of
+from vgse.embeddings import class_embeddings
+
+_TRAINED = (
+    "loss", "classification", "semantic", "consistency", "entropy", "used_clusters",
+    "usage_entropy", "nmi", "learning_rate",
+)  # fmt: skip
+
+
+_CHANCE = 0.995
+
+
+_STUCK_EPOCHS = 3
+
+
+class Judge:
+    """Scores the checkpoints of one trial."""
+
+    def __init__(self, material: Material, job: TrainingJob) -> None:
+        model = build_model(job).eval().to(material.device)
+        self._material, self._config = material, job.config
+        self._model = model
+        self._encoder = Encoder(
+            url=job.url,
+            folder=job.folder,
+            spec=job.spec,
+            num_classes=job.num_classes,
+            head=model.head,
+            start=None,
+            backbone=model.backbone,
+            device=material.device,
+            access=access_of(job.config.data),
+        )
+
+    def row(self, trained: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+        """An epoch's row from what training reports and the checkpoint it made.
+
+        Besides objective it holds the measures of all zero-shot models' mean, in 0..1.
+        """
+        load_module(checkpoint, "head", self._model.head)
+        if self._model.backbone is not None:
+            load_module(checkpoint, "backbone", self._model.backbone)
+        with torch.inference_mode():
+            embedded = embed_units(self._encoder, self._material.units)
+        own = class_embeddings(embedded.sums["train"])
+        search = self._material.config
+        results = measure(
+            self._material.problem,
+            own,
+            self._material.word_vectors,
+            self._config.relations,
+            self._config.evaluation.normalise,
+            search.models,
+        )
+        means = {name: objective_of(results, name) for name in MEASURES}
+        if not np.isfinite(list(means.values())).all():
+            raise ValueError("the objective is not finite: the class embeddings hold NaN")
+        return {
+            "epoch": trained["epoch"],
+            "objective": means[search.objective],
+            **{name: trained[name] for name in _TRAINED if name in trained},
+            **means,
+        }
+
+
+def collapse_cause(
+    rows: list[dict[str, Any]], num_clusters: int, num_classes: int, share: float
+) -> str | None:
+    """Why a trial is not worth going on with, in one line; None where it is.
+
+    Dead clusters: less than `share` of them hold patches, or two at most. Stuck: the class loss
+    stayed at ln S, that of guessing, for three epochs. The learning rate warms up in the first
+    epoch, which is therefore not judged.
+    """
+    if len(rows) < 2:
+        return None
+    last = rows[-1]
+    used = last.get("used_clusters")
+    if used is not None and used < max(2, share * num_clusters):
+        return f"dead clusters: {used} of {num_clusters} hold patches in epoch {last['epoch']}"
+    losses = [row.get("classification") for row in rows[-_STUCK_EPOCHS:]]
+    guessing = math.log(num_classes)
+    if len(rows) > _STUCK_EPOCHS and all(x is not None and x > _CHANCE * guessing for x in losses):
+        return (
+            f"stuck at ln S: the class loss is {losses[-1]:.3f} in epoch {last['epoch']}, that of "
+            f"guessing among {num_classes} classes is {guessing:.3f}"
+        )
+    return None

@@ -1,0 +1,157 @@
+"""What a trial is judged by: zero-shot accuracy on validation classes that play the unseen ones.
+
+All images are training images. Validation classes took no part in training; they are related to
+the training classes by word vectors and scored as unseen classes are in the final table. The
+zero-shot model's own hyper-parameters, and gamma of calibrated stacking, are chosen one level
+further down, on a seeded fifth of the training classes that plays unseen in its turn: chosen on
+the validation classes, they would flatter every trial by what a grid gains there.
+
+Accuracy on seen classes is of images that the zero-shot model did not learn from; the clusters
+did, as in the validation fold of the final table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgse.config import RelationConfig
+from vgse.zsl.data import Indices, TestSplits, ZslData
+from vgse.zsl.features import Features
+from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
+from vgse.zsl.models import find_model
+from vgse.zsl.models.bilinear import Embeddings
+from vgse.zsl.rows import RowInputs, assembled, smo_row
+from vgse.zsl.select import choose, final_result
+
+_INNER_SHARE = 0.2
+MEASURES = ("zsl", "seen", "unseen", "harmonic_mean")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Two zero-shot problems within the training images, with features as models get them."""
+
+    inner: Fold  # a fifth of the training classes is unseen: everything is chosen here
+    inner_features: PreparedFold
+    outer: Fold  # validation classes are unseen: trials are scored here
+    outer_features: PreparedFold
+    seed: int
+
+
+def make_problem(
+    features: Features,
+    labels: Indices,
+    class_names: list[str],
+    trained: Indices,
+    val: Indices,
+    *,
+    holdout: float,
+    seed: int,
+) -> Problem:
+    """The problem that all trials of a search are scored on.
+
+    Args:
+        features: [M, D_f] of whole training images, those of validation classes among them.
+        labels: [M] into class_names.
+        class_names: [C].
+        trained: classes that trials train on.
+        val: validation classes, none of them in `trained`.
+        holdout: share of each training class's images that plays test_seen.
+        seed: seed of the inner classes and of the images held out.
+
+    Raises:
+        ValueError: too few classes or images.
+    """
+    if len(trained) < 4:
+        raise ValueError(
+            f"{len(trained)} training classes besides {len(val)} validation classes; a search "
+            "needs at least 4: pack again with fewer validation classes"
+        )
+    train, held = _hold_out(labels, trained, holdout, seed)
+    data = ZslData(
+        features,
+        labels,
+        train=train,
+        test_seen=held,
+        test_unseen=np.flatnonzero(np.isin(labels, val)),
+        class_names=class_names,
+        seen=np.sort(trained),
+        unseen=np.sort(val),
+        val=_inner_classes(trained, seed),
+    )
+    inner = validation_fold(data, holdout, seed)
+    outer = final_fold(data, TestSplits(data.test_seen, data.test_unseen))
+    return Problem(inner, prepare(data, inner), outer, prepare(data, outer), seed)
+
+
+def _inner_classes(trained: Indices, seed: int) -> Indices:
+    count = max(2, round(_INNER_SHARE * len(trained)))
+    return np.sort(np.random.default_rng(seed).permutation(np.sort(trained))[:count])
+
+
+def _hold_out(
+    labels: Indices, trained: Indices, holdout: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Images to learn from and images that play test_seen; a class of two images keeps both,
+    since the inner problem has to hold out one as well."""
+    train, held = [], []
+    for label in trained:
+        images = np.flatnonzero(labels == label)
+        images = np.random.default_rng((seed, 1, int(label))).permutation(images)
+        count = min(max(1, round(holdout * len(images))), max(0, len(images) - 2))
+        held.append(images[:count])
+        train.append(images[count:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
+
+
+def measure(
+    problem: Problem,
+    own: NDArray[np.float64],
+    word_vectors: NDArray[np.float64],
+    relations: RelationConfig,
+    normalise: str,
+    models: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Score class embeddings.
+
+    Args:
+        problem: from `make_problem`.
+        own: [C, D_v] embeddings of the training classes; other rows are not looked at.
+        word_vectors: [C, D_w].
+        relations: how validation classes follow from training classes.
+        normalise: what zero-shot models get: none, l2 or z.
+        models: names of zero-shot models.
+
+    Returns:
+        For each model zsl, seen, unseen and harmonic_mean in 0..1.
+    """
+    inner = _embeddings(problem.inner, own, word_vectors, relations, normalise)
+    outer = _embeddings(problem.outer, own, word_vectors, relations, normalise)
+    results = {}
+    for name in models:
+        model = find_model(name)
+        choice = choose(model, problem.inner_features, inner, problem.seed)
+        result = final_result(model, problem.outer_features, outer, choice, problem.seed)
+        results[name] = {measure: float(getattr(result, measure)) for measure in MEASURES}
+    return results
+
+
+def _embeddings(
+    fold: Fold,
+    own: NDArray[np.float64],
+    word_vectors: NDArray[np.float64],
+    relations: RelationConfig,
+    normalise: str,
+) -> Embeddings:
+    known = np.full_like(own, np.nan)
+    known[fold.seen] = own[fold.seen]
+    inputs = RowInputs(known, word_vectors, None)
+    blocks = smo_row(inputs, fold.seen, fold.unseen, relations.alpha, relations.ridge)
+    return assembled(blocks, len(fold.seen), normalise)
+
+
+def objective_of(results: dict[str, dict[str, float]], name: str) -> float:
+    """The mean over the models of one measure, in 0..1."""
+    return float(np.mean([result[name] for result in results.values()]))

@@ -1,0 +1,142 @@
+"""How files are written and read: whole or not at all, with room, by one process at a time."""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_WORDS = ("No space left on device", "Disk quota exceeded")  # of libraries without a number
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, or a user's share of it, was full."""
+    if isinstance(error, OSError) and error.errno in _NUMBERS:
+        return True
+    return not isinstance(error, ValueError) and any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def room_for(path: str | Path) -> Iterator[None]:
+    """Whatever is written inside goes to the disk of `path`.
+
+    Raises:
+        ValueError: that disk is full, or takes no files from this user; one line with the folder
+            and the remedy.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries raise errors of their own
+        if isinstance(error, OSError) and error.errno in _CLOSED:
+            raise ValueError(
+                f"{error.filename or path}: cannot be used ({error.strerror}); choose another "
+                "folder, or change its permissions"
+            ) from error
+        if not is_full(error):
+            raise
+        raise ValueError(
+            f"{Path(path).parent}: no space left on its disk (writing {Path(path).name}); "
+            "free some, then run the same command again"
+        ) from error
+
+
+LOCK = ".lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold a folder, by an empty file in it, until the block or this process ends.
+
+    File systems that know no locks hold nobody off.
+
+    Raises:
+        ValueError: another process holds it, here or on another machine that shares the disk.
+    """
+    path = folder / LOCK
+    with room_for(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise ValueError(
+                    f"{folder}: another process is at work here; wait until it ends, or choose "
+                    "another name"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears as `path` once it is complete, and not at all after an error.
+
+    Raises ValueError in one line for a full disk.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as stream:
+                yield stream
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` as indented JSON; NaN and infinity, which JSON lacks, become null."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    with written_whole(path) as stream:
+        stream.write(f"{text}\n".encode())
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes `arrays` as compressed .npz; strings become fixed-width arrays, never objects."""
+    ready = {name: np.asarray(array) for name, array in arrays.items()}
+    assert all(array.dtype != object for array in ready.values()), "objects would need pickle"
+    with written_whole(path) as stream:
+        # numpy's stubs take the names of arrays for its own keywords.
+        np.savez_compressed(stream, **ready)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file; ValueError for a file or an array that is not there."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            there = list(archive.files)
+            arrays = {name: archive[name] for name in names if name in there}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give a folder that holds it") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError):
+        # ValueError: objects, or no numpy file at all; the last two: .npy in place of .npz.
+        raise ValueError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(
+            f"{path}: holds no {', '.join(missing)}, only {', '.join(there)}; write the file again"
+        )
+    return arrays

@@ -1,0 +1,91 @@
+"""The data of a relation problem, and the certificate of its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse import csr_array
+
+F64 = NDArray[np.float64]
+
+NEAREST = 1e-6  # squared: a target closer to the centre counts as this share of the spread away
+
+
+@dataclass(frozen=True)
+class SeenPoints:
+    """Distinct seen vectors, centred, and scaled to a largest entry of 1."""
+
+    points: F64  # [G, D_w] in an order of their own, so that the inputs' order has no effect
+    counts: F64  # [G] how many seen classes share the vector
+    inverse: NDArray[np.int64]  # [S] the row of each seen class
+    original: F64  # [S, D_w] the points in the order of the seen classes
+    centre: F64  # [D_w] mean over the seen classes
+    scale: float
+    spread: float  # mean squared distance from the centre, scaled
+    ridge: float  # ridge * lambda_max, scaled
+
+    @property
+    def ridges(self) -> F64:
+        """[G]: a weight t shared by m equal classes costs m (t / m)^2."""
+        return self.ridge / self.counts
+
+
+def prepare(seen: F64, ridge: float) -> SeenPoints:
+    """The distinct seen vectors, centred and scaled."""
+    # Adding 0 turns -0 into 0: equal vectors must have equal bytes.
+    rows = np.ascontiguousarray(seen + 0.0)
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, inverse, sizes = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    points, counts = rows[first], sizes.astype(np.float64)
+    magnitude = float(np.abs(points).max())
+    centre = counts @ points / counts.sum()
+    centre += counts @ (points - centre) / counts.sum()  # the first mean is off by rounding
+    points = points - centre
+    scale = float(np.abs(points).max())
+    if scale <= 1e-13 * magnitude:  # one point, up to rounding: every r fits equally well
+        points[:], scale, largest = 0.0, magnitude or 1.0, 1.0
+    else:
+        points /= scale
+        weighted = points * np.sqrt(counts)[:, None]
+        small = weighted.T @ weighted if len(points) > points.shape[1] else weighted @ weighted.T
+        top = len(small) - 1
+        largest = float(eigh(small, eigvals_only=True, subset_by_index=[top, top])[0])
+    spread = float(counts @ np.square(points).sum(axis=1) / counts.sum())
+    return SeenPoints(
+        points, counts, inverse, points[inverse], centre, scale, spread, ridge * largest
+    )
+
+
+def certify(weights: F64, targets: F64, seen: SeenPoints, alpha: float) -> tuple[F64, F64, F64]:
+    """Residual (scaled), relative Frank-Wolfe gap and violation, from the vectors themselves.
+
+    The gap is g'(r - s) with g the gradient at r and s the feasible point of the lowest g's:
+    alpha everywhere, and what is left to 1 given to the smallest g's, at most 1 - alpha each.
+    """
+    points = seen.original
+    num_seen = weights.shape[1]
+    fitted = (csr_array(weights) if alpha == 0 else weights) @ points
+    errors = targets - fitted
+    gradient = -errors @ points.T
+    gradient += seen.ridge * weights
+    gradient -= gradient.mean(axis=1, keepdims=True)  # free, as r and s have the same sum
+    here = np.einsum("bs,bs->b", gradient, weights)
+    room, budget = 1.0 - alpha, 1.0 - num_seen * alpha
+    full = min(int(budget / room), num_seen - 1) if room > 0 else 0
+    lowest = np.partition(gradient, full, axis=1)
+    there = room * lowest[:, :full].sum(axis=1) + (budget - full * room) * lowest[:, full]
+    size = np.maximum(np.square(targets).sum(axis=1), NEAREST * seen.spread)
+    gap = np.maximum(here - there, 0.0) / np.where(size > 0, 0.5 * size, 1.0)
+    violation = np.maximum.reduce(
+        [
+            np.abs(weights.sum(axis=1) - 1),
+            (alpha - weights).max(axis=1),
+            weights.max(axis=1) - 1,
+        ]
+    )
+    return np.linalg.norm(errors, axis=1), gap, violation

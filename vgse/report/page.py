@@ -1,0 +1,134 @@
+"""The page around the sections: escaping, folding, notices, style and script."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+from importlib import resources
+
+from vgse.report.run_files import MADE_BY, Missing
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+
+
+def esc(value: object) -> str:
+    """`value` as text that is safe in an element and in a quoted attribute."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+    return html.escape(text, quote=True)
+
+
+def attribute_json(value: object) -> str:
+    """`value` as JSON for a double-quoted attribute."""
+    return html.escape(json.dumps(value, separators=(",", ":"), allow_nan=False), quote=True)
+
+
+def data_block(ident: str, value: object) -> str:
+    """A script element that holds `value` as JSON and cannot be closed from inside."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return f'<script type="application/json" id="{ident}">{text}</script>'
+
+
+def fold(label: str, body: str, *, kind: str = "") -> str:
+    """A part that opens on a click, with or without scripts."""
+    return f'<details class="{kind}"><summary>{esc(label)}</summary>{body}</details>'
+
+
+def section(ident: str, title: str, body: str) -> str:
+    """One section of the page."""
+    return f'<section id="{ident}"><h2>{esc(title)}</h2>{body}</section>'
+
+
+def notice(missing: Missing) -> str:
+    """What a section says in place of its content."""
+    field = f" has no field <code>{esc(missing.field)}</code>" if missing.field else " is not there"
+    command = MADE_BY[missing.file]
+    return (
+        f'<p class="notice"><code>{esc(missing.file)}</code>{field}. '
+        f"This command makes it: <code>{esc(command)}</code></p>"
+    )
+
+
+def number(value: object, digits: int = 2) -> str:
+    """A figure with fixed digits, an en dash for none or NaN; ValueError for anything else."""
+    if value is None:
+        return NONE
+    figure = float(str(value))
+    if math.isnan(figure):
+        return NONE
+    text = f"{figure:,.{digits}f}"
+    if text.strip("-0.") == "":
+        text = text.lstrip("-")  # no minus before a rounded zero
+    return text.replace("-", MINUS)
+
+
+def magnitude(value: object) -> str:
+    """A small figure as a power of ten, such as 3.2e-13; an en dash for none."""
+    if value is None:
+        return NONE
+    figure = float(str(value))
+    return "0" if figure == 0 else f"{figure:.1e}".replace("-", MINUS)
+
+
+def percent(value: object) -> str:
+    """A share in 0..1 as a figure out of a hundred with one digit, without the sign."""
+    return NONE if value is None else number(100 * float(str(value)), 1)
+
+
+def hero(
+    kicker: str, title: str, result: str, facts: list[tuple[str, str]], *, aside: str = ""
+) -> str:
+    """The head of a page; `result` and `aside` are HTML, `facts` pair a term with HTML."""
+    entries = "".join(f"<div><dt>{esc(term)}</dt><dd>{value}</dd></div>" for term, value in facts)
+    return f"""<header>
+<div class="hero"><div><p class="kicker">{esc(kicker)}</p>
+<h1>{esc(title)}</h1>{result}</div>{aside}</div>
+<dl class="facts">{entries}</dl>
+</header>"""
+
+
+def page(
+    title: str, style: str, header: str, sections: list[tuple[str, str, str]], script: str
+) -> str:
+    """The whole document; `sections` are (ident, title, body).
+
+    `style` comes after the sheet that all pages share, `script` after pointer.js.
+    """
+    ours = resource("style.css")
+    script = resource("pointer.js") + script
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    links = "".join(f'<a href="#{ident}">{esc(label)}</a>' for ident, label, _ in sections)
+    body = "\n".join(section(*each) for each in sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{esc(title)}</title>
+<link rel="icon" href="data:,">
+<style>{ours}{style}</style>
+</head>
+<body>
+<main>
+{header}
+<nav aria-label="Sections">{links}</nav>
+{body}
+</main>
+<div id="tip" role="status" hidden></div>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def resource(name: str) -> str:
+    """The text of a file that lies beside this one."""
+    return resources.files("vgse.report").joinpath(name).read_text(encoding="utf-8")

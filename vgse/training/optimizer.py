@@ -1,0 +1,49 @@
+"""The optimiser of a run, in the form that is fastest on its device."""
+
+from typing import Any
+
+import torch
+
+from vgse.config import TrainingConfig
+from vgse.training.model import TrainingModel
+
+
+def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with a peak rate each for prototypes and projection, for Q and S, and for θ.
+
+    Each group holds its peak learning rate under "peak". On a GPU one kernel updates all
+    parameters.
+    """
+    groups = _groups(model, config)
+    fused = True if model.head.centroids.is_cuda else None
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+    assert config.optimizer == "sgd", "the configuration is validated"
+    return torch.optim.SGD(
+        groups, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def _groups(model: TrainingModel, config: TrainingConfig) -> list[dict[str, Any]]:
+    head = model.head
+    regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
+    known = {id(parameter) for parameter in regressors}
+    clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
+    groups = [(clustering, config.learning_rate), (regressors, config.regressor_learning_rate)]
+    if model.backbone is not None:
+        part = [p for p in model.backbone.parameters() if p.requires_grad]
+        groups.append((part, config.backbone_learning_rate))
+    return [{"params": parameters, "peak": rate, "lr": rate} for parameters, rate in groups]
+
+
+@torch.no_grad()
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimiser's moments out in memory as their parameters are.
+
+    A checkpoint holds them row by row, and fused kernels refuse them beside a channels_last
+    weight.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

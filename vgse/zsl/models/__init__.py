@@ -1,0 +1,98 @@
+"""The zero-shot models of the table, by name.
+
+A model is `fit(training, embeddings [S, D_e], *, seed, **params) -> score` and a score is
+`score(features [M, D], embeddings of K candidates [K, D_e]) -> [M, K]`, the higher the likelier.
+`Training` and `features` come from `vgse.zsl.features`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+from vgse.zsl.features import Training
+from vgse.zsl.models.ale import weighted_ranking
+from vgse.zsl.models.bilinear import Embeddings, Score, Slope, fit_bilinear
+from vgse.zsl.models.conse import fit_conse
+from vgse.zsl.models.devise import summed_hinge
+from vgse.zsl.models.eszsl import fit_eszsl
+from vgse.zsl.models.prototype import fit_prototype
+from vgse.zsl.models.sae import fit_sae
+from vgse.zsl.models.sje import structured_hinge
+
+Params = dict[str, float]
+
+
+Fit = Callable[..., Score]
+"""fit(training, embeddings [S, D_e], *, seed, **params) -> score."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A zero-shot model and the hyper-parameters among which validation chooses."""
+
+    name: str
+    label: str
+    fit: Fit
+    grid: tuple[Params, ...]
+    stochastic: bool = False
+
+
+def _grid(**values: tuple[float, ...]) -> tuple[Params, ...]:
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+
+
+def fit_cada_vae(
+    training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
+) -> Score:
+    """`vgse.zsl.models.cada_vae.fit_cada_vae`; torch is imported where this model is asked for."""
+    from vgse.zsl.models import cada_vae
+
+    return cada_vae.fit_cada_vae(training, embeddings, seed=seed, noise=noise)
+
+
+_ONE_VIOLATOR = (0.003, 0.03, 0.1, 0.3, 1.0)
+_ALL_VIOLATORS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+
+
+def _bilinear(name: str, label: str, slope: Slope, weight_decay: tuple[float, ...]) -> Model:
+    """A model that is its loss, learned by SGD."""
+    fit = partial(fit_bilinear, slope=slope)
+    return Model(name, label, fit, _grid(weight_decay=weight_decay), stochastic=True)
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            "eszsl",
+            "ESZSL",
+            fit_eszsl,
+            _grid(gamma=(0.1, 1.0, 10.0, 100.0), lam=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)),
+        ),
+        _bilinear("sje", "SJE", structured_hinge, _ONE_VIOLATOR),
+        Model(
+            "prototype",
+            "prototype",
+            fit_prototype,
+            _grid(ridge=(0.01, 0.1, 1.0, 10.0, 100.0), shrinkage=(1.0, 10.0, 1000.0)),
+        ),
+        _bilinear("ale", "ALE", weighted_ranking, _ALL_VIOLATORS),
+        _bilinear("devise", "DeViSE", summed_hinge, _ALL_VIOLATORS),
+        Model("sae", "SAE", fit_sae, _grid(balance=(0.1, 1.0, 10.0, 100.0, 1000.0))),
+        Model("conse", "ConSE", fit_conse, _grid(top=(1, 3, 10, 30)), stochastic=True),
+        Model("cada_vae", "CADA-VAE", fit_cada_vae, _grid(noise=(0.3, 1.0)), stochastic=True),
+    )
+}
+
+
+def label_of(name: str) -> str:
+    """How tables call a model; one that is not known by its name."""
+    return MODELS[name].label if name in MODELS else name
+
+
+def find_model(name: str) -> Model:
+    """The model called `name`; ValueError names those there are."""
+    if name not in MODELS:
+        raise ValueError(f"zero-shot model {name!r} is unknown: choose among {', '.join(MODELS)}")
+    return MODELS[name]

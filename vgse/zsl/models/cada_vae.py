@@ -1,0 +1,153 @@
+"""CADA-VAE: Schönfeld et al., "Generalized Zero- and Few-Shot Learning via Aligned Variational
+Autoencoders", CVPR 2019.
+
+Two variational autoencoders, of image features and of class embeddings, learn one latent space,
+where a softmax classifier learns all candidate classes: seen ones from encoded images, the others
+from their encoded embeddings.
+
+Smaller than the paper's, to train in about a second, and different where the setting is: squared
+errors of a fixed weight, since L1 would depend on the rotation of the features and a sum on their
+number, and noise on what is encoded, since there may be no more than some dozens of seen classes.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vgse.zsl.features import Features, Training
+from vgse.zsl.models.bilinear import Embeddings, Score, span
+from vgse.zsl.models.latent_classifier import Latents, LatentScore
+
+COMPONENTS = 128  # principal axes of the features that learn
+HIDDEN = 128
+LATENT = 32
+BATCH = 64
+EPOCHS, MIN_STEPS, MAX_STEPS = 20, 300, 1000
+LEARNING_RATE = 2e-3
+FEATURE_NOISE = 0.5  # of inputs whose mean square is 1
+WEIGHT = 128.0  # of reconstructions, whatever the sizes of features and embeddings
+KL, CROSS, DISTANCE = 0.25, 2.37, 8.13  # β, γ and δ of Eq. 6, as in the paper
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Warm-up: 0 until `start`, 1 from `end`, linear between; all in shares of the training."""
+    return min(max((progress - start) / (end - start), 0.0), 1.0)
+
+
+def layers(inputs: int, outputs: int) -> nn.Sequential:
+    """One hidden layer, as in all four networks of the paper."""
+    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
+
+
+def wasserstein(mean: Tensor, log_variance: Tensor, other: Tensor, other_log: Tensor) -> Tensor:
+    """[B] 2-Wasserstein distances of diagonal Gaussians [B, L], Eq. 5."""
+    spread = (log_variance / 2).exp() - (other_log / 2).exp()
+    squares = (mean - other).square().sum(1) + spread.square().sum(1)
+    return (squares + 1e-8).sqrt()  # at 0 the root has no slope
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """[B] Kullback-Leibler divergences of diagonal Gaussians [B, L] from N(0, 1)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def squared(found: Tensor, wanted: Tensor) -> Tensor:
+    """[B] half the squared distances of rows, scaled to rows of `WEIGHT` numbers."""
+    return 0.5 * WEIGHT * (found - wanted).square().mean(1)
+
+
+class AlignedAutoencoders(nn.Module):
+    """Encoders and decoders of image features x and class embeddings a."""
+
+    def __init__(self, feature_size: int, embedding_size: int) -> None:
+        super().__init__()
+        self.encode_x = layers(feature_size, 2 * LATENT)
+        self.encode_a = layers(embedding_size, 2 * LATENT)
+        self.decode_x = layers(LATENT, feature_size)
+        self.decode_a = layers(LATENT, embedding_size)
+
+    def loss(self, x: Tensor, a: Tensor, noise: float, progress: float) -> Tensor:
+        """Mean of Eq. 6 over images x [B, D] and the embeddings a [B, D_e] of their classes.
+
+        β, γ and δ are warmed up as in the paper's 100 epochs. `noise` is added to the embeddings.
+        """
+        beta = KL * ramp(progress, 0.0, 0.9)
+        gamma = CROSS * ramp(progress, 0.21, 0.75)
+        delta = DISTANCE * ramp(progress, 0.06, 0.22)
+        mean_x, log_x = self.encode_x(x + FEATURE_NOISE * torch.randn_like(x)).chunk(2, 1)
+        mean_a, log_a = self.encode_a(a + noise * torch.randn_like(a)).chunk(2, 1)
+        z_x = mean_x + (log_x / 2).exp() * torch.randn_like(mean_x)
+        z_a = mean_a + (log_a / 2).exp() * torch.randn_like(mean_a)
+        x_of_x, x_of_a = self.decode_x(torch.cat([z_x, z_a])).chunk(2)
+        a_of_x, a_of_a = self.decode_a(torch.cat([z_x, z_a])).chunk(2)
+        loss = squared(x_of_x, x) + squared(a_of_a, a)
+        loss = loss + beta * (divergence(mean_x, log_x) + divergence(mean_a, log_a))
+        loss = loss + gamma * (squared(x_of_a, x) + squared(a_of_x, a))
+        loss = loss + delta * wasserstein(mean_x, log_x, mean_a, log_a)
+        return loss.mean()
+
+
+def batches(count: int, steps: int) -> Iterator[Tensor]:
+    """Indices [BATCH] of `steps` batches; every image once before any comes again."""
+    order = torch.randperm(count)
+    for _ in range(steps):
+        while len(order) < BATCH:
+            order = torch.cat([order, torch.randperm(count)])
+        yield order[:BATCH]
+        order = order[BATCH:]
+
+
+def train(x: Tensor, a: Tensor, labels: Tensor, noise: float) -> AlignedAutoencoders:
+    """The autoencoders of features x [M, D] and embeddings a [S, R], by Adam and one cycle."""
+    model = AlignedAutoencoders(x.shape[1], a.shape[1])
+    steps = min(max(EPOCHS * len(x) // BATCH, MIN_STEPS), MAX_STEPS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
+    for step, batch in enumerate(batches(len(x), steps)):
+        optimizer.zero_grad()
+        model.loss(x[batch], a[labels[batch]], noise, step / steps).backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+def unit_scale(rows: Features | Embeddings) -> float:
+    """The factor that brings the mean square of all entries to 1."""
+    return 1 / float(np.sqrt(np.mean(np.square(rows))) or 1)
+
+
+def fit_cada_vae(
+    training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
+) -> Score:
+    """Aligned autoencoders; `noise` on class embeddings is relative to their root mean square.
+
+    The score learns one classifier for each set of candidates that it is asked for. All
+    randomness follows from `seed`; torch's own generator is left as it was.
+    """
+    coordinates, basis = span(embeddings)
+    features = training.features[:, :COMPONENTS]
+    of_features, of_embeddings = unit_scale(features), unit_scale(coordinates)
+
+    def image_inputs(rows: Features) -> Tensor:
+        return torch.from_numpy(rows[:, :COMPONENTS] * np.float32(of_features))
+
+    def class_inputs(rows: Embeddings) -> Tensor:
+        return torch.from_numpy(np.asarray(of_embeddings * (rows @ basis.T), np.float32))
+
+    x, labels = image_inputs(training.features), torch.from_numpy(training.labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = train(x, class_inputs(embeddings), labels, noise).requires_grad_(False)
+
+    def encode_images(rows: Features) -> Latents:
+        mean, log_variance = model.encode_x(image_inputs(rows)).chunk(2, 1)
+        return Latents(mean, (log_variance / 2).exp())
+
+    def encode_classes(rows: Embeddings) -> Latents:
+        mean, log_variance = model.encode_a(class_inputs(rows)).chunk(2, 1)
+        return Latents(mean, (log_variance / 2).exp())
+
+    images = encode_images(training.features)
+    return LatentScore(encode_images, encode_classes, images, labels, embeddings, seed)
