@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from distributed.jobs.env_file import find_token
 from vgse.config import RunConfig, default_name
+from vgse.errors import UserError
 
 _ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
 
@@ -173,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "submit":
             return _submit(chosen.submit, given[len(own) + 1 :])
         return _status(chosen.status) if chosen.command == "status" else _stop(chosen.stop)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

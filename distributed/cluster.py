@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from distributed.train.callbacks import plural
 from vgse.config import ClusterConfig
+from vgse.errors import UserError
 
 Say = Callable[[str], None]
 _FIRST_LINE_S = 5.0
@@ -232,14 +233,14 @@ def ray_cluster(
                 **own,  # type: ignore[arg-type]
             )
     except ConnectionError as error:
-        raise ValueError(
+        raise UserError(
             f"cluster.address: no Ray cluster answers at {address} ({error}); "
             "start one with 'ray start --head', or leave the address out"
         ) from None
     except Exception as error:  # Ray has no kind of its own for this
         if "timed out during startup" not in str(error):
             raise
-        raise ValueError(
+        raise UserError(
             "Ray did not start within half a minute: this machine is busy or short of memory; "
             "run the same command again when it has room"
         ) from error
@@ -296,12 +297,12 @@ def _with_room(config: ClusterConfig, gpu: bool, say: Say) -> bool:
     waited = "" if hopeless else f" after {config.wait_for_gpus:g} s"
     limit = "" if most is None or not hopeless else f", and its node types allow {most:g} at most"
     if gpu:
-        raise ValueError(
+        raise UserError(
             f"cluster.use_gpu is {config.use_gpu}, but{waited} training is still {lack}{limit}; "
             "lower cluster.num_workers or set cluster.use_gpu to no"
             + ("" if hopeless else ", or raise cluster.wait_for_gpus")
         )
-    raise ValueError(
+    raise UserError(
         f"cluster.num_workers is {config.num_workers}, but{waited} training is still {lack}; "
         "lower cluster.num_workers or cluster.cpus_per_worker, or raise cluster.wait_for_gpus"
     )

@@ -31,6 +31,7 @@ from distributed.train.ray_trainer import run_training, training_job
 from shards.manifest import SPLITS
 from shards.objects import FIRST
 from vgse.config import RunConfig, check_name, leaves, to_dict
+from vgse.errors import UserError
 
 LAST = "report.html"  # what the last stage writes
 _RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", LAST)
@@ -55,7 +56,7 @@ def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: b
     there = file_sizes(run, retry=FIRST)
     finished = LAST in there
     if finished and not resume:
-        raise ValueError(
+        raise UserError(
             f"{run}: this run is finished ({', '.join(n for n in _RESULTS if n in there)} are "
             "there already); choose another --run-id, or add --resume to redo what follows "
             "the embedding"
@@ -66,7 +67,7 @@ def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: b
     except FileNotFoundError:
         before = fingerprint
     if before != fingerprint:
-        raise ValueError(f"{run}: {_difference(run, config)}; choose another --run-id")
+        raise UserError(f"{run}: {_difference(run, config)}; choose another --run-id")
     write(mark, fingerprint.encode(), retry=FIRST)
     return finished
 
@@ -110,9 +111,6 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
 
     Returns:
         The run folder, or for one at a URL a folder with a copy of its report.
-
-    Raises:
-        ValueError: one line that names the file or the field, and the remedy.
     """
     check_name("--run-id", run_id)
     prepared = prepare(config)

@@ -13,6 +13,7 @@ from distributed.storage import absolute, is_remote, join
 from distributed.train.loggers import check_tracking
 from shards.manifest import Manifest, load_manifest
 from vgse.config import RunConfig, to_dict, validate
+from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
 from vgse.knowledge.words import load_word_vectors, normalise_words
 
@@ -33,11 +34,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Load and check everything a run needs.
-
-    Raises:
-        ValueError: one line that names the file or the field, and the remedy.
-    """
+    """Load and check everything a run needs."""
     validate(config)
     check_tracking(config.tracking)
     manifest = load_manifest(config.data.shards)
@@ -59,7 +56,7 @@ def prepare(config: RunConfig) -> Prepared:
     backbone = build_backbone(config.backbone.name, config.backbone.weights)
     _check_backbone(config, backbone)
     if config.model.projection > backbone.num_features:
-        raise ValueError(
+        raise UserError(
             f"model.projection is {config.model.projection}, but {config.backbone.name} gives "
             f"{backbone.num_features} features; lower it, or set 0 for none"
         )
@@ -84,7 +81,7 @@ def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
             with torch.inference_mode():
                 backbone(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"backbone.{name} is {size}, which {config.backbone.name} does not take "
                 f"({str(error).splitlines()[0]}); vision transformers want 224"
             ) from None
@@ -99,15 +96,15 @@ def _check_classes(
 ) -> None:
     for name, group, least in (("seen", seen, 2), ("unseen", unseen, 1), ("validation", val, 1)):
         if len(group) < least:
-            raise ValueError(
+            raise UserError(
                 f"{manifest.url}: {len(group)} {name} classes with word vectors, at least {least} "
                 "needed; pack again with another split, or give words to more classes"
             )
     if len(seen) - len(val) < 2:
-        raise ValueError(f"{manifest.url}: fewer than 2 seen classes outside the validation split")
+        raise UserError(f"{manifest.url}: fewer than 2 seen classes outside the validation split")
     alpha = config.relations.alpha
     if alpha * len(seen) > 1:
-        raise ValueError(
+        raise UserError(
             f"relations.alpha is {alpha}, but {len(seen)} weights of at least that size cannot "
             f"sum to 1; set it to {1 / len(seen):.3g} or less"
         )
@@ -116,13 +113,13 @@ def _check_classes(
 def _check_sizes(config: RunConfig, manifest: Manifest) -> None:
     images = manifest.num_images("train")
     if images < config.cluster.num_workers:
-        raise ValueError(
+        raise UserError(
             f"{manifest.url}: {images} training images for {config.cluster.num_workers} workers; "
             "lower cluster.num_workers"
         )
     patches = images * manifest.num_patches
     if config.model.num_clusters > patches:
-        raise ValueError(
+        raise UserError(
             f"model.num_clusters is {config.model.num_clusters}, but the training images have "
             f"{patches} patches; lower it"
         )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from shards import objects
 from shards.objects import PATIENT, Retry, attempt, is_remote, join
+from vgse.errors import UserError
 from vgse.files import written_whole
 
 __all__ = [
@@ -128,7 +129,7 @@ def _put(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:
         try:
             attempt(lambda: work(filesystem, path), url, "written", retry)
         except FileNotFoundError:
-            raise ValueError(f"{url}: no such bucket; make it, or correct the address") from None
+            raise UserError(f"{url}: no such bucket; make it, or correct the address") from None
         return
 
     def beside_then_rename() -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from shards.config import PackConfig
 from shards.manifest import SPLITS, Manifest
+from vgse.errors import UserError
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.subcommand == "pack":
             return _pack(options.pack)
         return _check(options.check)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vgse.errors import UserError
+
 
 @dataclass(kw_only=True)
 class PackConfig:
@@ -67,20 +69,20 @@ def validate(config: PackConfig) -> None:
     for name in ("unseen_fraction", "val_fraction", "test_fraction", "max_damaged"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
+            raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
     if config.unseen is not None and config.unseen_fraction is not None:
-        raise ValueError("give either unseen or unseen_fraction, not both")
+        raise UserError("give either unseen or unseen_fraction, not both")
     if (config.splits is None) != (config.features_file is None):
-        raise ValueError("splits and features_file belong together; give both or neither")
+        raise UserError("splits and features_file belong together; give both or neither")
     if config.splits is not None and (config.unseen or config.val or config.unseen_fraction):
-        raise ValueError("splits already names unseen and validation classes; drop the others")
+        raise UserError("splits already names unseen and validation classes; drop the others")
     if not 1 <= config.quality <= 100:
-        raise ValueError(f"quality is {config.quality}; it must be 1 to 100")
+        raise UserError(f"quality is {config.quality}; it must be 1 to 100")
     if config.short_side < 0:
-        raise ValueError(f"short_side is {config.short_side}; it must be 0 (keep) or more")
+        raise UserError(f"short_side is {config.short_side}; it must be 0 (keep) or more")
     for name in ("num_patches", "images_per_shard", "max_pixels", "workers"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if "://" in config.out:
-        raise ValueError(f"out is {config.out}; pack into a local folder, then copy it there")
+        raise UserError(f"out is {config.out}; pack into a local folder, then copy it there")

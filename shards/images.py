@@ -9,6 +9,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vgse.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MAX_ASPECT = 50
 _JPEG_LIMIT = 65500
@@ -34,10 +36,10 @@ def load_rgb(path: str, *, short_side: int, upscale: bool, max_pixels: int) -> N
     except ValueError:
         raise
     except UnidentifiedImageError:
-        raise ValueError("no picture, or of an unknown format") from None
+        raise UserError("no picture, or of an unknown format") from None
     except Exception as error:  # decoders raise anything on damaged data
         text = " ".join(str(error).replace(path, "the file").split())
-        raise ValueError(f"{type(error).__name__}: {text}") from None
+        raise UserError(f"{type(error).__name__}: {text}") from None
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
@@ -57,7 +59,7 @@ def decode_jpeg(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint
         _require_size((width, height), max_pixels)
         return cast(NDArray[np.uint8], simplejpeg.decode_jpeg(data, "RGB"))
     except ValueError as error:
-        raise ValueError(f"not a sound JPEG ({error})") from None
+        raise UserError(f"not a sound JPEG ({error})") from None
 
 
 def resize_square(image: NDArray[np.uint8], side: int, out: NDArray[np.uint8]) -> None:
@@ -71,9 +73,9 @@ def resize_square(image: NDArray[np.uint8], side: int, out: NDArray[np.uint8]) -
 def _require_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if min(size) < 1 or width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+        raise UserError(f"{width} x {height} pixels, more than max_pixels={max_pixels}")
     if max(size) > MAX_ASPECT * min(size):
-        raise ValueError(f"{width} x {height} pixels, narrower than 1:{MAX_ASPECT}")
+        raise UserError(f"{width} x {height} pixels, narrower than 1:{MAX_ASPECT}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -84,7 +86,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             (values / 257 if wide else values).clip(0, 255).astype(np.uint8)
         ).convert("RGB")
     if image.mode == "F":
-        raise ValueError("a picture of floating-point numbers; convert it to 8 or 16 bits")
+        raise UserError("a picture of floating-point numbers; convert it to 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -23,6 +23,7 @@ from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection, pieces, reader_ranges, reader_steps
 from shards.samples import RawSample, decode, label_index, parse_meta, read_parts
 from shards.source import Part, Pass, plan_passes
+from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
 
 # Below, the allocator hands out memory that it has used before, and filling that and copying
@@ -125,7 +126,7 @@ class Batches(IterableDataset[Batch]):
             assert len(batch) + len(batch.damaged) == count
             num_damaged += len(batch.damaged)
             if num_damaged > allowed:
-                raise ValueError(
+                raise UserError(
                     f"{self.manifest.url}: {num_damaged} images are damaged "
                     f"(last: {batch.damaged[-1]}), more than max_damaged={self.max_damaged} "
                     "allows; run `python -m shards check` and pack again"
@@ -250,7 +251,7 @@ class _OneLineErrors:
             yield from self.loader
         except ValueError as error:
             last = str(error).strip().splitlines()[-1]
-            raise ValueError(last.removeprefix("ValueError: ")) from None
+            raise UserError(last.removeprefix("ValueError: ")) from None
 
 
 def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shards import objects
 from shards.objects import FIRST
+from vgse.errors import UserError
 
 SPLITS = ("train", "test_seen", "test_unseen")
 ROLES = ("train", "val", "unseen", "hidden")
@@ -228,7 +229,7 @@ class Manifest:
     def shards_of(self, split: str) -> list[ShardEntry]:
         """The shards of "train", "test_seen" or "test_unseen", in the order of their names."""
         if split not in SPLITS:
-            raise ValueError(f"{self.url}: no split {split!r}; take one of {', '.join(SPLITS)}")
+            raise UserError(f"{self.url}: no split {split!r}; take one of {', '.join(SPLITS)}")
         return sorted((s for s in self.shards if s.split == split), key=lambda shard: shard.file)
 
     def num_images(self, split: str) -> int:
@@ -258,15 +259,15 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
         remedy = f"make it with `python -m shards pack --out {folder}`"
         if objects.is_remote(folder):
             remedy = "correct the address, or copy a packed folder there"
-        raise ValueError(f"{where}: no such file; {remedy}") from None
+        raise UserError(f"{where}: no such file; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); pack again") from None
+        raise UserError(f"{where}: not JSON ({error}); pack again") from None
     manifest = _parse(content, folder, where)
     for problem in problems(manifest):
-        raise ValueError(f"{where}: {problem}")
+        raise UserError(f"{where}: {problem}")
     if check_files:
         for problem in file_problems(manifest):
-            raise ValueError(f"{where}: {problem}")
+            raise UserError(f"{where}: {problem}")
     return manifest
 
 
@@ -290,9 +291,9 @@ def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
     try:
         data = objects.read(where)
     except FileNotFoundError:
-        raise ValueError(f"{where}: no such file; pack again") from None
+        raise UserError(f"{where}: no such file; pack again") from None
     if hashlib.sha256(data).hexdigest() != manifest.labels_sha256:
-        raise ValueError(f"{where}: does not belong to the manifest beside it; pack again")
+        raise UserError(f"{where}: does not belong to the manifest beside it; pack again")
     labels = np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64)
     ends = np.cumsum([shard.count for shard in manifest.shards])
     parts = np.split(labels, ends[:-1])
@@ -302,7 +303,7 @@ def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
 def _parse(content: Any, folder: str, where: str) -> Manifest:
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{where}: field version is {version!r}, this program reads {VERSION}; "
             "pack again or update the program"
         )
@@ -318,9 +319,9 @@ def _parse(content: Any, folder: str, where: str) -> Manifest:
             }
         )
     except KeyError as error:
-        raise ValueError(f"{where}: field {error.args[0]} is missing; pack again") from None
+        raise UserError(f"{where}: field {error.args[0]} is missing; pack again") from None
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {error}; pack again") from None
+        raise UserError(f"{where}: {error}; pack again") from None
 
 
 def _known(kind: type, row: dict[str, Any]) -> dict[str, Any]:

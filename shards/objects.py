@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from vgse.errors import UserError
+
 Result = TypeVar("Result")
 
 # What another attempt cannot change.
@@ -39,7 +41,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
-            raise ValueError(f"{self}: attempts must be at least 1, and waits 0 or more seconds")
+            raise UserError(f"{self}: attempts must be at least 1, and waits 0 or more seconds")
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Re
             raise
         except Exception as error:  # every store raises errors of its own
             if getattr(error, "errno", None) in FULL:
-                raise ValueError(f"{url}: cannot be {what} ({short(error)}); {ROOM}") from error
+                raise UserError(f"{url}: cannot be {what} ({short(error)}); {ROOM}") from error
             if _is_final(error):
-                raise ValueError(f"{url}: cannot be {what} ({short(error)}); {HINT}") from error
+                raise UserError(f"{url}: cannot be {what} ({short(error)}); {HINT}") from error
             if number + 1 == retry.attempts:
                 seconds = time.monotonic() - started
-                raise ValueError(
+                raise UserError(
                     f"{url}: cannot be {what}, {retry.attempts} attempts in {seconds:.1f} s "
                     f"({short(error)}); check the network and the store's address, "
                     "then run the same command again"
@@ -147,7 +149,7 @@ def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RE
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise ValueError(f"{url}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{url}: cannot be read ({error.strerror})") from error
     filesystem, path = open_filesystem(url)
 
     def fetch() -> bytes:
@@ -168,7 +170,7 @@ def sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dic
     local = Path(folder.removeprefix("file://"))
     found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(local)
     if found is None and not missing_ok:
-        raise ValueError(f"{folder}: no such folder or bucket; correct the address")
+        raise UserError(f"{folder}: no such folder or bucket; correct the address")
     return found or {}
 
 
@@ -213,9 +215,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
             filesystem.retries = 1
     except ImportError as error:
         extra = "; pip install 'vgse[s3]'" if prepare else "; install the package it names"
-        raise ValueError(f"{url}: {short(error)}{extra}") from None
+        raise UserError(f"{url}: {short(error)}{extra}") from None
     except ValueError as error:
-        raise ValueError(f"{url}: {short(error)}") from None
+        raise UserError(f"{url}: {short(error)}") from None
     return filesystem, path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.manifest import Manifest, ShardEntry, load_labels
+from vgse.errors import UserError
 
 BLOCK_SIZE = 256
 
@@ -61,7 +62,7 @@ def epoch_order(
         ValueError: block_size < 1.
     """
     if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+        raise UserError(f"block_size is {block_size}; it must be at least 1")
     counts = np.asarray(shard_counts, np.int64)
     shards = np.arange(len(counts))
     heads = np.full(len(counts), block_size)
@@ -154,7 +155,7 @@ def split_ranges(
         ("batch_size", global_batch_size, 1),
     ):
         if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
+            raise UserError(f"{name} is {value}; it must be at least {least}")
     ranges = _merge(remaining)
     total = sum(stop - start for start, stop in ranges)
     steps = _ceil(_ceil(total, world_size), _ceil(global_batch_size, world_size))
@@ -169,7 +170,7 @@ def continue_at(plan: Plan, step: int) -> Plan:
             turns, would go on in another order.
     """
     if not 0 <= step <= plan.steps or step % plan.readers:
-        raise ValueError(
+        raise UserError(
             f"step is {step}; it must be a multiple of {plan.readers} loader workers in "
             f"0..{plan.steps}"
         )
@@ -207,7 +208,7 @@ def reader_steps(plan: Plan, rank: int, reader: int) -> Iterator[tuple[int, int]
 def remaining_after(plan: Plan, step: int) -> tuple[Range, ...]:
     """What is left once all ranks have finished `step` steps of the plan (0 to J)."""
     if not 0 <= step <= plan.steps:
-        raise ValueError(f"step is {step}; the plan has 0 to {plan.steps} steps")
+        raise UserError(f"step is {step}; the plan has 0 to {plan.steps} steps")
     left: list[Range] = []
     for rank in range(plan.world_size):
         for reader in range(plan.readers):
@@ -226,7 +227,7 @@ def _merge(ranges: Sequence[Range]) -> tuple[Range, ...]:
     merged: list[Range] = []
     for start, stop in sorted((int(a), int(b)) for a, b in ranges):
         if start < 0 or stop < start or (merged and start < merged[-1][1]):
-            raise ValueError(f"remaining range {start}..{stop} is negative or read twice")
+            raise UserError(f"remaining range {start}..{stop} is negative or read twice")
         if merged and start == merged[-1][1]:
             merged[-1] = (merged[-1][0], stop)
         elif start < stop:
@@ -308,7 +309,7 @@ def select(manifest: Manifest, split: str, classes: Collection[int] | None = Non
         chosen = [np.flatnonzero(np.isin(labels[shard.file], wanted)) for shard in shards]
     selection = Selection(shards, chosen)
     if not sum(selection.counts):
-        raise ValueError(f"{manifest.url}: no images in split {split} for the classes asked for")
+        raise UserError(f"{manifest.url}: no images in split {split} for the classes asked for")
     return selection
 
 
@@ -345,17 +346,17 @@ def start_of(
 def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> Cursor:
     """The cursor of a checkpoint; refused by ValueError if it belongs to other data."""
     if state.get("version") != VERSION:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: data cursor version is {state.get('version')!r}, "
             f"this program reads {VERSION}; {_REMEDY}"
         )
     try:
         cursor = Cursor(**{**state, "remaining": tuple((a, b) for a, b in state["remaining"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint: damaged data cursor ({error}); {_REMEDY}") from None
+        raise UserError(f"checkpoint: damaged data cursor ({error}); {_REMEDY}") from None
     total = sum(selection.counts)
     if cursor.fingerprint != manifest.fingerprint or cursor.total != total:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: its data cursor belongs to other shards ({cursor.total} images) than "
             f"{manifest.url} ({total}); point data.shards to those or {_REMEDY}"
         )

@@ -14,6 +14,7 @@ from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
 from shards.source import Part, read_chunks
 from shards.tar import Member, read_members
+from vgse.errors import UserError
 
 MAX_JSON_BYTES = 1 << 20
 
@@ -94,14 +95,14 @@ def read_parts(
         before, index = len(keys), chunk.first
         for index, (key, jpeg, text) in enumerate(_pairs(data, where, chunk.begin), chunk.first):
             if key in keys:
-                raise ValueError(f"{where}: key {key!r} stands for two samples; pack again")
+                raise UserError(f"{where}: key {key!r} stands for two samples; pack again")
             keys.add(key)
             if index >= chunk.last:
                 break
             if chunk.part.start <= index < chunk.part.stop:
                 yield RawSample(key, index, jpeg, text, chunk.part.shard.file)
         if len(keys) - before != chunk.last - chunk.first:
-            raise ValueError(
+            raise UserError(
                 f"{where}: other than the {chunk.part.shard.count} samples of the manifest; "
                 "pack again"
             )
@@ -117,30 +118,30 @@ def decode(raw: RawSample) -> NDArray[np.uint8]:
     try:
         return decode_jpeg(raw.jpeg)
     except ValueError as error:
-        raise ValueError(f"{raw.shard}: sample {raw.key}: {error}") from None
+        raise UserError(f"{raw.shard}: sample {raw.key}: {error}") from None
 
 
 def parse_meta(raw: RawSample, labels: dict[str, int], num_patches: int) -> Meta:
     """Boxes, label and source of a sample. Raises ValueError that names the field."""
     where = f"{raw.shard}: sample {raw.key}"
     if len(raw.json) > MAX_JSON_BYTES:
-        raise ValueError(f"{where}: .json of {len(raw.json)} bytes; pack again")
+        raise UserError(f"{where}: .json of {len(raw.json)} bytes; pack again")
     try:
         content: Any = json.loads(raw.json)
         name, source = content["class"], str(content["source"])
         boxes = np.array(content["boxes"], np.float32)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: .json is damaged ({error}); pack again") from None
+        raise UserError(f"{where}: .json is damaged ({error}); pack again") from None
     if not isinstance(name, str) or name not in labels:
-        raise ValueError(f"{where}: class {name!r} is not in the manifest; pack again")
+        raise UserError(f"{where}: class {name!r} is not in the manifest; pack again")
     if boxes.shape != (num_patches, 4):
-        raise ValueError(
+        raise UserError(
             f"{where}: boxes have shape {list(boxes.shape)}, not [{num_patches}, 4]; pack again"
         )
     low, high = boxes[:, :2], boxes[:, 2:]
     # Comparisons with NaN are false, so this refuses NaN as well.
     if not (np.all(low >= 0) and np.all(high <= 1) and np.all(high > low)):
-        raise ValueError(f"{where}: a box is empty or reaches out of 0..1; pack again")
+        raise UserError(f"{where}: a box is empty or reaches out of 0..1; pack again")
     return Meta(boxes, labels[name], source)
 
 
@@ -151,12 +152,12 @@ def _pairs(data: bytes, where: str, offset: int) -> Iterator[tuple[str, bytes, b
         parts = {_suffix(member, where): member for member in (one, two) if member}
         keys = {member.name.partition(".")[0] for member in parts.values()}
         if len(parts) != 2 or len(keys) != 1:
-            raise ValueError(f"{where}: member {one.name!r} lacks its other half; pack again")
+            raise UserError(f"{where}: member {one.name!r} lacks its other half; pack again")
         yield keys.pop(), parts["jpg"].data, parts["json"].data
 
 
 def _suffix(member: Member, where: str) -> str:
     suffix = member.name.partition(".")[2]
     if suffix not in ("jpg", "json"):
-        raise ValueError(f"{where}: member {member.name!r} is neither .jpg nor .json; pack again")
+        raise UserError(f"{where}: member {member.name!r} is neither .jpg nor .json; pack again")
     return suffix

@@ -19,6 +19,7 @@ from shards import objects
 from shards.manifest import ShardEntry
 from shards.objects import FULL, Access
 from shards.read_ahead import read_ahead
+from vgse.errors import UserError
 
 CHUNK_BYTES = 8 << 20
 _STALE_S = 3600.0  # a part that is being written changes every few seconds
@@ -67,7 +68,7 @@ def keep(url: str, shard: ShardEntry, access: Access) -> Path | None:
         except OSError as error:
             if error.errno in FULL:
                 return None
-            raise ValueError(
+            raise UserError(
                 f"{folder}: the shard cache cannot be written ({error.strerror}); "
                 "choose another folder"
             ) from error
@@ -94,7 +95,7 @@ def _load(url: str, shard: ShardEntry, path: Path, access: Access) -> None:
             file.flush()
             os.fsync(file.fileno())
         if digest != shard.sha256:
-            raise ValueError(
+            raise UserError(
                 f"{url}: sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
                 "changed after packing; copy it again or pack again"
             )

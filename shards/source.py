@@ -13,6 +13,7 @@ from shards.manifest import Manifest, ShardEntry
 from shards.objects import Access
 from shards.read_ahead import read_ahead
 from shards.shard_cache import keep, read_cached
+from vgse.errors import UserError
 
 READ_BYTES = 4 << 20
 
@@ -57,7 +58,7 @@ def read_chunks(
                 return read_cached(where, shard, chunk.begin, chunk.end, access)
             return objects.read(where, chunk.begin, chunk.end, retry=access.retry)
         except FileNotFoundError:
-            raise ValueError(f"{where}: missing shard; copy it or pack again") from None
+            raise UserError(f"{where}: missing shard; copy it or pack again") from None
 
     chunks = read_ahead(_chunks(manifest, parts), fetch, access.ahead if remote else 0)
     loader = ThreadPoolExecutor(1, thread_name_prefix="shard-cache") if cached else None

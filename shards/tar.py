@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from vgse.errors import UserError
+
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 << 20
 
@@ -59,14 +61,14 @@ def read_members(file: BinaryIO, *, where: str, offset: int = 0) -> Iterator[Mem
     """
     while header := file.read(BLOCK):
         if len(header) < BLOCK:
-            raise ValueError(f"{where}: ends inside a header at byte {offset}; copy it again")
+            raise UserError(f"{where}: ends inside a header at byte {offset}; copy it again")
         if not header.strip(b"\0"):
             return
         name, size = _parse_header(header, where, offset)
         padded = size + -size % BLOCK
         data = file.read(padded)
         if len(data) < padded:
-            raise ValueError(f"{where}: ends inside member {name!r}; copy it again")
+            raise UserError(f"{where}: ends inside member {name!r}; copy it again")
         yield Member(name, data[:size], offset)
         offset += BLOCK + padded
 
@@ -95,14 +97,14 @@ def _parse_header(header: bytes, where: str, offset: int) -> tuple[str, int]:
         expected = int(header[148:156].strip(b"\0 ") or b"x", 8)
         size = int(header[124:136].strip(b"\0 ") or b"x", 8)
     except ValueError:
-        raise ValueError(f"{where}: no tar header at byte {offset}; pack again") from None
+        raise UserError(f"{where}: no tar header at byte {offset}; pack again") from None
     if expected != _checksum(header):
-        raise ValueError(f"{where}: damaged tar header at byte {offset}; copy it again")
+        raise UserError(f"{where}: damaged tar header at byte {offset}; copy it again")
     name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
     if header[156:157] not in (b"0", b"\0"):
-        raise ValueError(f"{where}: member {name!r} is not a plain file; pack again")
+        raise UserError(f"{where}: member {name!r} is not a plain file; pack again")
     if not _NAME.fullmatch(name) or header[345:346] != b"\0":
-        raise ValueError(f"{where}: member name {name!r} is not a plain file name; pack again")
+        raise UserError(f"{where}: member name {name!r} is not a plain file name; pack again")
     if not 0 <= size <= MAX_MEMBER_BYTES:
-        raise ValueError(f"{where}: member {name!r} claims {size} bytes; pack again")
+        raise UserError(f"{where}: member {name!r} claims {size} bytes; pack again")
     return name, size

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from distributed.jobs.env_file import find_token
 from tune.config import SearchConfig
 from vgse.config import default_name
+from vgse.errors import UserError
 
 
 def make_parser() -> ArgumentParser:
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _analyse(chosen.analyse)
         find_token()
         return _search(chosen.search)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from shards.objects import is_remote
 from tune.space import Dimension, check_space, default_space
 from vgse.config import RunConfig, check_name, validate
+from vgse.errors import UserError
 from vgse.zsl.models import find_model
 
 Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
@@ -81,38 +82,38 @@ def check(config: SearchConfig) -> None:
     for name, low, high in _NUMBERS:
         value = getattr(config, name)
         if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it must be in {low:g}..{high:g}")
+            raise UserError(f"{name} is {value}; it must be in {low:g}..{high:g}")
     if config.grace_epochs > config.run.training.epochs:
-        raise ValueError(
+        raise UserError(
             f"grace_epochs is {config.grace_epochs}, but a trial has {config.run.training.epochs} "
             "epochs; lower it or raise run.training.epochs"
         )
     if not config.models:
-        raise ValueError("models is empty; name at least one, such as prototype")
+        raise UserError("models is empty; name at least one, such as prototype")
     for name in config.models:
         try:
             find_model(name)
         except ValueError as error:
-            raise ValueError(f"models: {error}") from None
+            raise UserError(f"models: {error}") from None
     try:
         validate(config.run)
     except ValueError as error:
-        raise ValueError(f"run.{error}") from None
+        raise UserError(f"run.{error}") from None
     if is_remote(config.run.storage):
-        raise ValueError(
+        raise UserError(
             f"run.storage is {config.run.storage}; the folder of a search must lie on a disk that "
             "all nodes share"
         )
     if config.from_pixels and config.workers_per_trial > 1:
-        raise ValueError("from_pixels goes with workers_per_trial 1")
+        raise UserError("from_pixels goes with workers_per_trial 1")
     pixels = config.from_pixels or config.run.backbone.train != "none"
     if pixels and is_remote(config.run.data.shards):
-        raise ValueError(
+        raise UserError(
             f"run.data.shards is {config.run.data.shards}; trials from pixels read shards from a "
             "disk, so that test shards can be kept from them: copy the shards there"
         )
     if config.from_pixels and config.run.backbone.train != "none":
-        raise ValueError("from_pixels is for a frozen backbone; a backbone that learns needs none")
+        raise UserError("from_pixels is for a frozen backbone; a backbone that learns needs none")
     check_space(config.run, config.space)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vgse.errors import UserError
 from vgse.files import write_json
 
 VERSION = 1
@@ -85,15 +86,15 @@ def _read(path: Path) -> TrialRecord:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.get("version")
         if version != VERSION:
-            raise ValueError(f"version {version!r}, this program reads {VERSION}")
+            raise UserError(f"version {version!r}, this program reads {VERSION}")
         known = set(TrialRecord.__dataclass_fields__)
         record = TrialRecord(**{key: value for key, value in content.items() if key in known})
         if record.state not in STATES:
-            raise ValueError(f"state {record.state!r} is none of {', '.join(STATES)}")
+            raise UserError(f"state {record.state!r} is none of {', '.join(STATES)}")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: is not a trial ({error}); delete the file") from None
+        raise UserError(f"{path}: is not a trial ({error}); delete the file") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; delete the file") from None
+        raise UserError(f"{path}: {error}; delete the file") from None
     return record
 
 

@@ -9,6 +9,7 @@ from distributed.cluster import wants_gpu
 from distributed.setup import Prepared
 from tune.config import SearchConfig
 from vgse.config import ClusterConfig
+from vgse.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def find_room(config: SearchConfig, say: Callable[[str], None]) -> Room:
         fits = min(fits, int(has.get("GPU", 0) / gpus + 1e-9))
     if fits < 1:
         takes = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
-        raise ValueError(
+        raise UserError(
             f"a trial takes {takes}, but the cluster has {has.get('CPU', 0):g} CPUs and "
             f"{has.get('GPU', 0):g} GPUs; lower workers_per_trial, gpus_per_trial or "
             "run.cluster.cpus_per_worker"
@@ -84,7 +85,7 @@ def check_against_data(config: SearchConfig, prepared: Prepared) -> None:
         values = [v for v in (dimension.high, *(dimension.choices or [])) if v is not None]
         most = max(float(value) for value in values)
         if most > limit:
-            raise ValueError(
+            raise UserError(
                 f"space.{name} goes up to {most:g}, above {limit:g}, the number of {what}"
                 if name != "relations.alpha"
                 else f"space.{name} goes up to {most:g}; weights of at least that cannot sum to 1"

@@ -29,6 +29,7 @@ from tune.trial.checkpoints import kept
 from tune.trial.context import Material, gather, trial_base
 from tune.trial.kmeans_stage import run_starts, widest
 from tune.trial.trainable import resources_of, tune_trial
+from vgse.errors import UserError
 from vgse.files import room_for, sole_user, write_json
 
 _QUIET = {
@@ -58,9 +59,6 @@ def search(
         resume: go on with a search that is there. Trials that ended stay; interrupted ones go on
             from their last epoch.
         verbose: let Ray's own log through.
-
-    Raises:
-        ValueError: one line that names the file or the field, and the remedy.
         Interrupted: by ^C.
     """
     check(config)
@@ -95,7 +93,7 @@ def search(
             records = run_trials(material, shared, room, folder, records)
         best = ranked(records)
         if not best:
-            raise ValueError(f"{folder}: no trial came to an end; see the causes in trials/*.json")
+            raise UserError(f"{folder}: no trial came to an end; see the causes in trials/*.json")
         write_best(folder, config.run, best[0])
         finish(config, folder, records)
     return folder

@@ -10,6 +10,7 @@ from tune.records import TrialRecord, read_records
 from tune.space import with_params
 from vgse.config import RunConfig
 from vgse.config import to_dict as run_dict
+from vgse.errors import UserError
 from vgse.files import written_whole
 
 CONFIG = "search.yaml"
@@ -25,12 +26,12 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
     path = folder / CONFIG
     there = path.is_file()
     if there and not resume:
-        raise ValueError(
+        raise UserError(
             f"{folder}: this search is there already; add --resume to go on with it, or choose "
             "another --search-id"
         )
     if resume and not there:
-        raise ValueError(f"{folder}: there is no search to resume; check --search-id and storage")
+        raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
     if there:
         before = read_yaml(path)
         before["run"] = _completed(before.get("run"), run_dict(RunConfig()))
@@ -40,7 +41,7 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
             if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking.")
         ]
         if other:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {other[0]} was another when this search began; resume it with the same "
                 "configuration (or none: --search-id alone), or choose another --search-id"
             )
@@ -58,9 +59,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no configuration; delete the folder and search again")
+        raise UserError(f"{path}: holds no configuration; delete the folder and search again")
     return content
 
 

@@ -14,6 +14,7 @@ from optuna.distributions import (
 )
 
 from vgse.config import RunConfig, leaves, to_dict, validate
+from vgse.errors import UserError
 
 _FIXED = {
     "data": "one feature cache serves all trials",
@@ -100,49 +101,49 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
         ValueError: one line that names the field of the space and the remedy.
     """
     if not space:
-        raise ValueError("space is empty; name at least one field, such as loss.entropy")
+        raise UserError("space is empty; name at least one field, such as loss.entropy")
     known = dict(leaves(to_dict(config)))
     for name, dimension in space.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "see python -m distributed train --help"
-            raise ValueError(f"space.{name}: a run has no such field; {hint}")
+            raise UserError(f"space.{name}: a run has no such field; {hint}")
         for fixed, why in _FIXED.items():
             if name == fixed or name.startswith(f"{fixed}."):
-                raise ValueError(f"space.{name}: {why}; set it under run instead")
+                raise UserError(f"space.{name}: {why}; set it under run instead")
         _check_dimension(name, dimension, known[name])
         for value in _extremes(dimension, known[name]):
             try:
                 validate(with_params(config, {name: value}))
             except ValueError as error:
-                raise ValueError(f"space.{name}: {error}") from None
+                raise UserError(f"space.{name}: {error}") from None
 
 
 def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if dimension.choices is not None:
         if dimension.low is not None or dimension.high is not None:
-            raise ValueError(f"space.{name}: has choices and a range; keep one of them")
+            raise UserError(f"space.{name}: has choices and a range; keep one of them")
         if not dimension.choices:
-            raise ValueError(f"space.{name}: choices are empty; give at least one value")
+            raise UserError(f"space.{name}: choices are empty; give at least one value")
         if len(set(dimension.choices)) != len(dimension.choices):
-            raise ValueError(f"space.{name}: choices hold a value twice; keep one")
+            raise UserError(f"space.{name}: choices hold a value twice; keep one")
         wrong = [choice for choice in dimension.choices if not _fits(choice, value)]
         if wrong:
             kind = type(value).__name__
-            raise ValueError(f"space.{name}: {wrong[0]!r} is no {kind}; the field takes {kind}")
+            raise UserError(f"space.{name}: {wrong[0]!r} is no {kind}; the field takes {kind}")
         return
     if dimension.low is None or dimension.high is None:
-        raise ValueError(f"space.{name}: give low and high, or choices")
+        raise UserError(f"space.{name}: give low and high, or choices")
     if not numeric:
-        raise ValueError(f"space.{name}: is not a number; give choices in place of low and high")
+        raise UserError(f"space.{name}: is not a number; give choices in place of low and high")
     low, high = dimension.low, dimension.high
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"space.{name}: low is {low} and high is {high}; low must be the smaller")
+        raise UserError(f"space.{name}: low is {low} and high is {high}; low must be the smaller")
     if dimension.log and low <= 0:
-        raise ValueError(f"space.{name}: low is {low}; a logarithmic scale needs more than 0")
+        raise UserError(f"space.{name}: low is {low}; a logarithmic scale needs more than 0")
     if isinstance(value, int) and (low != int(low) or high != int(high)):
-        raise ValueError(f"space.{name}: takes whole numbers; low is {low} and high is {high}")
+        raise UserError(f"space.{name}: takes whole numbers; low is {low} and high is {high}")
 
 
 def _fits(choice: Any, value: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from vgse.errors import UserError
+
 Normalisation = Literal["none", "l2", "z"]
 
 
@@ -88,11 +90,11 @@ def evaluate(
     from vgse.zsl.show import evaluation_table
 
     if (run is None) == (embeddings is None):
-        raise ValueError("evaluate needs either a run folder or --embeddings with --features")
+        raise UserError("evaluate needs either a run folder or --embeddings with --features")
     given = {"models": models, "normalise": normalise, "holdout": holdout}
     if run is not None:
         if features or splits or words or out:
-            raise ValueError(
+            raise UserError(
                 "--features, --splits, --words and --out go with --embeddings, not with a run"
             )
         config = read_config(run, "evaluation", EvaluationConfig)
@@ -103,7 +105,7 @@ def evaluate(
         written: Path | None = run / "evaluation.json"
     else:
         if embeddings is None or features is None:
-            raise ValueError("--embeddings needs --features, a file in the form of res101.mat")
+            raise UserError("--embeddings needs --features, a file in the form of res101.mat")
         config = _override(EvaluationConfig(), **given)
         evaluation = evaluate_files(
             embeddings, features, splits, words, config, seed or 0, num_seeds=num_seeds
@@ -141,7 +143,7 @@ def export(
     from vgse.run_folder import export_features, export_splits
 
     if like is not None and features:
-        raise ValueError("--features writes the run's own images, to which --like does not belong")
+        raise UserError("--features writes the run's own images, to which --like does not belong")
     print(export_splits(run, out or run, normalise=normalise, like=like))
     if features:
         print(export_features(run, out or run))
@@ -206,9 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         if ":/" in str(options[options.command].run):  # Path has made s3:// to s3:/
-            raise ValueError("RUN is a URL; copy the run folder to this machine first")
+            raise UserError("RUN is a URL; copy the run folder to this machine first")
         _COMMANDS[options.command](**vars(options[options.command]))
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.kmeans_torch import kmeans_torch
 
 _NOT_FINITE = "patch features are not finite; check backbone.weights and the images"
@@ -89,13 +90,13 @@ def fit_projection(features: NDArray[np.floating], size: int) -> Projection:
     """
     num_samples, num_features = features.shape
     if size > min(num_samples, num_features):
-        raise ValueError(
+        raise UserError(
             f"model.projection is {size}, but the sample has {num_samples} patches with "
             f"{num_features} features; lower it"
         )
     mean = features.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
-        raise ValueError(_NOT_FINITE)
+        raise UserError(_NOT_FINITE)
     second = np.zeros((num_features, num_features))
     for start in range(0, num_samples, 16384):  # bounded memory in float64
         block = features[start : start + 16384].astype(np.float64) - mean
@@ -158,10 +159,10 @@ def fit_centroids(
         ValueError: fewer distinct rows than clusters, or features that are not finite.
     """
     if not np.isfinite(features).all():
-        raise ValueError(_NOT_FINITE)
+        raise UserError(_NOT_FINITE)
     available = _count_distinct(features)
     if available < num_clusters:
-        raise ValueError(
+        raise UserError(
             f"model.num_clusters is {num_clusters}, but only {available} distinct patches were "
             "sampled; lower it, or raise model.max_points_per_centroid or the number of images"
         )

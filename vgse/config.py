@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vgse.errors import UserError
+
 
 @dataclass
 class DataConfig:
@@ -276,7 +278,7 @@ def refuse_passwords(config: RunConfig) -> None:
             if isinstance(value, dict):
                 fields.append((f"{prefix}{name}.", value))
             elif isinstance(value, str) and _PASSWORD.search(value):
-                raise ValueError(
+                raise UserError(
                     f"{prefix}{name} holds a password, which config.yaml, logs and the report "
                     "would show; take it out and give it by the environment, such as "
                     "AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD (submit: --env-file)"
@@ -296,7 +298,7 @@ def check_name(option: str, name: str) -> None:
         ValueError: naming the option.
     """
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
+        raise UserError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
 
 
 _PASSWORD = re.compile(
@@ -314,11 +316,11 @@ def validate(config: RunConfig) -> None:
     refuse_passwords(config)
     for name, value, choices in _choices(config):
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
     for name, value, low, high in _bounds(config):
         if not low <= value <= high:
             limit = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
-            raise ValueError(f"{name} is {value}; it must be {limit}")
+            raise UserError(f"{name} is {value}; it must be {limit}")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
+
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 _WORDS = ("No space left on device", "Disk quota exceeded")  # of libraries without a number
@@ -24,7 +26,7 @@ def is_full(error: BaseException) -> bool:
     """Whether a disk, or a user's share of it, was full."""
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return True
-    return not isinstance(error, ValueError) and any(words in str(error) for words in _WORDS)
+    return not isinstance(error, UserError) and any(words in str(error) for words in _WORDS)
 
 
 @contextmanager
@@ -39,13 +41,13 @@ def room_for(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # libraries raise errors of their own
         if isinstance(error, OSError) and error.errno in _CLOSED:
-            raise ValueError(
+            raise UserError(
                 f"{error.filename or path}: cannot be used ({error.strerror}); choose another "
                 "folder, or change its permissions"
             ) from error
         if not is_full(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"{Path(path).parent}: no space left on its disk (writing {Path(path).name}); "
             "free some, then run the same command again"
         ) from error
@@ -72,7 +74,7 @@ def sole_user(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _TAKEN:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: another process is at work here; wait until it ends, or choose "
                     "another name"
                 ) from None
@@ -130,13 +132,13 @@ def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
             there = list(archive.files)
             arrays = {name: archive[name] for name in names if name in there}
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give a folder that holds it") from None
+        raise UserError(f"{path}: no such file; give a folder that holds it") from None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError):
         # ValueError: objects, or no numpy file at all; the last two: .npy in place of .npz.
-        raise ValueError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
+        raise UserError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
     missing = [name for name in names if name not in there]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: holds no {', '.join(missing)}, only {', '.join(there)}; write the file again"
         )
     return arrays

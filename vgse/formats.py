@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.files import read_arrays, write_arrays, written_whole
 
 Floats = NDArray[np.float32]
@@ -54,7 +55,7 @@ class ClassEmbeddings:
             spread = rows[self.seen].std(0)
             centred = rows - rows[self.seen].mean(0)
             return (centred / np.where(spread > 0, spread, 1)).astype(np.float32)
-        raise ValueError(f"normalise is {how!r}: choose none, l2 or z")
+        raise UserError(f"normalise is {how!r}: choose none, l2 or z")
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The numeric arrays of both file formats, normalised embeddings included."""
@@ -98,7 +99,7 @@ def read_safetensors(path: Path) -> ClassEmbeddings:
             names = json.loads((file.metadata() or {})["class_names"])
             arrays = {name: file.get_tensor(name) for name in (*_EMBEDDINGS, *_INDICES)}
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: is not a file of class embeddings ({error})") from None
+        raise UserError(f"{path}: is not a file of class embeddings ({error})") from None
     return ClassEmbeddings([str(name) for name in names], **arrays)

@@ -10,6 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
+from vgse.errors import UserError
 from vgse.files import read_arrays, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
 from vgse.relations.predict import (
@@ -72,7 +73,7 @@ def read_image_features(run: Path) -> ImageFeatures:
     names = [str(name) for name in arrays.pop("split_names")]
     unknown = sorted(set(names) - set(SPLITS))
     if unknown:
-        raise ValueError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
+        raise UserError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
     order = np.array([SPLITS.index(name) for name in names], np.uint8)
     keys = [str(key) for key in arrays.pop("keys")]
     arrays["split"] = order[arrays["split"]]
@@ -115,10 +116,10 @@ def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
     given = _configuration(run).get(section, {})
     path = run / "config.yaml"
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: {section} is not a mapping of fields; correct it")
+        raise UserError(f"{path}: {section} is not a mapping of fields; correct it")
     unknown = sorted(set(given) - {field.name for field in fields(kind)})
     if unknown:
-        raise ValueError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
+        raise UserError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
     return kind(**given)
 
 
@@ -126,7 +127,7 @@ def read_seed(run: Path) -> int:
     """The seed of the run's config.yaml; 0 where there is no file."""
     seed = _configuration(run).get("seed", 0)
     if not isinstance(seed, int):
-        raise ValueError(f"{run / 'config.yaml'}: seed is {seed!r}; give a whole number")
+        raise UserError(f"{run / 'config.yaml'}: seed is {seed!r}; give a whole number")
     return seed
 
 
@@ -137,9 +138,9 @@ def _configuration(run: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a mapping of fields; correct it")
+        raise UserError(f"{path}: is not a mapping of fields; correct it")
     return content
 
 
@@ -187,7 +188,7 @@ def evaluate_run(
         try:
             clusters = json.loads(path.read_text(encoding="utf-8")).get("clusters")
         except (json.JSONDecodeError, AttributeError):
-            raise ValueError(f"{path}: is not an evaluation; remove it") from None
+            raise UserError(f"{path}: is not an evaluation; remove it") from None
     if clusters:
         evaluation["clusters"] = clusters
     related = relate(words, data.seen, data.unseen, relations)
@@ -213,7 +214,7 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
         names, locations = given.class_names, given.locations
         missing = sorted(set(names) - set(classes.class_names))
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{like}: {len(missing)} of its classes are not in {run}, such as {missing[0]}; "
                 "give the split file of the data that the run was trained on"
             )

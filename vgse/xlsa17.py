@@ -12,6 +12,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.files import written_whole
 from vgse.formats import Indices
 from vgse.zsl.data import ZslData
@@ -63,7 +64,7 @@ def write_res101(
     `features` are [M, D_f]. Raises ValueError where they do not fit the format's 2 GB.
     """
     if features.size * 4 > _MAX_BYTES:
-        raise ValueError(
+        raise UserError(
             f"{path}: {features.shape[0]} x {features.shape[1]} features exceed the 2 GB of a .mat "
             "array; use image_features.npz"
         )
@@ -84,7 +85,7 @@ def read_att_splits(path: Path) -> AttSplits:
     names = cell_texts(mat["allclasses_names"])
     att = _finite(mat["att"], f"{path}: att").T
     if len(att) != len(names):
-        raise ValueError(
+        raise UserError(
             f"{path}: att has {len(att)} columns, but allclasses_names holds {len(names)}: "
             "att is [dimensions x classes]"
         )
@@ -99,7 +100,7 @@ def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
     features = np.ascontiguousarray(mat["features"].T, np.float32)
     labels = zero_based(mat["labels"], f"{path}: labels")
     if features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(
+        raise UserError(
             f"{path}: features have {len(features)} columns, but there are {len(labels)} labels: "
             "features is [dimensions x images]"
         )
@@ -115,7 +116,7 @@ def zsl_data(features: NDArray[np.float32], labels: Indices, splits: AttSplits) 
     at = splits.locations
     for name, images in at.items():
         if len(images) and not 0 <= images.min() <= images.max() < len(labels):
-            raise ValueError(
+            raise UserError(
                 f"{name} reaches image {images.max() + 1}, but there are features of "
                 f"{len(labels)}: the two files belong to different data"
             )
@@ -152,10 +153,10 @@ def cell_texts(cells: NDArray[Any]) -> list[str]:
 
 def _finite(array: NDArray[Any], where: str) -> NDArray[np.float64]:
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{where} is not a matrix of numbers")
+        raise UserError(f"{where} is not a matrix of numbers")
     values = np.asarray(array, np.float64)
     if not np.isfinite(values).all():
-        raise ValueError(f"{where} holds NaN or infinity; leave those classes out")
+        raise UserError(f"{where} holds NaN or infinity; leave those classes out")
     return values
 
 
@@ -163,7 +164,7 @@ def zero_based(array: Any, where: str) -> Indices:
     """Indices [n] from 0, of an array that counts from 1; ValueError names `where`."""
     found: Indices = np.asarray(array).ravel().astype(np.int64) - 1
     if len(found) and found.min() < 0:
-        raise ValueError(f"{where} holds 0; indices count from 1 in this format")
+        raise UserError(f"{where} holds 0; indices count from 1 in this format")
     return found
 
 
@@ -183,13 +184,13 @@ def read_mat(path: Path, *needed: str, also: Sequence[str] = ()) -> dict[str, An
             str(path), appendmat=False, variable_names=[*needed, *also]
         )
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except NotImplementedError:
-        raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with -v7") from None
+        raise UserError(f"{path}: is a MATLAB 7.3 file; save it with -v7") from None
     except Exception as error:  # scipy raises many kinds on damaged files
-        raise ValueError(f"{path}: is not a readable .mat file ({error})") from None
+        raise UserError(f"{path}: is not a readable .mat file ({error})") from None
     missing = [name for name in needed if name not in mat]
     if missing:
         there = ", ".join(name for name, _, _ in scipy.io.whosmat(str(path), appendmat=False))
-        raise ValueError(f"{path}: holds no {', '.join(missing)}, only {there}")
+        raise UserError(f"{path}: holds no {', '.join(missing)}, only {there}")
     return mat

@@ -16,6 +16,7 @@ import ray.exceptions
 from distributed.cluster import bundle, fitting, least_workers
 from distributed.train.callbacks import one_line
 from vgse.config import ClusterConfig
+from vgse.errors import UserError
 
 _REPETITIONS = 3
 
@@ -120,8 +121,8 @@ def result_of(call: Any) -> Any:
     try:
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise ValueError(f"{one_line(error)}; run the same command again to go on") from error
+        raise UserError(f"{one_line(error)}; run the same command again to go on") from error

@@ -21,6 +21,7 @@ from distributed.storage import get_file, is_remote, join, put_file
 from shards.manifest import Manifest
 from shards.objects import ACCESS, PATIENT, Access
 from vgse.config import BackboneConfig, DataConfig
+from vgse.errors import UserError
 from vgse.files import room_for
 
 
@@ -41,7 +42,7 @@ def unit_path(folder: str, name: str, access: Access) -> Path:
     root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise ValueError(f"{root}: belongs to another user; set data.shard_cache to a folder")
+        raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
     return root / digest / name
 
 
@@ -56,7 +57,7 @@ def local_unit(folder: str, name: str, access: Access) -> Path:
         try:
             get_file(join(folder, name), path)
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"{join(folder, name)}: missing from the feature cache; run again to compute it"
             ) from None
     return path
@@ -186,9 +187,9 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
             names = ("labels", "images", "patches", "rows")
             labels, images, patches, rows = (file.get_tensor(name) for name in names)
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{path}: missing from the feature cache; run again to compute it"
         ) from None
     except Exception as error:
-        raise ValueError(f"{path}: damaged ({error}); delete the file and run again") from None
+        raise UserError(f"{path}: damaged ({error}); delete the file and run again") from None
     return UnitFeatures(keys, labels, images, patches, rows, sources)

@@ -19,6 +19,7 @@ from distributed.storage import absolute, file_sizes
 from shards.manifest import SPLITS
 from vgse.clusters import hash_threshold
 from vgse.config import RunConfig
+from vgse.errors import UserError
 from vgse.images.devices import resolve_precision
 
 
@@ -59,7 +60,7 @@ def run_features(
             damaged += broken
             stage.advance(count, f"images by {config.backbone.name}")
         if len(damaged) > config.data.max_damaged * total:
-            raise ValueError(
+            raise UserError(
                 f"{manifest.url}: {len(damaged)} of {total} images are damaged, such as "
                 f"{damaged[0]}; more than data.max_damaged={config.data.max_damaged} allows: "
                 "run python -m shards check, then pack again"

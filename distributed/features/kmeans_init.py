@@ -20,6 +20,7 @@ from vgse.clusters import (
     project,
 )
 from vgse.config import ModelConfig, RunConfig
+from vgse.errors import UserError
 
 Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
 """Hashes [n] of patches, and the unit of each with its place there [n, 2]."""
@@ -200,5 +201,5 @@ def _read_array(url: str) -> NDArray[np.float32]:
     try:
         array: NDArray[np.float32] = np.load(content, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{url}: damaged ({error}); delete the file and run again") from None
+        raise UserError(f"{url}: damaged ({error}); delete the file and run again") from None
     return array

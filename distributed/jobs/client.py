@@ -17,6 +17,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
+from vgse.errors import UserError
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _RETRIES = 5
 _TIMEOUT_S = 10.0
@@ -34,7 +36,7 @@ def connect(given: str | None) -> tuple[JobSubmissionClient, str]:
     address = (given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"--address {address}: not the dashboard's URL, such as http://head:8265")
+        raise UserError(f"--address {address}: not the dashboard's URL, such as http://head:8265")
     _reach(address)
     # Ray would let these two win over the address that the user gave.
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -47,7 +49,7 @@ def connect(given: str | None) -> tuple[JobSubmissionClient, str]:
         client = JobSubmissionClient(address)
     theirs = getattr(client, "_server_ray_version", None)
     if theirs is not None and theirs != ray.__version__:
-        raise ValueError(
+        raise UserError(
             f"--address {address}: the cluster runs Ray {theirs}, this environment has "
             f"{ray.__version__}; install the cluster's here: pip install 'ray[default]=={theirs}'"
         )
@@ -63,7 +65,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((parts.hostname, port), _TIMEOUT_S).close()
     except OSError as error:
-        raise ValueError(_unreachable(address, str(error))) from None
+        raise UserError(_unreachable(address, str(error))) from None
 
 
 def _unreachable(address: str, why: str) -> str:
@@ -87,20 +89,20 @@ def one_line(address: str) -> Iterator[None]:
             told = "the cluster asks for a token and none was sent; set RAY_AUTH_MODE=token and"
         else:
             told = "the cluster refuses this token (HTTP 403); take the head node's and"
-        raise ValueError(
+        raise UserError(
             f"--address {address}: {told} put it into RAY_AUTH_TOKEN, or into a file that "
             "RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
         ) from None
     except (ConnectionError, requests.exceptions.ConnectionError, aiohttp.ClientError) as error:
-        raise ValueError(_unreachable(address, type(error).__name__)) from None
+        raise UserError(_unreachable(address, type(error).__name__)) from None
     except (requests.exceptions.RequestException, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"--address {address}: what answers is no Ray dashboard ({type(error).__name__}); "
             "the dashboard's port is 8265 unless it was changed"
         ) from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"--address {address}: {lines[-1]}") from None
+        raise UserError(f"--address {address}: {lines[-1]}") from None
 
 
 def jobs_of(client: JobSubmissionClient, name: str | None = None) -> list[JobDetails]:
@@ -124,7 +126,7 @@ def latest_job(client: JobSubmissionClient, name: str, address: str) -> JobDetai
     with one_line(address):
         jobs = jobs_of(client, name)
     if not jobs:
-        raise ValueError(
+        raise UserError(
             f"{name}: no such run or job at {address}; "
             "python -m distributed status lists those that are there"
         )
@@ -190,7 +192,7 @@ def follow(client: JobSubmissionClient, submission_id: str, address: str) -> int
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             failures = 1 if printed > before else failures + 1
             if failures > _RETRIES:
-                raise ValueError(
+                raise UserError(
                     f"--address {address}: lost the connection ({type(error).__name__}); the job "
                     f"goes on: python -m distributed status {submission_id} --follow "
                     f"--address {address}"

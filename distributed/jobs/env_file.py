@@ -9,6 +9,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from vgse.errors import UserError
+
 FILE = ".job-env"
 HOOK = "distributed.jobs.env_file.load"
 
@@ -20,7 +22,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         ValueError: no such file, or a line of another form, named by its number alone.
     """
     if not path.is_file():
-        raise ValueError(f"--env-file: no file {path}")
+        raise UserError(f"--env-file: no file {path}")
     if path.stat().st_mode & 0o077:
         sys.stderr.write(f"warning: others can read {path}; chmod 600 {path}\n")
     found = {}
@@ -30,7 +32,7 @@ def read_env_file(path: Path) -> dict[str, str]:
             continue
         name, equals, value = text.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise ValueError(f"--env-file {path}: line {number} is not NAME=VALUE")
+            raise UserError(f"--env-file {path}: line {number} is not NAME=VALUE")
         value = value.strip()
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         found[name.strip()] = value[1:-1] if quoted else value
@@ -67,6 +69,6 @@ def find_token() -> None:
     """
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if path and not os.environ.get("RAY_AUTH_TOKEN") and not Path(path).is_file():
-        raise ValueError(f"RAY_AUTH_TOKEN_PATH: no file {path}; copy the cluster's token there")
+        raise UserError(f"RAY_AUTH_TOKEN_PATH: no file {path}; copy the cluster's token there")
     if path or os.environ.get("RAY_AUTH_TOKEN"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

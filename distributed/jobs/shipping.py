@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vgse.config import RunConfig
+from vgse.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 512 * 2**20  # Ray's own limit of a working directory
@@ -43,7 +44,7 @@ def checkout_files(root: Path) -> list[str]:
         )
     except (OSError, subprocess.CalledProcessError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        raise ValueError(
+        raise UserError(
             f"{root}: submit ships what git lists, and git does not ({told}); clone the project"
         ) from None
     return sorted({name for name in listed.stdout.split("\0") if name and _ships(root, name)})
@@ -74,7 +75,7 @@ def pack_list(root: Path, leave_out: Iterable[Path] = ()) -> Shipment:
         for name, size in sizes.items():
             folders[str(Path(name).parent)] += size
         largest = ", ".join(f"{f} ({_mib(size)})" for f, size in folders.most_common(3))
-        raise ValueError(
+        raise UserError(
             f"{root}: the checkout has {_mib(total)} and Ray ships {_mib(MAX_BYTES)} at most; "
             f"largest: {largest}; move data to storage that all nodes share, or name it in "
             ".gitignore"
@@ -111,7 +112,7 @@ def place_paths(config: RunConfig, shipment: Shipment) -> list[str]:
         ValueError: one line for the first path that the job could not read or would lose.
     """
     if config.cluster.address is not None:
-        raise ValueError(
+        raise UserError(
             f"cluster.address is {config.cluster.address}, but a job runs on the cluster it is "
             "submitted to; leave it out"
         )
@@ -122,13 +123,13 @@ def place_paths(config: RunConfig, shipment: Shipment) -> list[str]:
     }
     for field, path in places.items():
         if path is not None and not _is_global(path):
-            raise ValueError(
+            raise UserError(
                 f"{field} is {path}, a relative path: nodes work in folders of their own that are "
                 "deleted; give an absolute path or URL of storage that all nodes share"
             )
     weights = config.backbone.weights
     if weights not in ("default", "none") and not _is_global(weights):
-        raise ValueError(
+        raise UserError(
             f"backbone.weights is {weights}, a relative path, which workers cannot find; "
             "give an absolute path on storage that all nodes share"
         )
@@ -157,15 +158,15 @@ def _shipped(field: str, path: str, shipment: Shipment, inside: list[str]) -> st
     here = Path(os.path.abspath(path))
     remedy = "give an absolute path or URL on storage that all nodes share"
     if not here.exists():
-        raise ValueError(f"{field}: no file {path} in this folder; {remedy}")
+        raise UserError(f"{field}: no file {path} in this folder; {remedy}")
     if not here.is_relative_to(shipment.root):
-        raise ValueError(f"{field}: {path} lies outside the checkout and is not shipped; {remedy}")
+        raise UserError(f"{field}: {path} lies outside the checkout and is not shipped; {remedy}")
     name = here.relative_to(shipment.root).as_posix()
     needed = [f"{name}/{file}" for file in inside] or [name]
     lost = sorted(set(needed) - set(shipment.files))
     if lost:
         others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{field}: git ignores {lost[0]}{others}, so it is not shipped; {remedy}, or take it "
             "out of .gitignore"
         )

@@ -16,6 +16,7 @@ from distributed.jobs import env_file as environment
 from distributed.jobs.client import connect, follow, jobs_of, latest_job, one_line, stop
 from distributed.jobs.shipping import ROOT, pack_list, place_paths, stage
 from vgse.config import RunConfig, check_name, leaves, to_dict, validate
+from vgse.errors import UserError
 
 _START_S = 30.0
 
@@ -126,7 +127,7 @@ def send(
                 )
             except RuntimeError as error:
                 if "already exists" in str(error):
-                    raise ValueError(
+                    raise UserError(
                         f"--run-id {submission_id}: the cluster has a job of this name already; "
                         f"see it with python -m distributed status {submission_id} "
                         f"--address {address}, or choose another --run-id"
@@ -146,7 +147,7 @@ def next_id(client: JobSubmissionClient, run_id: str, address: str) -> str:
         jobs = jobs_of(client)
     for job in jobs:
         if (job.metadata or {}).get("run_id") == run_id and not job.status.is_terminal():
-            raise ValueError(
+            raise UserError(
                 f"--run-id {run_id}: job {job.submission_id} works on this run "
                 f"({job.status.value}); follow it with python -m distributed status "
                 f"{job.submission_id} --follow --address {address}, or stop it first"
@@ -172,5 +173,5 @@ def train_command(config: RunConfig, run_id: str, flags: Sequence[str] = ()) -> 
 def _other(command: Sequence[str]) -> str:
     """The shell command of another module of the checkout, such as `tune`."""
     if not (ROOT / command[0] / "__main__.py").is_file():
-        raise ValueError(f"-- {command[0]}: no such command; the checkout has no {command[0]}/")
+        raise UserError(f"-- {command[0]}: no such command; the checkout has no {command[0]}/")
     return shlex.join(["python", "-m", *command])

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distributed.display import Details
 from distributed.train.metrics import append_metrics, read_metrics
+from vgse.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Bookkeeper(ray.train.UserCallback):
                 would repeat.
         """
         for error in worker_exceptions.values():
-            if isinstance(error, ValueError):
+            if isinstance(error, UserError):
                 raise error
         self.losses += 1
         self.restarts += 1

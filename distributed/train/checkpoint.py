@@ -13,6 +13,7 @@ from distributed.storage import absolute, file_sizes, join, read, write
 from distributed.train.filesystem import ray_storage
 from shards import objects
 from shards.objects import PATIENT
+from vgse.errors import UserError
 from vgse.training.model import TrainingModel
 
 VERSION = 2
@@ -63,12 +64,12 @@ def load_checkpoint(
     """
     state = json.loads((folder / "state.json").read_text())
     if state["version"] != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{folder}: checkpoint version {state['version']}, this program reads {VERSION}; "
             "start a new run with another --run-id"
         )
     if state["fingerprint"] != fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{folder}: made with another configuration or other data; "
             "start a new run with another --run-id"
         )
@@ -129,7 +130,7 @@ def drop_damaged(run: str) -> list[str]:
     except FileNotFoundError:
         return []
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: damaged ({type(error).__name__}), so the checkpoints beside it cannot be "
             "told apart; delete it to train from the start, or take another --run-id"
         ) from None

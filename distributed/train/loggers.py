@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from distributed.storage import is_remote, join, put_file
 from shards.objects import FIRST, short
 from vgse.config import RunConfig, TrackingConfig, leaves, to_dict
+from vgse.errors import UserError
 
 Row = dict[str, Any]
 
@@ -164,12 +165,12 @@ def check_tracking(config: TrackingConfig) -> None:
     parts = urlsplit(uri)
     if parts.scheme in ("", "file") and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
         path = Path(parts.path).absolute()
-        raise ValueError(
+        raise UserError(
             f"tracking.mlflow is {uri}, a folder, which MLflow no longer writes; give "
             f"sqlite:///{path}/mlflow.db or the URL of a server"
         )
     if importlib.util.find_spec("mlflow") is None:
-        raise ValueError(
+        raise UserError(
             "tracking.mlflow is set, but MLflow is not installed; pip install 'vgse[mlflow]'"
         )
 

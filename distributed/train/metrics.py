@@ -14,6 +14,7 @@ from distributed.storage import absolute, join, read, write
 from distributed.train.data import StepBatch
 from vgse import health
 from vgse.config import LossConfig
+from vgse.errors import UserError
 from vgse.training.losses import world_size
 from vgse.training.model import StepOutput
 
@@ -24,7 +25,7 @@ _TIMES = _COUNTS + 2  # seconds waited, seconds in all, then those of LOADING
 _TABLE = _TIMES + 2 + len(LOADING)
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """A loss is not a finite number: an error of the configuration or the data, that starting
     again repeats."""
 

@@ -46,6 +46,7 @@ from distributed.train.metrics import Diverged, read_metrics
 from distributed.train.spec import TrainingJob
 from distributed.train.trainer import train_epochs
 from vgse.config import ClusterConfig, RunConfig
+from vgse.errors import UserError
 from vgse.training.model import TrainingModel
 
 
@@ -216,15 +217,15 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
                 with start_timeout(config.cluster), _interruptible():
                     result = trainer.fit()
             except ray.train.TrainingFailedError as error:
-                raise ValueError(f"training stopped: {_cause(error)}") from error
+                raise UserError(f"training stopped: {_cause(error)}") from error
             except ray.exceptions.RayError as error:  # of the controller, which has no second one
-                raise ValueError(
+                raise UserError(
                     f"training stopped: {one_line(error)}; "
                     "run the same command again to go on from the last checkpoint"
                 ) from error
         remove_leftovers(run)
         if result.checkpoint is None:
-            raise ValueError(f"{run}: training ended without a checkpoint; see Ray's log")
+            raise UserError(f"{run}: training ended without a checkpoint; see Ray's log")
         last = result.metrics or {}
         group = state.group or config.cluster.num_workers
         stage.summary = (
@@ -253,7 +254,7 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
             "cluster.wait_for_workers; add nodes, or set cluster.min_workers to go on with fewer, "
             "then run the same command again"
         )
-    return str(inner) if isinstance(inner, ValueError) else one_line(inner)
+    return str(inner) if isinstance(inner, UserError) else one_line(inner)
 
 
 @contextmanager

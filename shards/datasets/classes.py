@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from shards.manifest import ClassEntry
+from vgse.errors import UserError
 from vgse.knowledge.words import words_of
 
 _NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")
@@ -43,11 +44,11 @@ def read_names(file: str) -> list[str]:
     content = _read_mapping(path)
     for key in filter(None, keys.split(".")):
         if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{path}: no key {key!r} on the way {keys!r}")
+            raise UserError(f"{path}: no key {key!r} on the way {keys!r}")
         content = content[key]
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         hint = f"; say which list, as in {path}#unseen" if isinstance(content, dict) else ""
-        raise ValueError(f"{path}: not a list of class names{hint}")
+        raise UserError(f"{path}: not a list of class names{hint}")
     return content
 
 
@@ -55,12 +56,12 @@ def read_words(file: str) -> dict[str, list[str]]:
     """Words by class name from a JSON or YAML mapping; a string counts as its words."""
     content = _read_mapping(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: not a mapping of class names to words")
+        raise UserError(f"{file}: not a mapping of class names to words")
     words = {}
     for name, value in content.items():
         parts = value.split() if isinstance(value, str) else value
         if not isinstance(parts, list) or not parts or not all(isinstance(w, str) for w in parts):
-            raise ValueError(f"{file}: class {name!r} has no list of words but {value!r}")
+            raise UserError(f"{file}: class {name!r} has no list of words but {value!r}")
         words[str(name)] = parts
     return words
 
@@ -79,11 +80,11 @@ def make_entries(
     require_known(words, names, "class_words")
     both = sorted(set(unseen) & set(val))
     if both:
-        raise ValueError(f"{where}: {_some(both)} both unseen and for validation; keep one role")
+        raise UserError(f"{where}: {_some(both)} both unseen and for validation; keep one role")
     if not unseen:
-        raise ValueError(f"{where}: no unseen classes; name them with --unseen FILE")
+        raise UserError(f"{where}: no unseen classes; name them with --unseen FILE")
     if not set(names) - set(unseen) - set(val):
-        raise ValueError(f"{where}: no class is left to train on; shorten the other lists")
+        raise UserError(f"{where}: no class is left to train on; shorten the other lists")
 
     def role(name: str) -> str:
         return "unseen" if name in unseen else "val" if name in val else "train"
@@ -100,7 +101,7 @@ def require_known(wanted: Iterable[str], known: Collection[str], what: str) -> N
     if strange:
         near = difflib.get_close_matches(strange[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what}: not among the {len(known)} classes: {_some(strange)}{hint}")
+        raise UserError(f"{what}: not among the {len(known)} classes: {_some(strange)}{hint}")
 
 
 def _some(names: list[str]) -> str:
@@ -112,9 +113,9 @@ def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _read_mapping(path: str) -> Any:
@@ -122,4 +123,4 @@ def _read_mapping(path: str) -> Any:
     try:
         return json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.datasets.classes import read_names
+from vgse.errors import UserError
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
@@ -38,7 +39,7 @@ def safe_path(root: Path, relative: str, where: str) -> Path:
     """`root / relative`, refused with a ValueError if it could leave the data set's folder."""
     parts = relative.replace("\\", "/").split("/")
     if relative.startswith("/") or ".." in parts or not relative:
-        raise ValueError(f"{where}: {relative!r} leaves the data set's folder; correct the line")
+        raise UserError(f"{where}: {relative!r} leaves the data set's folder; correct the line")
     return root.joinpath(*parts)
 
 
@@ -58,7 +59,7 @@ def _source(path: Path, root: Path) -> str:
     try:
         source.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{source!r}: the file name is not UTF-8; rename the file") from None
+        raise UserError(f"{source!r}: the file name is not UTF-8; rename the file") from None
     return source
 
 
@@ -78,7 +79,7 @@ def _read_awa2(root: Path) -> Layout:
     names = read_names(str(root / "classes.txt"))
     missing = [name for name in names if not safe_path(base, name, "classes.txt").is_dir()]
     if missing:
-        raise ValueError(f"{base}: no folder for classes {', '.join(missing[:10])} of classes.txt")
+        raise UserError(f"{base}: no folder for classes {', '.join(missing[:10])} of classes.txt")
     images = [image for name in names for image in find_images(base / name, root, name)]
     return Layout(images, _unique(names, "classes.txt"), _listed(root, "testclasses.txt"))
 
@@ -92,7 +93,7 @@ def _read_cub(root: Path) -> Layout:
         path = safe_path(base, relative, f"{root / 'images.txt'}: image {key}")
         name = classes.get(labels.get(key, ""))
         if name is None:
-            raise ValueError(f"{root / 'image_class_labels.txt'}: no known class for image {key}")
+            raise UserError(f"{root / 'image_class_labels.txt'}: no known class for image {key}")
         images.append(SourceImage(str(path), _source(path, root), name))
     names = _unique(list(classes.values()), "classes.txt")
     return Layout(images, names, _listed(root, "testclasses.txt"))
@@ -107,7 +108,7 @@ def _read_sun(root: Path) -> Layout:
         ]
         missing = [folder.name for folder in folders if not folder.is_dir()]
         if missing:
-            raise ValueError(f"{base}: no folder for {', '.join(missing[:10])} of {listed.name}")
+            raise UserError(f"{base}: no folder for {', '.join(missing[:10])} of {listed.name}")
     else:
         # A class may hold sub-classes (inn/indoor); then its own folder holds no images.
         folders = sorted(
@@ -139,7 +140,7 @@ LAYOUTS = {"folder": _read_folder, "awa2": _read_awa2, "cub": _read_cub, "sun": 
 
 def _require_folder(root: Path, name: str) -> Path:
     if not (root / name).is_dir():
-        raise ValueError(f"{root}: no folder {name}; is this the data set's own folder?")
+        raise UserError(f"{root}: no folder {name}; is this the data set's own folder?")
     return root / name
 
 
@@ -151,7 +152,7 @@ def _listed(root: Path, name: str) -> list[str] | None:
     train = root / "trainclasses.txt"
     both = sorted(set(unseen) & set(read_names(str(train)))) if train.exists() else []
     if both:
-        raise ValueError(
+        raise UserError(
             f"{path}: {', '.join(both[:10])} also in trainclasses.txt: "
             "a class is both seen and unseen; correct a list"
         )
@@ -160,14 +161,14 @@ def _listed(root: Path, name: str) -> list[str] | None:
 
 def _numbered(path: Path) -> dict[str, str]:
     if not path.exists():
-        raise ValueError(f"{path}: no such file; is this the data set's own folder?")
+        raise UserError(f"{path}: no such file; is this the data set's own folder?")
     rows: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         match = re.fullmatch(r"\s*(\d+)\s+(\S.*?)\s*", line)
         if not match:
-            raise ValueError(f"{path}: line {number} is {line!r}, not a number and a name")
+            raise UserError(f"{path}: line {number} is {line!r}, not a number and a name")
         if match[1] in rows:
-            raise ValueError(f"{path}: line {number} repeats number {match[1]}")
+            raise UserError(f"{path}: line {number} repeats number {match[1]}")
         rows[match[1]] = match[2]
     return rows
 
@@ -175,5 +176,5 @@ def _numbered(path: Path) -> dict[str, str]:
 def _unique(names: list[str], where: str) -> list[str]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"{where}: class names not unique: {', '.join(twice[:10])}")
+        raise UserError(f"{where}: class names not unique: {', '.join(twice[:10])}")
     return sorted(names)

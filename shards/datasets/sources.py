@@ -8,6 +8,7 @@ from shards.config import PackConfig
 from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words
 from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage
 from shards.manifest import ClassEntry
+from vgse.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ def read_source(config: PackConfig) -> DataSet:
     root = Path(folder).expanduser().absolute()  # Ray tasks start elsewhere
     if kind not in LAYOUTS or not folder:
         kinds = ", ".join(f"{name}:PATH" for name in LAYOUTS)
-        raise ValueError(f"source is {config.source!r}; it must be one of {kinds}")
+        raise UserError(f"source is {config.source!r}; it must be one of {kinds}")
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; correct --source")
+        raise UserError(f"{root}: no such folder; correct --source")
     if config.splits is not None:
         from shards.datasets.xlsa17_splits import read_xlsa17  # SciPy is slow to import
 
@@ -38,7 +39,7 @@ def read_source(config: PackConfig) -> DataSet:
     else:
         layout = LAYOUTS[kind](root)
     if not layout.images:
-        raise ValueError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in class folders")
+        raise UserError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in class folders")
     words = read_words(config.class_words) if config.class_words else {}
     unseen = _unseen(config, layout, str(root))
     val = _val(config, layout, unseen)
@@ -82,7 +83,7 @@ def _unseen(config: PackConfig, layout: Layout, root: str) -> list[str]:
     if config.unseen_fraction is not None:
         return draw(layout.class_names, config.unseen_fraction, config.seed, "unseen")
     if layout.unseen is None:
-        raise ValueError(
+        raise UserError(
             f"{root}: nothing says which classes are unseen; "
             "give --unseen FILE or --unseen_fraction 0.2"
         )
@@ -107,10 +108,10 @@ def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: 
     ]
     if empty:
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise ValueError(
+        raise UserError(
             f"{root}: classes without images: {', '.join(empty[:10])}{more}; "
             "add images or take the classes out"
         )
     twice = [name for name, count in Counter(image.source for image in images).items() if count > 1]
     if twice:
-        raise ValueError(f"{root}: listed twice: {', '.join(twice[:5])}")
+        raise UserError(f"{root}: listed twice: {', '.join(twice[:5])}")

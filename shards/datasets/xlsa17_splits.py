@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.datasets.layouts import Layout, SourceImage, safe_path
+from vgse.errors import UserError
 from vgse.formats import Indices
 from vgse.xlsa17 import LOCATIONS, cell_texts, read_mat, zero_based
 
@@ -20,9 +21,9 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
     files = [file.replace("\\", "/") for file in cell_texts(features["image_files"])]
     labels = zero_based(features["labels"], f"{features_file}: labels")
     if len(files) != len(labels) or not files:
-        raise ValueError(f"{features_file}: {len(files)} image_files but {len(labels)} labels")
+        raise UserError(f"{features_file}: {len(files)} image_files but {len(labels)} labels")
     if labels.max() >= len(names):
-        raise ValueError(
+        raise UserError(
             f"{features_file}: labels reach beyond the {len(names)} classes of {splits}"
         )
     rows = {key: _rows(att[key], len(files), f"{splits}: {key}") for key in LOCATIONS}
@@ -30,7 +31,7 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
     unseen = classes["test_unseen_loc"]
     both = sorted(unseen & (classes["trainval_loc"] | classes["test_seen_loc"]))
     if both:
-        raise ValueError(f"{splits}: {', '.join(both[:10])} both seen and unseen; correct the file")
+        raise UserError(f"{splits}: {', '.join(both[:10])} both seen and unseen; correct the file")
     val = sorted(classes["val_loc"] - classes["train_loc"])
     images = []
     taken: set[int] = set()
@@ -41,7 +42,7 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
     ):
         for row in rows[key]:
             if row in taken:
-                raise ValueError(f"{splits}: image {row + 1} is in two splits; correct the file")
+                raise UserError(f"{splits}: image {row + 1} is in two splits; correct the file")
             taken.add(row)
             images.append(SourceImage("", files[row], names[labels[row]], part))
     return Layout(_find(root, images, features_file), sorted(names), sorted(unseen), val)
@@ -68,7 +69,7 @@ def _find(root: Path, images: list[SourceImage], where: str) -> list[SourceImage
             source = path.relative_to(root).as_posix()
             found.append(SourceImage(str(path), source, image.class_name, image.part))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{root}: {len(missing)} of {len(images)} images of {where} are not here, "
             f"first {missing[0]}; correct --source"
         )
@@ -78,7 +79,7 @@ def _find(root: Path, images: list[SourceImage], where: str) -> list[SourceImage
 def _rows(values: Any, count: int, where: str) -> Indices:
     rows = zero_based(values, where)
     if len(rows) and rows.max() >= count:
-        raise ValueError(
+        raise UserError(
             f"{where} reaches beyond the {count} images; the files do not belong together"
         )
     return rows

@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from vgse.errors import UserError
+
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -68,7 +70,7 @@ class InProcesses:
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:
-            raise ValueError(
+            raise UserError(
                 "a worker process died, most likely out of memory; "
                 "run the same command again with fewer --workers"
             ) from None
@@ -92,7 +94,7 @@ class OnRay:
             try:
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
             except ConnectionError as error:
-                raise ValueError(f"ray={self.address}: {' '.join(str(error).split())}") from None
+                raise UserError(f"ray={self.address}: {' '.join(str(error).split())}") from None
         task: Any = ray.remote(num_cpus=1)(work)
         rest = iter(pieces)
         limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
@@ -107,7 +109,7 @@ class OnRay:
             raise error.cause from None  # Ray's own message is a traceback
         except ray.exceptions.RayError as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
+            raise UserError(
                 f"ray={self.address}: a task died again and again ({first}); check the nodes' "
                 "memory, then run the same command again: finished shards are kept"
             ) from None

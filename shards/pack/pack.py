@@ -38,6 +38,7 @@ from shards.pack.encode import (
     write_atomic,
 )
 from shards.pack.executors import Run, run_here
+from vgse.errors import UserError
 
 STRIDE = 64
 
@@ -85,7 +86,7 @@ def pack(
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "free some space" if full else "check the folder"
-        raise ValueError(
+        raise UserError(
             f"{error.filename or out}: {error.strerror or error}; {hint}, then run the same "
             "command again: finished shards are kept"
         ) from error
@@ -164,7 +165,7 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
     if (out / FILE).exists():
         manifest = load_manifest(str(out), check_files=False)
         if manifest.plan != plan:
-            raise ValueError(
+            raise UserError(
                 f"{out / FILE}: packed from other images or settings; "
                 "choose another --out or remove the folder"
             )
@@ -175,7 +176,7 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
         except json.JSONDecodeError:
             continue
         if theirs != plan:
-            raise ValueError(
+            raise UserError(
                 f"{out}: holds part of a pack from other images or settings; "
                 "choose another --out or remove the folder"
             )
@@ -202,7 +203,7 @@ def _run(
             on_progress(Progress(done, total, len(damaged), dropped))
         if len(damaged) > config.max_damaged * total:
             share = 100 * len(damaged) / total
-            raise ValueError(
+            raise UserError(
                 f"{config.source}: {len(damaged)} of {total} images ({share:.1f}%) are damaged, "
                 f"more than max_damaged={config.max_damaged} allows: "
                 f"{', '.join(sorted(damaged)[:3])}; repair or remove them, or raise --max_damaged"
@@ -241,7 +242,7 @@ def _finish(
         labels_sha256=hashlib.sha256(labels.getvalue()).hexdigest(),
     )
     for problem in problems(manifest):
-        raise ValueError(f"{out}: {problem}")
+        raise UserError(f"{out}: {problem}")
     write_atomic(out / FILE, dump(manifest).encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     return manifest

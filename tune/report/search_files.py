@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tune.records import STATES, VERSION
+from vgse.errors import UserError
 
 SEARCH = "python -m tune search --config CONFIG"
 
@@ -98,7 +99,7 @@ def load_search(folder: Path) -> Search:
     folder = Path(folder)
     files = sorted(p for p in folder.glob("trials/*.json") if not p.name.startswith("."))
     if not files and not (folder / "search.yaml").is_file():
-        raise ValueError(f"{folder}: holds no search; give a folder that `{SEARCH}` wrote")
+        raise UserError(f"{folder}: holds no search; give a folder that `{SEARCH}` wrote")
     trials, unreadable = [], []
     for path in files:
         try:
@@ -125,17 +126,17 @@ def read_trial(path: Path) -> Trial:
     content = _mapping(path, json.loads)
     if content.get("version") != VERSION:
         found = content.get("version")
-        raise ValueError(f"{path}: has version {found!r}, not {VERSION}; move it away")
+        raise UserError(f"{path}: has version {found!r}, not {VERSION}; move it away")
     if content.get("trial") != path.stem:
-        raise ValueError(f"{path}: tells of trial {content.get('trial')!r}; move it away")
+        raise UserError(f"{path}: tells of trial {content.get('trial')!r}; move it away")
     if content.get("state") not in STATES:
-        raise ValueError(f"{path}: state is {content.get('state')!r}, none of {', '.join(STATES)}")
+        raise UserError(f"{path}: state is {content.get('state')!r}, none of {', '.join(STATES)}")
     params = content.get("params")
     if not isinstance(params, dict) or any(isinstance(v, dict | list) for v in params.values()):
-        raise ValueError(f"{path}: params is not a mapping of names to values; move it away")
+        raise UserError(f"{path}: params is not a mapping of names to values; move it away")
     history = content.get("history") or []
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise ValueError(f"{path}: history is not a list of epochs; move it away")
+        raise UserError(f"{path}: history is not a list of epochs; move it away")
     measured = [(finite(e.get("epoch")), finite(e.get("objective"))) for e in history]
     curve = {int(epoch): score for epoch, score in measured if epoch and score is not None}
     points = sorted(curve.items())
@@ -180,9 +181,9 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
         content = parse(_text(path))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         line = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read ({line}); move it away and resume") from None
+        raise UserError(f"{path}: cannot be read ({line}); move it away and resume") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a mapping of fields; move it away and resume")
+        raise UserError(f"{path}: is not a mapping of fields; move it away and resume")
     return content
 
 
@@ -211,11 +212,11 @@ def _final(path: Path, content: dict[str, Any]) -> list[FinalRow]:
     rows: list[FinalRow] = []
     entries = content.get("rows") or []
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: rows is not a list; move it away and resume")
+        raise UserError(f"{path}: rows is not a list; move it away and resume")
     for entry in entries:
         results = entry.get("test") or {} if isinstance(entry, dict) else None
         if not isinstance(results, dict):
-            raise ValueError(f"{path}: a row holds no results; move it away and resume")
+            raise UserError(f"{path}: a row holds no results; move it away and resume")
         test = {str(name): finite(value) for name, value in results.items()}
         params = entry.get("params")
         rows.append(

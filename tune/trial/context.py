@@ -26,6 +26,7 @@ from tune.config import SearchConfig
 from tune.space import with_params
 from tune.trial.objective import Problem, make_problem
 from vgse.config import RunConfig
+from vgse.errors import UserError
 from vgse.files import written_whole
 from vgse.zsl.data import Indices
 
@@ -138,7 +139,7 @@ def ensure_start(
     finally:
         shutil.rmtree(own, ignore_errors=True)
     if not has_start(target):
-        raise ValueError(f"{target}: cannot be written; see that the folder is writable")
+        raise UserError(f"{target}: cannot be written; see that the folder is writable")
     return target
 
 

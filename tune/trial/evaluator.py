@@ -14,6 +14,7 @@ from distributed.train.spec import TrainingJob, build_model
 from tune.trial.context import Material
 from tune.trial.objective import MEASURES, measure, objective_of
 from vgse.embeddings import class_embeddings
+from vgse.errors import UserError
 
 _TRAINED = (
     "loss", "classification", "semantic", "consistency", "entropy", "used_clusters",
@@ -68,7 +69,7 @@ class Judge:
         )
         means = {name: objective_of(results, name) for name in MEASURES}
         if not np.isfinite(list(means.values())).all():
-            raise ValueError("the objective is not finite: the class embeddings hold NaN")
+            raise UserError("the objective is not finite: the class embeddings hold NaN")
         return {
             "epoch": trained["epoch"],
             "objective": means[search.objective],

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
+from vgse.errors import UserError
 from vgse.zsl.data import Indices, TestSplits, ZslData
 from vgse.zsl.features import Features
 from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
@@ -65,7 +66,7 @@ def make_problem(
         ValueError: too few classes or images.
     """
     if len(trained) < 4:
-        raise ValueError(
+        raise UserError(
             f"{len(trained)} training classes besides {len(val)} validation classes; a search "
             "needs at least 4: pack again with fewer validation classes"
         )

@@ -30,6 +30,7 @@ from distributed.train.trainer import train_epochs
 from tune.trial.checkpoints import keep, kept
 from tune.trial.context import Material, trial_job
 from tune.trial.evaluator import Judge, collapse_cause
+from vgse.errors import UserError
 from vgse.images.backbones import build_backbone
 from vgse.training.model import TrainingModel
 
@@ -258,7 +259,7 @@ def cause_of(error: BaseException) -> str:
     lowered = text.lower()
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "out of memory" in lowered:
         return f"out of memory: {text[:200]}"
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return text[:300]
     return f"{type(error).__name__}: {text[:300]}"
 

@@ -9,6 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from vgse.errors import UserError
+
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -103,7 +105,7 @@ class _Lite0Features(nn.Module):
 
 def _load_file(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise ValueError(
+        raise UserError(
             f"backbone.weights: no file {path}; use 'default', 'none' or a state-dict file"
         )
     try:
@@ -113,13 +115,13 @@ def _load_file(path: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"backbone.weights: {path} is not a plain state dict ({type(error).__name__}); "
             "save it with torch.save(model.state_dict()), or as .safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
+        raise UserError(
             f"backbone.weights: {path} is not a plain state dict; "
             "save it with torch.save(model.state_dict()), or as .safetensors"
         )
@@ -132,7 +134,7 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
     except RuntimeError as error:
         told = str(error).splitlines()[-1].strip()
         told = told if len(told) <= 160 else told[:160] + " ..."  # it may list all layers
-        raise ValueError(f"backbone.weights: {path} does not fit backbone.name: {told}") from None
+        raise UserError(f"backbone.weights: {path} does not fit backbone.name: {told}") from None
 
 
 def _lite0(weights: str) -> Backbone:
@@ -162,13 +164,13 @@ def _last_block(network: nn.Module, name: str) -> list[nn.Module]:
         units += child.children() if is_list else [child]
     units = [unit for unit in units if any(True for _ in unit.parameters())]
     if len(units) < 2:
-        raise ValueError(f"backbone.train: cannot tell the last block of {name}; use none or all")
+        raise UserError(f"backbone.train: cannot tell the last block of {name}; use none or all")
     return units[-2:]  # the last stage, and the convolution or norm that most models end with
 
 
 def _torchvision(name: str, weights: str) -> Backbone:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(
+        raise UserError(
             f"backbone.name: unknown model {name!r}; use efficientnet-lite0 or a torchvision "
             "classification model such as resnet50"
         )
@@ -179,7 +181,7 @@ def _torchvision(name: str, weights: str) -> Backbone:
         try:
             state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"backbone.weights: cannot download {name}'s weights ({error}); "
                 "set backbone.weights to a local state-dict file"
             ) from None
@@ -195,7 +197,7 @@ def _torchvision(name: str, weights: str) -> Backbone:
             setattr(network, side, None)
     classifiers = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not classifiers:
-        raise ValueError(f"backbone.name: {name} has no linear classifier to take features from")
+        raise UserError(f"backbone.name: {name} has no linear classifier to take features from")
     parent_name, _, leaf = classifiers[-1].rpartition(".")
     parent = network.get_submodule(parent_name)
     classifier = getattr(parent, leaf)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vgse.errors import UserError
+
 
 def row_counts(num_patches: int) -> list[int]:
     """Boxes in each row of a grid of N: round(sqrt(N)) rows that differ by one at most."""
     if num_patches < 1:
-        raise ValueError(f"num_patches is {num_patches}; an image needs at least 1 patch")
+        raise UserError(f"num_patches is {num_patches}; an image needs at least 1 patch")
     num_rows = max(1, round(math.sqrt(num_patches)))
     base, extra = divmod(num_patches, num_rows)
     return [base + (row < extra) for row in range(num_rows)]
@@ -32,7 +34,7 @@ def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
         ValueError: num_patches < 1, or overlap outside [0, 1).
     """
     if not 0 <= overlap < 1:
-        raise ValueError(f"overlap is {overlap}; it must be at least 0 and below 1")
+        raise UserError(f"overlap is {overlap}; it must be at least 0 and below 1")
 
     def spans(count: int) -> list[tuple[float, float]]:
         side = 1 / (1 + (count - 1) * (1 - overlap))

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.knowledge.word_files import read_rows
 
 _MAX_NAMED = 20
@@ -96,20 +97,20 @@ def load_word_vectors(
                 if key is not None and (key == word or key not in table):
                     table[key] = vector
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; {remedy}") from None
+        raise UserError(f"{path}: no such file; {remedy}") from None
     except (OSError, EOFError, ImportError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
 
     found_vectors = {name: _class_vector(words, table) for name, words in class_words.items()}
     lost = [name for name, vector in found_vectors.items() if vector is None]
     if lost and missing == "error":
-        raise ValueError(
+        raise UserError(
             f"{path}: no vector for {len(lost)} of {len(class_words)} classes: {', '.join(lost)}; "
             "give their words in the manifest, or set data.missing_words to drop"
         )
     vectors = {name: vector for name, vector in found_vectors.items() if vector is not None}
     if not vectors:
-        raise ValueError(f"{path}: no class has a word vector; is it the right language and case?")
+        raise UserError(f"{path}: no class has a word vector; is it the right language and case?")
     found = WordVectors(list(vectors), np.stack(list(vectors.values())))
     _refuse_bad_rows(found, path)
     return found
@@ -133,12 +134,12 @@ def _refuse_bad_rows(words: WordVectors, path: str) -> None:
     bad = ~np.isfinite(words.vectors).all(1) | ~words.vectors.any(1)
     if bad.any():
         names = [words.class_names[i] for i in np.flatnonzero(bad)]
-        raise ValueError(f"{path}: zero or non-finite word vector for {_listed(names)}")
+        raise UserError(f"{path}: zero or non-finite word vector for {_listed(names)}")
     _, first, group = np.unique(words.vectors, axis=0, return_index=True, return_inverse=True)
     twins = [(int(first[g]), i) for i, g in enumerate(group) if first[g] != i]
     if twins:
         pairs = [f"{words.class_names[a]} = {words.class_names[b]}" for a, b in twins]
-        raise ValueError(
+        raise UserError(
             f"{path}: classes with the same word vector: {_listed(pairs)}; "
             "give one of each pair other words in the manifest"
         )

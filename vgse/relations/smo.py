@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.relations.box_qp import solve_box
 from vgse.relations.problem import F64, SeenPoints, certify, prepare
 from vgse.relations.solvers import GRAM_LIMIT, closed_form, on_the_simplex, spectrum
@@ -57,12 +58,12 @@ def relation_problem(seen: F64, *, alpha: float = 0.0, ridge: float = 1e-8) -> R
     """The problem of finite seen vectors [S, D_w]; arguments and errors as `solve_relations`."""
     num_seen = len(seen)
     if not np.isfinite(alpha) or alpha * num_seen > 1 + 1e-12:
-        raise ValueError(
+        raise UserError(
             f"alpha={alpha} leaves no weights that sum to 1 over {num_seen} seen classes; "
             f"choose a finite alpha of at most {1 / num_seen:.6g}"
         )
     if not (np.isfinite(ridge) and ridge > 0):
-        raise ValueError(f"ridge={ridge} must be a finite number above 0, such as 1e-8")
+        raise UserError(f"ridge={ridge} must be a finite number above 0, such as 1e-8")
     prepared = prepare(seen, ridge)
     large = len(prepared.points) > GRAM_LIMIT
     return RelationProblem(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vgse.errors import UserError
 from vgse.relations.problem import F64
 from vgse.relations.smo import (
     GAP_TARGET,
@@ -101,9 +102,9 @@ def weighted_average(
     """
     unseen, seen = checked_vectors(unseen, seen)
     if num_neighbours < 1:
-        raise ValueError(f"num_neighbours={num_neighbours} must be at least 1")
+        raise UserError(f"num_neighbours={num_neighbours} must be at least 1")
     if not (np.isfinite(eta) and eta >= 0):
-        raise ValueError(f"eta={eta} must be a finite number of at least 0")
+        raise UserError(f"eta={eta} must be a finite number of at least 0")
     weights = np.zeros((len(unseen), len(seen)))
     last = min(num_neighbours, len(seen)) - 1
     centre = seen.mean(axis=0)  # distances from here keep more digits
@@ -132,19 +133,19 @@ def checked_vectors(unseen: ArrayLike, seen: ArrayLike) -> tuple[F64, F64]:
     for name, values in (("unseen", unseen), ("seen", seen)):
         array = np.asarray(values, dtype=np.float64)
         if array.ndim != 2 or array.shape[1] == 0:
-            raise ValueError(f"{name} must be [classes, word size], but its shape is {array.shape}")
+            raise UserError(f"{name} must be [classes, word size], but its shape is {array.shape}")
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if bad.size:
-            raise ValueError(
+            raise UserError(
                 f"{name} holds NaN or infinity in row {bad[0]} ({bad.size} of {len(array)} rows); "
                 "replace or drop those word vectors"
             )
         arrays.append(array)
     if arrays[0].shape[1] != arrays[1].shape[1]:
-        raise ValueError(
+        raise UserError(
             f"unseen vectors have {arrays[0].shape[1]} numbers and seen vectors "
             f"{arrays[1].shape[1]}; take both from the same word vectors"
         )
     if len(arrays[1]) == 0:
-        raise ValueError("seen is empty; give at least one seen class")
+        raise UserError("seen is empty; give at least one seen class")
     return arrays[0], arrays[1]

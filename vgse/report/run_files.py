@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from vgse.errors import UserError
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 TRAIN = "python -m distributed train --config CONFIG"
@@ -56,7 +58,7 @@ def load_run(run: Path) -> RunFiles:
     Raises ValueError for a folder without any known file, and for a file that cannot be read.
     """
     if not any((run / file).is_file() for file in MADE_BY):
-        raise ValueError(f"{run}: holds no file of a run; give a folder that `{TRAIN}` wrote")
+        raise UserError(f"{run}: holds no file of a run; give a folder that `{TRAIN}` wrote")
     config_text = _text(run / "config.yaml")
     return RunFiles(
         name=run.resolve().name,

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from vgse.errors import UserError
 from vgse.report.page import attribute_json, esc, number
 from vgse.report.pictures import ClassPictures, Pixels, indexed_png
 from vgse.report.relation_cards import unit
@@ -174,7 +175,7 @@ def check_shapes(content: Arrays, pictures: Arrays) -> None:
     if "class_names" in content and "class_pictures" in pictures:
         names, images = len(content["class_names"]), len(pictures["class_pictures"])
         if names != images:
-            raise ValueError(
+            raise UserError(
                 f"pictures.npz: class_pictures has {images} rows for {names} class_names in "
                 "class_embeddings.npz; write both with the same run"
             )

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
+
 Indices = NDArray[np.int64]
 Features = NDArray[np.float32]
 
@@ -36,23 +38,23 @@ class ZslData:
 
 def _check_arrays(data: ZslData) -> None:
     if data.features.ndim != 2 or len(data.features) != len(data.labels):
-        raise ValueError(
+        raise UserError(
             f"features of shape {data.features.shape} do not fit {len(data.labels)} labels: "
             "give one row of features an image"
         )
     if not np.isfinite(data.features).all():
         bad = np.flatnonzero(~np.isfinite(data.features).all(axis=1))
-        raise ValueError(
+        raise UserError(
             f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: compute them again"
         )
     num_classes = len(data.class_names)
     if len(data.labels) and not 0 <= data.labels.min() <= data.labels.max() < num_classes:
-        raise ValueError(
+        raise UserError(
             f"labels run from {data.labels.min()} to {data.labels.max()}, but there are "
             f"{num_classes} class names: labels count from 0"
         )
     if len(set(data.class_names)) != num_classes:
-        raise ValueError("class_names hold a name twice: rename one of the two classes")
+        raise UserError("class_names hold a name twice: rename one of the two classes")
 
 
 def _named(data: ZslData, classes: Indices) -> str:
@@ -64,19 +66,19 @@ def _check_classes(data: ZslData) -> None:
     for field_name in ("seen", "unseen", "val"):
         classes = getattr(data, field_name)
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(data.class_names):
-            raise ValueError(f"{field_name} points outside the {len(data.class_names)} class names")
+            raise UserError(f"{field_name} points outside the {len(data.class_names)} class names")
         if len(np.unique(classes)) != len(classes):
-            raise ValueError(f"{field_name} names a class twice")
+            raise UserError(f"{field_name} names a class twice")
     both = np.intersect1d(data.seen, data.unseen)
     if len(both):
-        raise ValueError(
+        raise UserError(
             f"classes are both seen and unseen: {_named(data, both)}; correct the split"
         )
     if not len(data.seen) or not len(data.unseen):
-        raise ValueError("seen or unseen holds no class: correct the split")
+        raise UserError("seen or unseen holds no class: correct the split")
     stray = np.setdiff1d(data.val, data.seen)
     if len(stray):
-        raise ValueError(
+        raise UserError(
             f"validation classes must be seen classes, but these are not: {_named(data, stray)}"
         )
 
@@ -86,23 +88,23 @@ def _check_splits(data: ZslData) -> None:
     for name, classes in splits.items():
         images = getattr(data, name)
         if not len(images):
-            raise ValueError(f"{name} holds no image: correct the split")
+            raise UserError(f"{name} holds no image: correct the split")
         if not 0 <= images.min() <= images.max() < len(data.labels):
-            raise ValueError(f"{name} points outside the {len(data.labels)} images")
+            raise UserError(f"{name} points outside the {len(data.labels)} images")
         foreign = np.setdiff1d(data.labels[images], classes)
         if len(foreign):
             kind = "unseen" if name == "test_unseen" else "seen"
-            raise ValueError(
+            raise UserError(
                 f"{name} holds images of classes that are not {kind}: {_named(data, foreign)}"
             )
     all_images = np.concatenate([data.train, data.test_seen, data.test_unseen])
     if len(np.unique(all_images)) != len(all_images):
-        raise ValueError(
+        raise UserError(
             "an image stands in two of train, test_seen and test_unseen, or twice in one"
         )
     missing = np.setdiff1d(data.seen, data.labels[data.train])
     if len(missing):
-        raise ValueError(f"seen classes without a training image: {_named(data, missing)}")
+        raise UserError(f"seen classes without a training image: {_named(data, missing)}")
 
 
 def with_validation(data: ZslData, share: float = 0.2, seed: int = 0) -> ZslData:
@@ -141,13 +143,13 @@ class TestGuard:
     def note(self, what: str) -> None:
         """Records work that was done while the test images were closed."""
         if self.log:
-            raise ValueError(f"the test images are open already: {what} must come before")
+            raise UserError(f"the test images are open already: {what} must come before")
         self._notes.append(what)
 
     def open(self, purpose: str) -> TestSplits:
         """The test images; raises ValueError if they were given out before."""
         if self.log:
-            raise ValueError(
+            raise UserError(
                 f"the test images were opened for {self.log[0]['purpose']}: "
                 "make every choice on validation classes and open them once"
             )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.errors import UserError
 from vgse.zsl.data import Indices, TestSplits, ZslData
 from vgse.zsl.features import Features, Training, principal_axes, training_set
 
@@ -28,10 +29,10 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
     are no validation classes or too few images.
     """
     if not 0 < holdout < 1:
-        raise ValueError(f"evaluation.holdout is {holdout}: give a share between 0 and 1")
+        raise UserError(f"evaluation.holdout is {holdout}: give a share between 0 and 1")
     seen = np.setdiff1d(data.seen, data.val)
     if not len(data.val) or not len(seen):
-        raise ValueError(
+        raise UserError(
             f"{len(data.val)} of {len(data.seen)} seen classes are validation classes: "
             "mark some, but not all, of them (about a fifth) as validation classes"
         )
@@ -40,7 +41,7 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
     for label in seen:
         images = np.sort(data.train[labels == label])
         if len(images) < 2:
-            raise ValueError(
+            raise UserError(
                 f"class {data.class_names[label]} has one training image: "
                 "validation holds one out, so give it two or more"
             )

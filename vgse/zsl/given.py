@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig
+from vgse.errors import UserError
 from vgse.files import read_arrays
 from vgse.formats import read_safetensors
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
@@ -32,13 +33,13 @@ def evaluate_files(
     Where the splits name no validation classes, a seeded fifth of the seen classes is taken.
     """
     if splits is None and embeddings.suffix != ".mat":
-        raise ValueError(f"{embeddings} holds no splits; give an att_splits.mat with --splits")
+        raise UserError(f"{embeddings} holds no splits; give an att_splits.mat with --splits")
     protocol = read_att_splits(splits or embeddings)
     image_features, labels, _ = read_res101(features)
     try:
         data = zsl_data(image_features, labels, protocol)
     except ValueError as error:
-        raise ValueError(f"{features} and {splits or embeddings}: {error}") from None
+        raise UserError(f"{features} and {splits or embeddings}: {error}") from None
     data = with_validation(data, seed=seed)
     names = protocol.class_names
     rows = protocol.att if splits is None else _rows_by_name(embeddings, names)
@@ -61,11 +62,11 @@ def _rows_by_name(path: Path, class_names: list[str]) -> NDArray[np.floating]:
         arrays = read_arrays(path, "class_names", "embeddings")
         names, rows = [str(name) for name in arrays["class_names"]], arrays["embeddings"]
     else:
-        raise ValueError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
+        raise UserError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
     position = {name: index for index, name in enumerate(names)}
     missing = [name for name in class_names if name not in position]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: no embedding for {len(missing)} of {len(class_names)} classes: "
             + ", ".join(missing[:20])
         )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vgse.errors import UserError
+
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
@@ -22,7 +24,7 @@ def per_class_top1(predictions: ArrayLike, labels: ArrayLike) -> float:
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if not len(labels):
-        raise ValueError("per_class_top1 got no labels: the split is empty")
+        raise UserError("per_class_top1 got no labels: the split is empty")
     weights = class_weights(labels)
     return float(weights[predictions == labels].sum())
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
+from vgse.errors import UserError
 from vgse.relations.solve import solve_relations, weighted_average
 from vgse.zsl.data import Indices
 
@@ -199,7 +200,7 @@ def _normalised(block: Embeddings, num_seen: int, normalise: str) -> Embeddings:
         flat = spread <= 1e-9 * np.abs(block[:num_seen]).max(initial=1e-300)
         block = (block - block[:num_seen].mean(0)) / np.where(flat, np.inf, spread)
     elif normalise != "l2":
-        raise ValueError(f"evaluation.normalise is {normalise!r}: choose none, l2 or z")
+        raise UserError(f"evaluation.normalise is {normalise!r}: choose none, l2 or z")
     lengths = np.linalg.norm(block, axis=1, keepdims=True)
     return block / np.where(lengths > 0, lengths, 1)
 

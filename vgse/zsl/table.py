@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
+from vgse.errors import UserError
 from vgse.zsl.data import TestGuard, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
 from vgse.zsl.models import Model, find_model
@@ -77,7 +78,7 @@ def evaluate_rows(
     """Evaluates `rows`; `evaluate` and `evaluate_given` say what the arguments hold."""
     models = [find_model(name) for name in config.models]
     if not models:
-        raise ValueError("evaluation.models is empty: name at least one, such as eszsl")
+        raise UserError("evaluation.models is empty: name at least one, such as eszsl")
     _check_shapes(data, own, words)
     guard = TestGuard(data)
 
@@ -139,7 +140,7 @@ def _check_shapes(
 ) -> None:
     for name, array in (("class embeddings", own), ("word vectors", words)):
         if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
-            raise ValueError(
+            raise UserError(
                 f"{name} have the shape {array.shape}, but there are {len(data.class_names)} "
                 "classes: give one row a class, in the order of the class names"
             )
@@ -170,7 +171,7 @@ def _embeddings(
     if bad.any():
         missing = np.concatenate([fold.seen, fold.unseen])[bad]
         names = ", ".join(data.class_names[c] for c in missing[:5])
-        raise ValueError(
+        raise UserError(
             f"row {row.name!r}: no finite embedding for {names}: "
             "give these classes images and word vectors, or leave them out"
         )

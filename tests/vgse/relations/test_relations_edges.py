@@ -142,9 +142,8 @@ def test_weighted_average_refuses_bad_options(options: dict[str, float], message
 def test_relations_import_where_no_folder_can_hold_the_compiled_code(tmp_path: Path) -> None:
     package = tmp_path / "vgse"
     shutil.copytree(Path(vgse.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
-    (package / "relations" / "__pycache__").write_text(
-        "a file, so that no cache folder can be made here"
-    )
+    blocker = package / "relations" / "__pycache__"
+    blocker.write_text("a file, so that no cache folder can be made here")
     home = tmp_path / "home"
     home.write_text("not a folder either")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(home)}

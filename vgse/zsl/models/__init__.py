@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
+from vgse.errors import UserError
 from vgse.zsl.features import Training
 from vgse.zsl.models.ale import weighted_ranking
 from vgse.zsl.models.bilinear import Embeddings, Score, Slope, fit_bilinear
@@ -94,5 +95,5 @@ def label_of(name: str) -> str:
 def find_model(name: str) -> Model:
     """The model called `name`; ValueError names those there are."""
     if name not in MODELS:
-        raise ValueError(f"zero-shot model {name!r} is unknown: choose among {', '.join(MODELS)}")
+        raise UserError(f"zero-shot model {name!r} is unknown: choose among {', '.join(MODELS)}")
     return MODELS[name]
