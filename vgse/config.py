@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -75,18 +75,27 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the four losses; 0 switches one off."""
+    """Weights of the losses; 0 switches one off. Every float field is the weight of a loss."""
 
-    classification: float = 1.0
+    classification: float = field(default=1.0, metadata={"symbol": "cls"})
     """λ_cls of the cross-entropy of Q a."""
-    semantic: float = 1.0
+    semantic: float = field(default=1.0, metadata={"symbol": "sem"})
     """λ_sem of the distance between S a and the class's word vector."""
-    consistency: float = 0.1
+    consistency: float = field(default=0.1, metadata={"symbol": "clu"})
     """λ_clu of the agreement between a patch and its nearest neighbour in the queue."""
-    entropy: float = 0.5
+    entropy: float = field(default=0.5, metadata={"symbol": "ent"})
     """λ_ent of Σ ā ln ā, which keeps all clusters in use."""
     queue_size: int = 4096
     """Patches of recent steps, over all workers, among which neighbours are sought."""
+
+
+def loss_symbols() -> dict[str, str]:
+    """Every loss by its field's name, with what it is called where there is little room."""
+    return {
+        item.name: item.metadata.get("symbol", item.name)
+        for item in fields(LossConfig)
+        if item.type is float
+    }
 
 
 @dataclass
@@ -271,12 +280,12 @@ def refuse_passwords(config: RunConfig) -> None:
     Raises:
         ValueError: naming the field and the remedy, without the password.
     """
-    fields = [("", to_dict(config))]
-    while fields:
-        prefix, tree = fields.pop()
+    trees = [("", to_dict(config))]
+    while trees:
+        prefix, tree = trees.pop()
         for name, value in tree.items():
             if isinstance(value, dict):
-                fields.append((f"{prefix}{name}.", value))
+                trees.append((f"{prefix}{name}.", value))
             elif isinstance(value, str) and _PASSWORD.search(value):
                 raise UserError(
                     f"{prefix}{name} holds a password, which config.yaml, logs and the report "
