@@ -21,9 +21,9 @@ import torch
 import yaml
 from scipy.optimize import minimize
 
-from benchmarks.quality_run import run as train_setting
-from benchmarks.quality_run import task_of
-from benchmarks.quality_settings import Setting
+from benchmarks.quality.run import run as train_setting
+from benchmarks.quality.run import task_of
+from benchmarks.quality.settings import Setting
 from vgse.config import RunConfig
 from vgse.formats import read_npz
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import compiled_path
-from benchmarks.gpu_memory import kept_bytes, optimiser_bytes
-from benchmarks.gpu_page import ROWS, Results, ratios, render, spread
-from benchmarks.gpu_paths import Setting, Turn, peak_tflops
+from benchmarks.gpu.__main__ import compiled_path
+from benchmarks.gpu.memory import kept_bytes, optimiser_bytes
+from benchmarks.gpu.page import ROWS, Results, ratios, render, spread
+from benchmarks.gpu.paths import Setting, Turn, peak_tflops
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = [

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality import main
-from benchmarks.quality_compare import difference, usual_deviation
-from benchmarks.quality_findings import findings
-from benchmarks.quality_settings import DEFAULT, SHUFFLED, UNTRAINED, settings_of
-from benchmarks.quality_values import Ablation, Outcome
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.compare import difference, usual_deviation
+from benchmarks.quality.findings import findings
+from benchmarks.quality.settings import DEFAULT, SHUFFLED, UNTRAINED, settings_of
+from benchmarks.quality.values import Ablation, Outcome
 from tiny import make_tiny
 from vgse.config import LossConfig, RunConfig
 

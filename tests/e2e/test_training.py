@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 import torch
 
-from benchmarks.controls import shuffle_labels
+from benchmarks.quality.controls import shuffle_labels
 from distributed.display import Display
 from distributed.embedding.embed import Encoder, embed_units
 from distributed.features.cache import read_unit, units_of

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.loader_data import make_data
-from benchmarks.loader_methods import (
+from benchmarks.loader.data import make_data
+from benchmarks.loader.methods import (
     ROOT,
     Answer,
     Method,
@@ -35,12 +35,12 @@ from benchmarks.loader_methods import (
     peers_python,
     start_peers,
 )
-from benchmarks.loader_samples import one_thread
-from benchmarks.loader_tables import Result, render
+from benchmarks.loader.samples import one_thread
+from benchmarks.loader.tables import Result, render
 from shards.loader import Cut
 from shards.manifest import Manifest
 
-RESULT = Path(__file__).parent / "results" / "loader.md"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "loader.md"
 SIDES = (224, 96)
 STAGES = {"read_parts": "read", "parse_meta": "JSON", "decode": "decode"}
 CUTS = {"cut_patches_opencv": "cut", "resize_square": "resize"}
@@ -106,7 +106,9 @@ def machine(peers: list[Peer]) -> str:
 
 def main() -> None:
     """Measure, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--peers-python", help="Python that has litdata and mosaicml-streaming")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=512)

@@ -21,8 +21,8 @@ import webdataset
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
-from benchmarks.loader_data import UNSEEN, Data, jpegs
-from benchmarks.loader_samples import (
+from benchmarks.loader.data import UNSEEN, Data, jpegs
+from benchmarks.loader.samples import (
     BATCH_SIZE,
     Part,
     Raw,
@@ -39,7 +39,7 @@ from shards.sampler import order_of, select, split_ranges, start_of
 from shards.samples import read_raw
 from vgse.images.patches import grid_boxes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NEEDS = ["litdata", "mosaicml-streaming", "simplejpeg", "opencv-python-headless"]
 NO_BOXES = np.empty((0, 4), np.float32)
 
@@ -153,7 +153,7 @@ class Peer:
     def __init__(self, name: str, python: str, scratch: Path) -> None:
         self.name, self.error, self.version = name, "", ""
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.loader_peers", name, str(scratch / name)],
+            [python, "-m", "benchmarks.loader.peers", name, str(scratch / name)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

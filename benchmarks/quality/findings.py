@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from benchmarks.quality_compare import (
+from benchmarks.quality.compare import (
     MEASURES,
     Comparison,
     Difference,
@@ -11,7 +11,7 @@ from benchmarks.quality_compare import (
     difference,
     usual_of_relations,
 )
-from benchmarks.quality_settings import (
+from benchmarks.quality.settings import (
     DEFAULT,
     KMEANS,
     SHUFFLED,
@@ -19,7 +19,7 @@ from benchmarks.quality_settings import (
     alpha_rows,
     chosen_rows,
 )
-from benchmarks.quality_values import Ablation, Outcome
+from benchmarks.quality.values import Ablation, Outcome
 
 STEPS = (
     (UNTRAINED, KMEANS, "k-means in place of random prototypes"),

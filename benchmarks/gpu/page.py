@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
-from benchmarks.gpu_paths import Setting, Turn
+from benchmarks.gpu.paths import Setting, Turn
 
 Rounds = list[dict[str, Turn]]
 

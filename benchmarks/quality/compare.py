@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from benchmarks.quality_settings import DEFAULT
-from benchmarks.quality_values import Ablation, Outcome, Values
+from benchmarks.quality.settings import DEFAULT
+from benchmarks.quality.values import Ablation, Outcome, Values
 
 MEASURES: tuple[tuple[str, Callable[[Outcome], Values]], ...] = (
     ("NMI", lambda o: o.measure("nmi")),

@@ -19,14 +19,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from benchmarks.quality_page import page
-from benchmarks.quality_run import Task, run, task_of
-from benchmarks.quality_settings import DEFAULT, SHUFFLED, Setting, settings_of
-from benchmarks.quality_values import Ablation, Outcome
+from benchmarks.quality.page import page
+from benchmarks.quality.run import Task, run, task_of
+from benchmarks.quality.settings import DEFAULT, SHUFFLED, Setting, settings_of
+from benchmarks.quality.values import Ablation, Outcome
 from vgse.config import RunConfig, to_dict
 from vgse.files import write_json, written_whole
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICK_EPOCHS = 8
 
 

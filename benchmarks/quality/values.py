@@ -13,7 +13,7 @@ _IN_PERCENT = 100.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """A setting's results, one a split; `benchmarks.quality_run.run` says what they hold."""
+    """A setting's results, one a split; `benchmarks.quality.run.run` says what they hold."""
 
     name: str
     label: str

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vgse.images.patches import cut_patches, grid_boxes
 from vgse.training.step import StepData
 
-ICONS = Path(__file__).parent.parent / "demo" / "shards" / "train-000000.tar"
+ICONS = Path(__file__).resolve().parents[2] / "demo" / "shards" / "train-000000.tar"
 CLASSES = 8
 STORED_SIDE = 384
 SIZES = [(512, 384), (384, 512), (576, 384), (500, 384)]  # width, height

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 import torchvision
 
-from benchmarks.gpu_data import Source, make_pictures, pack_pictures, shards_are_usable
-from benchmarks.gpu_memory import kept_bytes, optimiser_bytes
-from benchmarks.gpu_page import Results, render
-from benchmarks.gpu_paths import (
+from benchmarks.gpu.data import Source, make_pictures, pack_pictures, shards_are_usable
+from benchmarks.gpu.memory import kept_bytes, optimiser_bytes
+from benchmarks.gpu.page import Results, render
+from benchmarks.gpu.paths import (
     Ours,
     Setting,
     Turn,
@@ -38,15 +38,17 @@ from benchmarks.gpu_paths import (
     plain_paths,
     wait,
 )
-from benchmarks.gpu_paths import Path as Timed
+from benchmarks.gpu.paths import Path as Timed
 from vgse.images.batch_size import largest_batch
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).resolve().parents[1] / "results"
 
 
 def arguments() -> argparse.Namespace:
     """The command line; sizes that are not given follow from --quick."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, for a CPU")
     parser.add_argument("--backbone", help="torchvision model (resnet50; quick: resnet18)")
     parser.add_argument("--side", type=int, help="pixels of a patch's side (224; quick: 64)")

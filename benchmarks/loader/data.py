@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.loader_samples import bare_tar
+from benchmarks.loader.samples import bare_tar
 from benchmarks.photographs import write_photographs
 from shards.config import PackConfig
 from shards.manifest import FILE, LABELS, ImageSpec, Manifest, ShardEntry, dump, load_manifest

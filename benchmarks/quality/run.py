@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.controls import shuffle_labels
-from benchmarks.quality_settings import Setting, relation_rows
+from benchmarks.quality.controls import shuffle_labels
+from benchmarks.quality.settings import Setting, relation_rows
 from distributed.embedding.embed import Embedded, Encoder, embed_units
 from distributed.embedding.results import cluster_measures, own_embeddings
 from distributed.features.cache import FeatureSpec, access_of, cache_folder, feature_spec, units_of

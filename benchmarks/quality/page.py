@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.quality_compare import compare, difference, spread, usual_of_relations
-from benchmarks.quality_findings import findings, steps
-from benchmarks.quality_settings import alpha_rows, chosen_rows
-from benchmarks.quality_values import Ablation, Outcome
+from benchmarks.quality.compare import compare, difference, spread, usual_of_relations
+from benchmarks.quality.findings import findings, steps
+from benchmarks.quality.settings import alpha_rows, chosen_rows
+from benchmarks.quality.values import Ablation, Outcome
 
 MEASURES = (
     ("nmi", "NMI"),

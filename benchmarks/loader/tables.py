@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loader_methods import Answer, Method
+from benchmarks.loader.methods import Answer, Method
 from shards.loader import Cut
 
 NAMES = {

@@ -1,6 +1,6 @@
 """A peer in a process, and if need be an environment, of its own; it takes commands by pipe.
 
-    PYTHON -m benchmarks.loader_peers NAME SCRATCH
+    PYTHON -m benchmarks.loader.peers NAME SCRATCH
 
 NAME is litdata, streaming or ray; SCRATCH gets the peer's own format. A command is a line of
 JSON {"folder" of tar shards, "way", "side", "count"}; the answer is {"seconds", "images",
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loader_samples import (
+from benchmarks.loader.samples import (
     BATCH_SIZE,
     Part,
     Raw,

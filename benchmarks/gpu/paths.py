@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 from torchvision.transforms import functional
 
-from benchmarks.gpu_data import CLASSES, STORED_SIDE, Source, epoch
+from benchmarks.gpu.data import CLASSES, STORED_SIDE, Source, epoch
 from distributed.train.prefetch import prefetch
 from vgse.clusters import Centroids, fit_centroids, normalise_rows
 from vgse.config import LossConfig, ModelConfig, TrainingConfig
