@@ -1,16 +1,99 @@
-"""The page around the sections: escaping, folding, notices, style and script."""
+"""The page around the sections: its templates, how numbers are written, style and script."""
 
 import base64
 import hashlib
 import html
 import json
 import math
+from collections.abc import Sequence
+from functools import cache
 from importlib import resources
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from vgse.report.run_files import MADE_BY, Missing
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+
+
+@cache
+def environment(package: str = "vgse.report") -> Environment:
+    """The templates of `package`, then those that all pages share; values are escaped."""
+    loader = ChoiceLoader([PackageLoader(name) for name in {package: 1, "vgse.report": 1}])
+    found = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    found.filters |= {"number": number, "magnitude": magnitude, "percent": percent}
+    return found
+
+
+def render(template: str, content: dict[str, Any], *, package: str = "vgse.report") -> Markup:
+    """The template `template`.html.jinja, filled with `content`."""
+    return Markup(environment(package).get_template(f"{template}.html.jinja").render(content))
+
+
+def page(
+    title: str, style: str, head: str, sections: Sequence[tuple[str, str, str]], script: str
+) -> str:
+    """The whole document; `sections` are (ident, title, body), `head` and bodies are HTML.
+
+    `style` comes after the sheet that all pages share, `script` after pointer.js.
+    """
+    script = resource("pointer.js") + script
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    content = {
+        "title": title,
+        "policy": Markup(policy),
+        "style": Markup(resource("style.css") + style),
+        "head": Markup(head),
+        "sections": [(ident, heading, Markup(body)) for ident, heading, body in sections],
+        "script": Markup(script),
+    }
+    # Names of files may hold lone surrogates, which no page can.
+    return render("page", content).encode("utf-8", "replace").decode()
+
+
+def resource(name: str) -> str:
+    """The text of a file that lies beside this one."""
+    return resources.files("vgse.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def number(value: object, digits: int = 2) -> str:
+    """A number with fixed digits, an en dash for none or NaN; ValueError for anything else."""
+    if value is None:
+        return NONE
+    figure = float(str(value))
+    if math.isnan(figure):
+        return NONE
+    text = f"{figure:,.{digits}f}"
+    if text.strip("-0.") == "":
+        text = text.lstrip("-")  # no minus before a rounded zero
+    return text.replace("-", MINUS)
+
+
+def magnitude(value: object) -> str:
+    """A small number as a power of ten, such as 3.2e-13; an en dash for none."""
+    if value is None:
+        return NONE
+    figure = float(str(value))
+    return "0" if figure == 0 else f"{figure:.1e}".replace("-", MINUS)
+
+
+def percent(value: object) -> str:
+    """A share in 0..1 as a number out of a hundred with one digit, without the sign."""
+    return NONE if value is None else number(100 * float(str(value)), 1)
 
 
 def esc(value: object) -> str:
@@ -36,11 +119,6 @@ def fold(label: str, body: str, *, kind: str = "") -> str:
     return f'<details class="{kind}"><summary>{esc(label)}</summary>{body}</details>'
 
 
-def section(ident: str, title: str, body: str) -> str:
-    """One section of the page."""
-    return f'<section id="{ident}"><h2>{esc(title)}</h2>{body}</section>'
-
-
 def notice(missing: Missing) -> str:
     """What a section says in place of its content."""
     field = f" has no field <code>{esc(missing.field)}</code>" if missing.field else " is not there"
@@ -49,32 +127,6 @@ def notice(missing: Missing) -> str:
         f'<p class="notice"><code>{esc(missing.file)}</code>{field}. '
         f"This command makes it: <code>{esc(command)}</code></p>"
     )
-
-
-def number(value: object, digits: int = 2) -> str:
-    """A figure with fixed digits, an en dash for none or NaN; ValueError for anything else."""
-    if value is None:
-        return NONE
-    figure = float(str(value))
-    if math.isnan(figure):
-        return NONE
-    text = f"{figure:,.{digits}f}"
-    if text.strip("-0.") == "":
-        text = text.lstrip("-")  # no minus before a rounded zero
-    return text.replace("-", MINUS)
-
-
-def magnitude(value: object) -> str:
-    """A small figure as a power of ten, such as 3.2e-13; an en dash for none."""
-    if value is None:
-        return NONE
-    figure = float(str(value))
-    return "0" if figure == 0 else f"{figure:.1e}".replace("-", MINUS)
-
-
-def percent(value: object) -> str:
-    """A share in 0..1 as a figure out of a hundred with one digit, without the sign."""
-    return NONE if value is None else number(100 * float(str(value)), 1)
 
 
 def hero(
@@ -87,48 +139,3 @@ def hero(
 <h1>{esc(title)}</h1>{result}</div>{aside}</div>
 <dl class="facts">{entries}</dl>
 </header>"""
-
-
-def page(
-    title: str, style: str, header: str, sections: list[tuple[str, str, str]], script: str
-) -> str:
-    """The whole document; `sections` are (ident, title, body).
-
-    `style` comes after the sheet that all pages share, `script` after pointer.js.
-    """
-    ours = resource("style.css")
-    script = resource("pointer.js") + script
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    links = "".join(f'<a href="#{ident}">{esc(label)}</a>' for ident, label, _ in sections)
-    body = "\n".join(section(*each) for each in sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{esc(title)}</title>
-<link rel="icon" href="data:,">
-<style>{ours}{style}</style>
-</head>
-<body>
-<main>
-{header}
-<nav aria-label="Sections">{links}</nav>
-{body}
-</main>
-<div id="tip" role="status" hidden></div>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def resource(name: str) -> str:
-    """The text of a file that lies beside this one."""
-    return resources.files("vgse.report").joinpath(name).read_text(encoding="utf-8")
