@@ -23,14 +23,6 @@ def make_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("train", _train_parser(), help="train one run")
-    commands.add_subcommand("submit", _submit_parser(), help="train as a job of a cluster")
-    commands.add_subcommand("status", _status_parser(), help="show or follow submitted jobs")
-    commands.add_subcommand("stop", _stop_parser(), help="stop a submitted job")
-    return parser
-
-
-def _train_parser() -> ArgumentParser:
     train = ArgumentParser(
         usage="python -m distributed train --config FILE [--run-id NAME] [--section.field VALUE …]",
         description="Train one run, from shards to class embeddings, zero-shot table and report. "
@@ -38,7 +30,37 @@ def _train_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     _add_run_arguments(train)
-    return train
+    commands.add_subcommand("train", train, help="train one run")
+    submit = ArgumentParser(
+        usage="python -m distributed submit --address URL --config FILE [--run-id NAME] "
+        "[--detach] [--section.field VALUE …] [-- tune …]",
+        description="Ship this checkout to a cluster, run `train` there (or the command that "
+        "follows --) and follow its log. The same --run-id again goes on with the run.",
+        allow_abbrev=False,
+    )
+    submit.add_argument("--address", type=str | None, help=_ADDRESS)
+    submit.add_argument("--detach", action="store_true", help="Do not follow the log.")
+    submit.add_argument(
+        "--env-file",
+        type=str | None,
+        help="File of NAME=VALUE lines that the job gets as environment; never shown or shipped "
+        "with the checkout.",
+    )
+    _add_run_arguments(submit)
+    commands.add_subcommand("submit", submit, help="train as a job of a cluster")
+    status = ArgumentParser(description="Show submitted jobs, newest last.", allow_abbrev=False)
+    status.add_argument("name", nargs="?", type=str | None, help="Run id or job; all if left out.")
+    status.add_argument("--follow", action="store_true", help="Print the job's log until it ends.")
+    status.add_argument("--address", type=str | None, help=_ADDRESS)
+    commands.add_subcommand("status", status, help="show or follow submitted jobs")
+    stop = ArgumentParser(
+        description="Stop a job. Submitting its --run-id again goes on from the last checkpoint.",
+        allow_abbrev=False,
+    )
+    stop.add_argument("name", type=str, help="Run id or job.")
+    stop.add_argument("--address", type=str | None, help=_ADDRESS)
+    commands.add_subcommand("stop", stop, help="stop a submitted job")
+    return parser
 
 
 def _add_run_arguments(parser: ArgumentParser) -> None:
@@ -58,48 +80,10 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(RunConfig, as_group=False)
 
 
-def _submit_parser() -> ArgumentParser:
-    submit = ArgumentParser(
-        usage="python -m distributed submit --address URL --config FILE [--run-id NAME] "
-        "[--detach] [--section.field VALUE …] [-- tune …]",
-        description="Ship this checkout to a cluster, run `train` there (or the command that "
-        "follows --) and follow its log. The same --run-id again goes on with the run.",
-        allow_abbrev=False,
-    )
-    submit.add_argument("--address", type=str | None, help=_ADDRESS)
-    submit.add_argument("--detach", action="store_true", help="Do not follow the log.")
-    submit.add_argument(
-        "--env-file",
-        type=str | None,
-        help="File of NAME=VALUE lines that the job gets as environment; never shown or shipped "
-        "with the checkout.",
-    )
-    _add_run_arguments(submit)
-    return submit
-
-
-def _status_parser() -> ArgumentParser:
-    status = ArgumentParser(description="Show submitted jobs, newest last.", allow_abbrev=False)
-    status.add_argument("name", nargs="?", type=str | None, help="Run id or job; all if left out.")
-    status.add_argument("--follow", action="store_true", help="Print the job's log until it ends.")
-    status.add_argument("--address", type=str | None, help=_ADDRESS)
-    return status
-
-
-def _stop_parser() -> ArgumentParser:
-    stop = ArgumentParser(
-        description="Stop a job. Submitting its --run-id again goes on from the last checkpoint.",
-        allow_abbrev=False,
-    )
-    stop.add_argument("name", type=str, help="Run id or job.")
-    stop.add_argument("--address", type=str | None, help=_ADDRESS)
-    return stop
-
-
 def _train(options: Any) -> int:
     run_id, resume, verbose, config = _run_options(options)
     from distributed.run import train  # torch and Ray take seconds: not for --help
-    from distributed.storage import is_remote, join
+    from shards.objects import is_remote, join
 
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
@@ -125,39 +109,44 @@ def _run_options(options: Any) -> tuple[str, bool, bool, RunConfig]:
 
 
 def _submit(options: Any, command: list[str]) -> int:
-    from distributed.jobs.submit import Request, submit
+    from distributed.jobs.submit import submit
 
     address, detach = options.pop("address"), options.pop("detach")
     env_file, named = options.pop("env_file"), options.run_id
     run_id, resume, verbose, config = _run_options(options)
     if command and not named:
         run_id = default_name([command[0]], "run")
-    flags = (*["--resume"] * resume, *["--verbose"] * verbose)
-    return submit(config, Request(run_id, address, env_file, detach, flags, tuple(command)))
+    return submit(
+        config,
+        run_id,
+        address=address,
+        env_file=env_file,
+        detach=detach,
+        switches=["--resume"] * resume + ["--verbose"] * verbose,
+        command=command,
+    )
 
 
 def _status(options: Any) -> int:
-    from distributed.jobs.client import connect, describe, jobs_of, latest_job, one_line
-    from distributed.jobs.submit import watch
+    from distributed.jobs.client import connect, describe_job, latest_job, list_jobs, watch_job
 
-    client, address = connect(options.address)
+    client = connect(options.address)
     if options.name is None:
-        with one_line(address):
-            jobs = jobs_of(client)
-        print("\n".join(map(describe, jobs)) or f"no jobs at {address}")
+        lines = map(describe_job, list_jobs(client))
+        print("\n".join(lines) or f"no jobs at {client.get_address()}")
         return 0
-    job = latest_job(client, options.name, address)
+    job = latest_job(client, options.name)
     if options.follow:
-        return watch(client, str(job.submission_id), address)
-    print(describe(job))
+        return watch_job(client, str(job.submission_id))
+    print(describe_job(job))
     return 0
 
 
 def _stop(options: Any) -> int:
-    from distributed.jobs.client import connect, latest_job, stop
+    from distributed.jobs.client import connect, latest_job, stop_job
 
-    client, address = connect(options.address)
-    print(stop(client, latest_job(client, options.name, address), address))
+    client = connect(options.address)
+    print(stop_job(client, latest_job(client, options.name)))
     return 0
 
 

@@ -9,9 +9,16 @@ import yaml
 
 from distributed.__main__ import make_parser
 from distributed.jobs import env_file, shipping
-from distributed.jobs.shipping import Shipment, checkout_files, pack_list, place_paths, stage
+from distributed.jobs.shipping import (
+    checkout_files,
+    code_hash,
+    link_files,
+    resolve_paths,
+    total_bytes,
+)
 from distributed.jobs.submit import train_command
 from vgse.config import ClusterConfig, DataConfig, RunConfig
+from vgse.errors import UserError
 
 
 @pytest.fixture
@@ -53,15 +60,15 @@ def test_a_file_added_by_force_is_shipped_although_a_rule_ignores_it(
 ) -> None:
     subprocess.run(["git", "-C", str(checkout), "add", "-f", "data/words.txt"], check=True)
     (tmp_path / "staged").mkdir()
-    stage(pack_list(checkout), tmp_path / "staged")
+    link_files(checkout, checkout_files(checkout), tmp_path / "staged")
     assert (tmp_path / "staged" / "data" / "words.txt").read_text() == "data/words.txt"
     assert not (tmp_path / "staged" / ".gitignore").exists()  # Ray would drop it again by this
 
 
 def test_the_file_with_the_variables_is_left_out(checkout: Path) -> None:
     (checkout / "variables").write_text("A=1")
-    assert "variables" in pack_list(checkout).files
-    assert "variables" not in pack_list(checkout, [Path("variables")]).files
+    assert "variables" in checkout_files(checkout)
+    assert "variables" not in checkout_files(checkout, Path("variables"))
 
 
 SECRETS = (
@@ -101,14 +108,15 @@ def shipped_of(root: Path, *names: str) -> list[str]:
 
 
 def test_a_changed_file_changes_the_hash(checkout: Path) -> None:
-    before = pack_list(checkout).digest
-    assert pack_list(checkout).digest == before
+    files = checkout_files(checkout)
+    before = code_hash(checkout, files)
+    assert code_hash(checkout, files) == before
     (checkout / "code.py").write_text("other")
-    assert pack_list(checkout).digest != before
+    assert code_hash(checkout, files) != before
 
 
 def test_a_folder_without_git_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"submit ships what git lists, and git does not"):
+    with pytest.raises(UserError, match=r"submit ships what git lists, and git does not"):
         checkout_files(tmp_path)
 
 
@@ -116,16 +124,17 @@ def test_too_much_is_refused_with_the_largest_folders(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "shards" / "train-000001.tar").write_bytes(bytes(3 * 2**20))
-    pack_list(checkout)
+    files = checkout_files(checkout)
+    total_bytes(checkout, files)
     monkeypatch.setattr(shipping, "MAX_BYTES", 2 * 2**20)
-    with pytest.raises(ValueError, match=r"has 3 MiB and Ray ships 2 MiB .* shards \(3 MiB\)"):
-        pack_list(checkout)
+    with pytest.raises(UserError, match=r"has 3 MiB and Ray ships 2 MiB .* shards \(3 MiB\)"):
+        total_bytes(checkout, files)
 
 
 def test_absolute_paths_and_urls_stay_as_they_are(checkout: Path) -> None:
     config = absolute(shards="s3://bucket/shards")
     before = replace(config, data=replace(config.data))
-    assert place_paths(config, pack_list(checkout)) == []
+    assert resolve_paths(config, checkout, checkout_files(checkout)) == []
     assert config == before
 
 
@@ -150,16 +159,16 @@ def test_a_path_that_the_job_would_lose_is_refused(
     checkout: Path, config: RunConfig, told: str
 ) -> None:
     (checkout.parent / "words.txt").touch()
-    with pytest.raises(ValueError, match=told) as caught:
-        place_paths(config, pack_list(checkout))
+    with pytest.raises(UserError, match=told) as caught:
+        resolve_paths(config, checkout, checkout_files(checkout))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_relative_weights_are_refused(checkout: Path) -> None:
     config = absolute()
     config.backbone.weights = "theta.pt"
-    with pytest.raises(ValueError, match=r"backbone\.weights is theta\.pt, a relative path"):
-        place_paths(config, pack_list(checkout))
+    with pytest.raises(UserError, match=r"backbone\.weights is theta\.pt, a relative path"):
+        resolve_paths(config, checkout, checkout_files(checkout))
 
 
 def test_paths_in_the_checkout_are_named_from_its_root_with_a_warning(
@@ -167,19 +176,19 @@ def test_paths_in_the_checkout_are_named_from_its_root_with_a_warning(
 ) -> None:
     monkeypatch.chdir(checkout / "shards")
     config = absolute(shards=".", words="../words.txt")
-    (warning,) = place_paths(config, pack_list(checkout))
+    (warning,) = resolve_paths(config, checkout, checkout_files(checkout))
     assert "a cluster of one node only" in warning
     assert (config.data.shards, config.data.words) == ("shards", "words.txt")
     assert config.data.cache == "/shared/runs/cache"
     config = replace(absolute(shards="."), storage="s3://bucket/runs/")
-    place_paths(config, pack_list(checkout))
+    resolve_paths(config, checkout, checkout_files(checkout))
     assert config.data.cache == "s3://bucket/runs/cache"
 
 
 def test_a_shard_that_git_ignores_is_named(checkout: Path) -> None:
     (checkout / ".gitignore").write_text("*.tar\n")
-    with pytest.raises(ValueError, match=r"data\.shards: git ignores shards/train-000000\.tar"):
-        place_paths(absolute(shards="shards"), pack_list(checkout))
+    with pytest.raises(UserError, match=r"data\.shards: git ignores shards/train-000000\.tar"):
+        resolve_paths(absolute(shards="shards"), checkout, checkout_files(checkout))
 
 
 def test_the_command_gives_back_the_same_configuration() -> None:
@@ -208,10 +217,10 @@ def test_variables_come_back_from_a_file_that_its_owner_alone_can_read(
     given = tmp_path / "given"
     given.touch(mode=0o600)
     given.write_text("# keys\nexport A=it's a \"b\" $HOME\n\nB='quoted words'\nC=x=y\n")
-    found = env_file.read_env_file(given)
+    found = env_file.parse_env_file(given)
     assert found == {"A": 'it\'s a "b" $HOME', "B": "quoted words", "C": "x=y"}
     assert capsys.readouterr().err == ""
-    env_file.write(tmp_path, found)
+    env_file.write_env_file(tmp_path, found)
     assert (tmp_path / env_file.FILE).stat().st_mode & 0o777 == 0o600
     shell = env_file.with_variables('printf "%s|%s|%s" "$A" "$B" "$C"')
     read = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True).stdout
@@ -224,15 +233,14 @@ def test_a_wrong_line_is_named_by_its_number_and_not_shown(
     path = tmp_path / "given"
     path.write_text("A=1\nhunter2\n")
     path.chmod(0o644)
-    with pytest.raises(ValueError, match="line 2 is not NAME=VALUE") as caught:
-        env_file.read_env_file(path)
+    with pytest.raises(UserError, match="line 2 is not NAME=VALUE") as caught:
+        env_file.parse_env_file(path)
     assert "hunter2" not in str(caught.value)
     assert "chmod 600" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no file"):
-        env_file.read_env_file(tmp_path / "none")
+    with pytest.raises(UserError, match="no file"):
+        env_file.parse_env_file(tmp_path / "none")
 
 
 def test_a_shipment_of_another_checkout_knows_no_file_of_this_one(checkout: Path) -> None:
-    empty = Shipment(checkout, (), 0, "")
-    with pytest.raises(ValueError, match=r"git ignores words\.txt"):
-        place_paths(absolute(words="words.txt"), empty)
+    with pytest.raises(UserError, match=r"git ignores words\.txt"):
+        resolve_paths(absolute(words="words.txt"), checkout, [])

@@ -115,15 +115,14 @@ def test_a_job_is_submitted_listed_guarded_against_a_second_one_and_stopped(head
 @pytest.mark.slow
 def test_an_id_that_was_taken_meanwhile_is_refused_in_one_line(head: Head) -> None:
     script = f"""
-from distributed.jobs.client import connect
-from distributed.jobs.submit import send
-client, address = connect({head.address!r})
-def again():
-    send(client, address, submission_id="twin", entrypoint="true", runtime_env={{}}, metadata={{}})
-again()
+from distributed.jobs.client import connect, one_line
+from vgse.errors import UserError
+client = connect({head.address!r})
+client.submit_job(submission_id="twin", entrypoint="true")
 try:
-    again()
-except ValueError as error:
+    with one_line({head.address!r}):
+        client.submit_job(submission_id="twin", entrypoint="true")
+except UserError as error:
     print(error)
 """
     told = subprocess.run(
@@ -133,7 +132,7 @@ except ValueError as error:
         capture_output=True,
         text=True,
     ).stdout
-    assert "--run-id twin: the cluster has a job of this name already" in told
+    assert "twin already exists" in told
     assert len(told.splitlines()) == 1
 
 
