@@ -1,4 +1,4 @@
-"""The peers of `vgse.relations.solve`, one function each, as their users would call them.
+"""The peers of `vgse.relations`, one function each, as their users would call them.
 
 Each takes a centred problem (seen [S, D_w], target w [D_w], ridge, alpha) and returns r [S].
 """

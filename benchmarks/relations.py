@@ -1,4 +1,4 @@
-"""Time and exactness of `vgse.relations.solve` beside other solvers, in one process on one thread.
+"""Time and exactness of `vgse.relations` beside other solvers, in one process on one thread.
 
 Run `python -m benchmarks.relations`; it needs cvxpy, osqp and clarabel, takes some minutes, and
 writes `benchmarks/results/relations.md` and `.json`. Problem by problem the solvers take turns;
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.relation_solvers import PEERS, solve_cvxpy
-from vgse.relations.solve import solve_relations
+from vgse.relations import solve_relations
 
 F64 = NDArray[np.float64]
 

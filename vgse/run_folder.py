@@ -13,6 +13,7 @@ from vgse.config import EvaluationConfig, RelationConfig
 from vgse.errors import UserError
 from vgse.files import read_arrays, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
+from vgse.relations import CachedSolver
 from vgse.relations.predict import (
     Related,
     predict_unseen,
@@ -181,8 +182,9 @@ def evaluate_run(
     classes = read_npz(run / "class_embeddings.npz")
     data = with_validation(zsl_data_of(classes, read_image_features(run)))
     words = classes.word_vectors.astype(np.float64)
+    own, solve = classes.own_embeddings, CachedSolver()
     evaluation = evaluate(
-        data, classes.own_embeddings, words, config, relations, seed, num_seeds=num_seeds
+        data, own, words, config, relations, seed, num_seeds=num_seeds, solve=solve
     )
     if clusters is None and path.is_file():
         try:
@@ -191,7 +193,7 @@ def evaluate_run(
             raise UserError(f"{path}: is not an evaluation; remove it") from None
     if clusters:
         evaluation["clusters"] = clusters
-    related = relate(words, data.seen, data.unseen, relations)
+    related = relate(words, data.seen, data.unseen, relations, solve)
     evaluation["relations"] = relation_summary(related, relations.alpha)
     evaluation["summary"] = summary_sentence(evaluation)
     write_json(path, evaluation)

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.embedding.embed import Embedded
-from distributed.embedding.relate import cluster_where_faster, solve_where_faster
 from distributed.setup import Prepared
 from distributed.train.metrics import LOADING, read_metrics
 from shards.loader_health import LoadTimes, explain_stall
@@ -41,8 +40,7 @@ def relate_classes(
     """
     own = own_embeddings(prepared, embedded)
     words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
-    with cluster_where_faster(config.cluster, len(unseen) * len(seen)):
-        related = relate(words, seen, unseen, config.relations, solve=solve_where_faster)
+    related = relate(words, seen, unseen, config.relations)
     classes = ClassEmbeddings(
         class_names=prepared.manifest.class_names,
         embeddings=predict_unseen(own, related, seen, unseen),

@@ -11,13 +11,14 @@ did, as in the validation fold of the final table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.errors import UserError
+from vgse.relations import CachedSolver
 from vgse.zsl.data import Indices, TestSplits, ZslData
 from vgse.zsl.features import Features
 from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
@@ -39,6 +40,7 @@ class Problem:
     outer: Fold  # validation classes are unseen: trials are scored here
     outer_features: PreparedFold
     seed: int
+    solve: CachedSolver = field(default_factory=CachedSolver)  # relations stay over the epochs
 
 
 def make_problem(
@@ -128,8 +130,10 @@ def measure(
     Returns:
         For each model zsl, seen, unseen and harmonic_mean in 0..1.
     """
-    inner = _embeddings(problem.inner, own, word_vectors, relations, normalise)
-    outer = _embeddings(problem.outer, own, word_vectors, relations, normalise)
+    inner, outer = (
+        _embeddings(fold, own, word_vectors, relations, normalise, problem.solve)
+        for fold in (problem.inner, problem.outer)
+    )
     results = {}
     for name in models:
         model = find_model(name)
@@ -145,10 +149,11 @@ def _embeddings(
     word_vectors: NDArray[np.float64],
     relations: RelationConfig,
     normalise: str,
+    solve: CachedSolver,
 ) -> Embeddings:
     known = np.full_like(own, np.nan)
     known[fold.seen] = own[fold.seen]
-    inputs = RowInputs(known, word_vectors, None)
+    inputs = RowInputs(known, word_vectors, None, solve)
     blocks = smo_row(inputs, fold.seen, fold.unseen, relations.alpha, relations.ridge)
     return assembled(blocks, len(fold.seen), normalise)
 

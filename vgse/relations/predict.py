@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.formats import ClassEmbeddings, Indices
-from vgse.relations.solve import Relations, solve_relations, weighted_average
+from vgse.relations import Relations, solve_relations, weighted_average
 
 _SUPPORT = 1e-6
 

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
+
+from vgse.errors import UserError
 
 F64 = NDArray[np.float64]
 
 NEAREST = 1e-6  # squared: a target closer to the centre counts as this share of the spread away
+_BLOCK_NUMBERS = 4_000_000  # size of one [B, S] work array: 32 MB
+
+
+def checked_vectors(unseen: ArrayLike, seen: ArrayLike) -> tuple[F64, F64]:
+    """Both as float64 [classes, D_w], finite and of one word size."""
+    arrays = []
+    for name, values in (("unseen", unseen), ("seen", seen)):
+        array = np.asarray(values, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise UserError(f"{name} must be [classes, word size], but its shape is {array.shape}")
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if bad.size:
+            raise UserError(
+                f"{name} holds NaN or infinity in row {bad[0]} ({bad.size} of {len(array)} rows); "
+                "replace or drop those word vectors"
+            )
+        arrays.append(array)
+    if arrays[0].shape[1] != arrays[1].shape[1]:
+        raise UserError(
+            f"unseen vectors have {arrays[0].shape[1]} numbers and seen vectors "
+            f"{arrays[1].shape[1]}; take both from the same word vectors"
+        )
+    if len(arrays[1]) == 0:
+        raise UserError("seen is empty; give at least one seen class")
+    return arrays[0], arrays[1]
+
+
+def row_blocks(num_unseen: int, num_seen: int) -> Iterator[slice]:
+    """The blocks of rows that are solved at a time, so that work arrays stay bounded."""
+    step = max(1, _BLOCK_NUMBERS // max(num_seen, 1))
+    for start in range(0, num_unseen, step):
+        yield slice(start, min(start + step, num_unseen))
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,28 @@
-"""Relation problems in two parts, so that blocks of unseen classes can be solved apart.
+"""VGSE-SMO: the relation r of unseen classes to seen ones, solved exactly (Xu et al., CVPR 2022).
 
-What concerns the seen classes alone is computed once (`relation_problem`); `solve_block` then
-solves any unseen classes. `vgse.relations.solve` has both in one call, and the method.
+For each unseen class the optimum of
+
+    min_r  0.5 ||w_u - r' W_s||^2 + 0.5 ridge lambda_max ||r||^2,  alpha <= r <= 1,  sum(r) = 1
+
+where lambda_max is the largest eigenvalue of W_c W_c', W_c the seen vectors minus their mean c.
+The ridge makes the optimum unique, so that neither the order of the seen classes nor duplicates
+among them matter.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vgse.errors import UserError
 from vgse.relations.box_qp import solve_box
-from vgse.relations.problem import F64, SeenPoints, certify, prepare
+from vgse.relations.problem import F64, SeenPoints, certify, checked_vectors, prepare, row_blocks
 from vgse.relations.solvers import GRAM_LIMIT, closed_form, on_the_simplex, spectrum
 
 GAP_TARGET = 1e-9
 VIOLATION_TARGET = 1e-12
-_BLOCK_NUMBERS = 4_000_000  # size of one [B, S] work array: 32 MB
+_CACHED = 32  # answers of a `CachedSolver`
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,32 @@ class Relations:
     fallback: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class RelationProblem:
-    """The seen classes, and what the relations of all unseen classes to them share."""
+def solve_relations(
+    unseen: ArrayLike, seen: ArrayLike, *, alpha: float = 0.0, ridge: float = 1e-8
+) -> Relations:
+    """Exact relations of all unseen classes to the seen classes, in one call.
 
-    seen: SeenPoints
-    alpha: float
-    gram: F64 | None  # [G, G] of the distinct seen vectors, where it is formed
-    spectrum: tuple[F64, F64] | None  # for the closed form, which alpha >= 0 has no use for
+    Memory is ``8 U S`` bytes for the answer, ``8 min(S, 5000)^2`` for the Gram matrix (not formed
+    above 5,000 distinct seen vectors), ``24 (U + S) D_w`` for copies of the vectors and about
+    0.3 GB of work arrays; a row in the fallback needs up to ``32 S min(S, 5 D_w)`` more. On one
+    core 20,841 classes against 1,000 take seconds; see `benchmarks/relations.py`.
 
+    Seen classes with the same vector share its weight equally. A zero vector is a point like any
+    other. Callers check ``gap <= 1e-9`` and ``violation <= 1e-12``: a row that misses them after
+    the fallback is returned with its true values.
 
-def relation_problem(seen: F64, *, alpha: float = 0.0, ridge: float = 1e-8) -> RelationProblem:
-    """The problem of finite seen vectors [S, D_w]; arguments and errors as `solve_relations`."""
-    num_seen = len(seen)
+    Args:
+        unseen: word vectors of the unseen classes [U, D_w]; U may be 0.
+        seen: word vectors of the seen classes [S, D_w], S >= 1.
+        alpha: lower bound of each weight, at most 1/S. At 0 or above the weights are sparse or
+            nearly so; below 0 mostly the closed form holds.
+        ridge: weight of ||r||^2 relative to lambda_max, above 0.
+
+    Returns:
+        `Relations`, float64.
+    """
+    unseen, seen = checked_vectors(unseen, seen)
+    num_unseen, num_seen = len(unseen), len(seen)
     if not np.isfinite(alpha) or alpha * num_seen > 1 + 1e-12:
         raise UserError(
             f"alpha={alpha} leaves no weights that sum to 1 over {num_seen} seen classes; "
@@ -64,27 +80,11 @@ def relation_problem(seen: F64, *, alpha: float = 0.0, ridge: float = 1e-8) -> R
         )
     if not (np.isfinite(ridge) and ridge > 0):
         raise UserError(f"ridge={ridge} must be a finite number above 0, such as 1e-8")
+    alpha = min(float(alpha), 1 / num_seen)
     prepared = prepare(seen, ridge)
     large = len(prepared.points) > GRAM_LIMIT
-    return RelationProblem(
-        prepared,
-        min(float(alpha), 1 / num_seen),
-        None if large else prepared.points @ prepared.points.T,
-        spectrum(prepared) if alpha < 0 else None,
-    )
-
-
-def row_blocks(num_unseen: int, num_seen: int) -> Iterator[slice]:
-    """The blocks of rows that are solved at a time; one core needs a second or two for each."""
-    step = max(1, _BLOCK_NUMBERS // max(num_seen, 1))
-    for start in range(0, num_unseen, step):
-        yield slice(start, min(start + step, num_unseen))
-
-
-def solve_block(problem: RelationProblem, unseen: F64) -> Relations:
-    """The relations of `unseen` [B, D_w], finite float64, in work arrays of several [B, S]."""
-    seen, alpha = problem.seen, problem.alpha
-    num_unseen, num_seen = len(unseen), len(seen.inverse)
+    gram = None if large else prepared.points @ prepared.points.T
+    eigen = spectrum(prepared) if alpha < 0 else None
     result = Relations(
         weights=np.empty((num_unseen, num_seen)),
         residual=np.empty(num_unseen),
@@ -92,53 +92,58 @@ def solve_block(problem: RelationProblem, unseen: F64) -> Relations:
         violation=np.empty(num_unseen),
         fallback=np.zeros(num_unseen, dtype=np.bool_),
     )
-    targets = (unseen - seen.centre) / seen.scale  # [B, D_w]
-    left = np.arange(num_unseen)
-    if problem.spectrum is not None:
-        totals = closed_form(targets, seen, *problem.spectrum)
-        left = left[~_accept(result, left, totals, targets, seen, alpha)]
-    if left.size:
-        totals, solved = on_the_simplex(targets[left], seen, problem.gram, alpha)
-        solved &= _accept(result, left, totals, targets, seen, alpha)
-        left = left[~solved]
-    for row in left:
-        result.fallback[row] = True
-        low, high = alpha * seen.counts, seen.counts
-        totals = solve_box(seen.points, seen.ridges, targets[row], low, high)
-        _accept(result, np.array([row]), totals[None], targets, seen, alpha)
+    for rows in row_blocks(num_unseen, num_seen):
+        block = Relations(**{name: array[rows] for name, array in vars(result).items()})  # views
+        targets = (unseen[rows] - prepared.centre) / prepared.scale  # [B, D_w]
+        left = np.arange(len(targets))
+        if eigen is not None:
+            totals = closed_form(targets, prepared, *eigen)
+            left = left[~_store(block, left, totals, targets, prepared, alpha)]
+        if left.size:
+            totals, solved = on_the_simplex(targets[left], prepared, gram, alpha)
+            left = left[~(solved & _store(block, left, totals, targets, prepared, alpha))]
+        block.fallback[left] = True
+        low, high = alpha * prepared.counts, prepared.counts
+        for row in left:
+            totals = solve_box(prepared.points, prepared.ridges, targets[row], low, high)[None]
+            _store(block, left[left == row], totals, targets, prepared, alpha)
     return result
 
 
-def join_blocks(
-    blocks: Iterable[tuple[slice, Relations]], num_unseen: int, num_seen: int
-) -> Relations:
-    """Relations of all rows from those of `row_blocks`, in any order."""
-    whole = Relations(
-        weights=np.empty((num_unseen, num_seen)),
-        residual=np.empty(num_unseen),
-        gap=np.empty(num_unseen),
-        violation=np.empty(num_unseen),
-        fallback=np.empty(num_unseen, dtype=np.bool_),
-    )
-    for rows, block in blocks:
-        for name, array in vars(block).items():
-            getattr(whole, name)[rows] = array
-    return whole
-
-
-def _accept(
-    result: Relations,
-    index: NDArray[np.int64],
+def _store(
+    block: Relations,
+    rows: NDArray[np.int64],
     totals: F64,
     targets: F64,
     seen: SeenPoints,
     alpha: float,
 ) -> NDArray[np.bool_]:
-    """Store answers [B, G] with their certificates; returns which of them meet the targets."""
+    """Store totals [L, G] of `rows` with their certificates; returns which meet the targets."""
     weights = (totals / seen.counts)[:, seen.inverse]  # equal classes share equally
-    residual, gap, violation = certify(weights, targets[index], seen, alpha)
-    result.weights[index] = weights
-    result.residual[index] = residual * seen.scale
-    result.gap[index] = gap
-    result.violation[index] = violation
+    residual, gap, violation = certify(weights, targets[rows], seen, alpha)
+    block.weights[rows] = weights
+    block.residual[rows] = residual * seen.scale
+    block.gap[rows] = gap
+    block.violation[rows] = violation
     return np.asarray((gap <= GAP_TARGET) & (violation <= VIOLATION_TARGET))
+
+
+@dataclass(frozen=True)
+class CachedSolver:
+    """`solve_relations` that keeps its answers, by the content of its arguments."""
+
+    _solved: dict[tuple[bytes, float, float], Relations] = field(default_factory=dict)
+
+    def __call__(
+        self, unseen: F64, seen: F64, *, alpha: float = 0.0, ridge: float = 1e-8
+    ) -> Relations:
+        """As `solve_relations`."""
+        digest = hashlib.blake2b(repr((unseen.shape, seen.shape)).encode())
+        for vectors in (unseen, seen):
+            digest.update(np.ascontiguousarray(vectors, np.float64).tobytes())
+        key = (digest.digest(), float(alpha), float(ridge))
+        if key not in self._solved:
+            if len(self._solved) >= _CACHED:
+                del self._solved[next(iter(self._solved))]
+            self._solved[key] = solve_relations(unseen, seen, alpha=alpha, ridge=ridge)
+        return self._solved[key]

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from vgse.relations.active_set import solve_one, solve_rows
+from vgse.relations import active_set
 from vgse.relations.problem import F64, NEAREST, SeenPoints
 
 GRAM_LIMIT = 5_000  # above, the Gram matrix of the seen classes is not formed
+COMPILED_FROM = 15_000  # weights; fewer mostly take well below a second, and compiling twenty
 _MAX_SUPPORT = 256  # real word vectors need 14 to 26; denser optima are quicker elsewhere
 _MAX_ROUNDS = 50
 _CANDIDATES = 64  # classes priced in at a time where there is no Gram matrix
@@ -67,6 +68,9 @@ def on_the_simplex(
     tolerances = np.maximum(5e-14 * size, noise)
     weights = np.empty((len(goals), len(seen.points)))
     if gram is not None:
+        solve_rows = active_set.solve_rows
+        if weights.size >= COMPILED_FROM:
+            from vgse.relations.compiled import solve_rows
         linear = goals @ seen.points.T
         solved = solve_rows(gram, seen.ridges, linear, tolerances, _MAX_SUPPORT, weights)
     else:
@@ -76,6 +80,8 @@ def on_the_simplex(
 
 def _by_pricing(goals: F64, seen: SeenPoints, tolerances: F64, weights: F64) -> NDArray[np.bool_]:
     """Active sets on a few candidate classes each; the gradient of all classes prices more in."""
+    from vgse.relations.compiled import solve_one
+
     points, ridges = seen.points, seen.ridges
     weights[:] = 0.0
     solved = np.zeros(len(goals), dtype=np.bool_)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.errors import UserError
-from vgse.relations.solve import solve_relations, weighted_average
+from vgse.relations import Relations, solve_relations, weighted_average
 from vgse.zsl.data import Indices
 
 Embeddings = NDArray[np.float64]
@@ -28,6 +28,7 @@ class RowInputs:
     own: Embeddings  # [C, D_v] embeddings of every class from its own images
     words: Embeddings | None  # [C, D_w] centred, unit length
     image_means: Embeddings | None  # [C, D_f] means of whole-image features
+    solve: Callable[..., Relations] = solve_relations
 
 
 Embed = Callable[[RowInputs, Indices, Indices], Blocks]
@@ -58,7 +59,7 @@ def _smo_weights(
     inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
 ) -> Embeddings:
     words = _words(inputs)
-    return solve_relations(words[unseen], words[seen], alpha=alpha, ridge=ridge).weights
+    return inputs.solve(words[unseen], words[seen], alpha=alpha, ridge=ridge).weights
 
 
 def _predicted(weights: Embeddings, of_seen: Embeddings) -> Embeddings:

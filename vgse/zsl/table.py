@@ -1,5 +1,6 @@
 """The zero-shot table: every choice on validation classes, then every row on the test images."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
 from vgse.errors import UserError
+from vgse.relations import CachedSolver, Relations
 from vgse.zsl.data import TestGuard, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
 from vgse.zsl.models import Model, find_model
@@ -28,6 +30,7 @@ def evaluate(
     seed: int,
     *,
     num_seeds: int = 1,
+    solve: Callable[..., Relations] | None = None,
 ) -> dict[str, Any]:
     """The default table: baselines, VGSE by each relation, controls and oracles.
 
@@ -40,6 +43,7 @@ def evaluate(
         seed: seed of random rows, permutations, held-out images and stochastic models.
         num_seeds: repetitions of whatever is random, with seeds `seed`, `seed + 1`, …; above 1
             each result is a mean and holds `std`, its standard deviation over the seeds.
+        solve: `solve_relations`, or a `CachedSolver` that is shared with others.
 
     Returns:
         The contents of evaluation.json without its keys `clusters` and `relations`; whoever adds
@@ -47,7 +51,7 @@ def evaluate(
     """
     rows = table_rows(relations, seed)
     return evaluate_rows(
-        data, rows, own_embeddings, word_vectors, config, seed, relations, num_seeds
+        data, rows, own_embeddings, word_vectors, config, seed, relations, num_seeds, solve
     )
 
 
@@ -74,6 +78,7 @@ def evaluate_rows(
     seed: int,
     relations: RelationConfig | None = None,
     num_seeds: int = 1,
+    solve: Callable[..., Relations] | None = None,
 ) -> dict[str, Any]:
     """Evaluates `rows`; `evaluate` and `evaluate_given` say what the arguments hold."""
     models = [find_model(name) for name in config.models]
@@ -81,10 +86,11 @@ def evaluate_rows(
         raise UserError("evaluation.models is empty: name at least one, such as eszsl")
     _check_shapes(data, own, words)
     guard = TestGuard(data)
+    solve = solve or CachedSolver()  # most rows ask for the same relation
 
     fold = validation_fold(data, config.holdout, seed)
     prepared = prepare(data, fold)
-    inputs = _inputs(data, fold, own, words)
+    inputs = _inputs(data, fold, own, words, solve)
     choices = {
         (row.name, model.name): choose(
             model, prepared, _embeddings(row, inputs, fold, data, config), seed
@@ -98,7 +104,7 @@ def evaluate_rows(
 
     fold = final_fold(data, guard.open("final table"))
     prepared = prepare(data, fold)
-    inputs = _inputs(data, fold, own, words)
+    inputs = _inputs(data, fold, own, words, solve)
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
@@ -147,7 +153,11 @@ def _check_shapes(
 
 
 def _inputs(
-    data: ZslData, fold: Fold, own: NDArray[np.floating], words: NDArray[np.floating] | None
+    data: ZslData,
+    fold: Fold,
+    own: NDArray[np.floating],
+    words: NDArray[np.floating] | None,
+    solve: Callable[..., Relations],
 ) -> RowInputs:
     """What rows may look at in `fold`: classes outside of it are NaN."""
     images = np.concatenate([fold.train, fold.test_unseen])
@@ -160,7 +170,7 @@ def _inputs(
         hidden.append(copy)
     assert hidden[0] is not None
     means = class_means(data.features, data.labels, images, len(data.class_names))
-    return RowInputs(hidden[0], hidden[1], means)
+    return RowInputs(hidden[0], hidden[1], means, solve)
 
 
 def _embeddings(

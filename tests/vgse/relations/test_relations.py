@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, linprog, minimize, nnls
 
-from vgse.relations import box_qp, solvers
-from vgse.relations.solve import solve_relations, weighted_average
+from vgse.relations import box_qp, solve_relations, solvers, weighted_average
 
 F64 = NDArray[np.float64]
+
+
+@pytest.fixture(params=["numpy", "compiled"], scope="module", autouse=True)
+def code(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with NumPy alone and with the compiled active set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "COMPILED_FROM", 0 if request.param == "compiled" else 10**9)
+        yield
 
 
 def words(num_seen: int, num_unseen: int, size: int = 50, seed: int = 0) -> tuple[F64, F64]:
@@ -205,7 +214,7 @@ def test_without_the_gram_matrix_the_answer_is_the_same(monkeypatch: pytest.Monk
 def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     unseen, seen = words(50, 20)
     whole, average = solve_relations(unseen, seen), weighted_average(unseen, seen)
-    monkeypatch.setattr("vgse.relations.smo._BLOCK_NUMBERS", 350)  # 7 rows at a time
+    monkeypatch.setattr("vgse.relations.problem._BLOCK_NUMBERS", 350)  # 7 rows at a time
     parts = solve_relations(unseen, seen)
     assert np.allclose(average, weighted_average(unseen, seen), atol=1e-12)
     assert np.allclose(whole.weights, parts.weights, atol=1e-9)

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import vgse
-from vgse.relations.solve import solve_relations, weighted_average
+from vgse.relations import CachedSolver, Relations, smo, solve_relations, weighted_average
 
 F64 = NDArray[np.float64]
 
@@ -139,6 +139,41 @@ def test_weighted_average_refuses_bad_options(options: dict[str, float], message
         weighted_average(unseen, seen, **options)  # type: ignore[arg-type]
 
 
+def test_a_small_problem_is_solved_without_importing_the_compiler() -> None:
+    code = """
+import sys, numpy as np
+from vgse.relations import solve_relations
+words = np.random.default_rng(0).normal(size=(200, 50))  # as many classes as the demo has
+for alpha in (0.0, -1.0):
+    found = solve_relations(words[:44], words[44:], alpha=alpha)
+    assert found.gap.max() <= 1e-9 and found.violation.max() <= 1e-12
+print("numba" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_a_cached_solver_solves_each_content_alpha_and_ridge_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def counted(*vectors: F64, **options: float) -> Relations:
+        asked.append(options)
+        return solve_relations(*vectors, **options)
+
+    monkeypatch.setattr(smo, "solve_relations", counted)
+    unseen, seen = words(10, 6)
+    solve = CachedSolver()
+    first = solve(unseen, seen, alpha=0.0)
+    assert solve(unseen.copy(), seen.copy()) is first and len(asked) == 1
+    solve(unseen, seen, alpha=-1.0)
+    solve(unseen, seen, ridge=1e-3)
+    solve(unseen + 1, seen)
+    solve(unseen[:5], seen)
+    assert len(asked) == 5
+
+
 def test_relations_import_where_no_folder_can_hold_the_compiled_code(tmp_path: Path) -> None:
     package = tmp_path / "vgse"
     shutil.copytree(Path(vgse.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
@@ -150,7 +185,7 @@ def test_relations_import_where_no_folder_can_hold_the_compiled_code(tmp_path: P
     for name in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
         environment.pop(name, None)
     code = (
-        "import vgse.relations.solve as r, vgse.relations.active_set as a;"
+        "import vgse.relations as r, vgse.relations.compiled as a;"
         "print(r.__file__, type(a.solve_one._cache).__name__)"
     )
     done = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import re
 import numpy as np
-from vgse.relations.solve import solve_relations
+from vgse.relations import solve_relations
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -18,7 +18,7 @@ num_unseen, num_seen, size = 300, 20_000, 100
 rng = np.random.default_rng(0)
 vectors = rng.normal(size=(num_seen + num_unseen, size)) / np.sqrt(1 + np.arange(size))
 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-solve_relations(vectors[:5], vectors[5:50])  # the compiled code is loaded
+solve_relations(vectors[:1000], vectors[1000:2000])  # the compiled code is loaded
 before = peak()
 found = solve_relations(vectors[num_seen:], vectors[:num_seen], alpha={alpha})
 stated = 8 * num_unseen * num_seen + 24 * (num_unseen + num_seen) * size + 3e8

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from rich.console import Console
 
 from vgse.config import EvaluationConfig, RelationConfig
-from vgse.relations.solve import solve_relations
+from vgse.relations import solve_relations
 from vgse.zsl.data import TestGuard
 from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
 from vgse.zsl.metrics import calibrated_stacking
@@ -31,6 +31,16 @@ ROWS = {row.name: row for row in table_rows(RELATIONS, 0)}
 @pytest.fixture(scope="module")
 def table():
     return evaluate(DATA, TOY.own, TOY.words, CONFIG, RELATIONS, 0)
+
+
+def test_the_rows_share_one_relation_a_fold_alpha_and_ridge(monkeypatch):
+    solved = []
+    monkeypatch.setattr(
+        "vgse.relations.smo.solve_relations",
+        lambda *vectors, **options: solved.append(options) or solve_relations(*vectors, **options),
+    )
+    evaluate(DATA, TOY.own, TOY.words, CONFIG, RELATIONS, 0)
+    assert [options["alpha"] for options in solved] == [0.0, -1.0, 0.0, -1.0]
 
 
 def _zsl(table, row, model="eszsl"):
