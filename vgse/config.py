@@ -3,11 +3,20 @@
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vgse.errors import UserError
+
+_T = TypeVar("_T", int, float)
+
+
+def bounded(default: _T, low: float, high: float = inf, **more: str) -> _T:
+    """A field whose value `validate` wants in low..high; `more` goes into its metadata as well."""
+    found: _T = field(default=default, metadata={"range": (low, high), **more})
+    return found
 
 
 @dataclass
@@ -26,10 +35,10 @@ class DataConfig:
     shard_cache: str | None = None
     """Folder of each node that keeps shards of a store, and copies of a feature cache at a URL,
     shared by all runs; none streams shards, and copies features into the temporary folder."""
-    shard_cache_gb: float = 0
+    shard_cache_gb: float = bounded(0, 0)
     """Size above which that folder forgets the shards that were not used for longest; 0 sets no
     limit."""
-    max_damaged: float = 0.01
+    max_damaged: float = bounded(0.01, 0, 1)
     """Share of unreadable images, in 0..1, above which a run stops. Where θ learns, each loader
     counts for itself: it may meet its part of them, rounded up, and some more by chance."""
 
@@ -45,9 +54,9 @@ class BackboneConfig:
     (.safetensors, or torch.save)."""
     train: Literal["none", "last", "all"] = "none"
     """Which part of θ learns. "none" computes features once and trains on the cache."""
-    patch_size: int = 64
+    patch_size: int = bounded(64, 8, 1024)
     """Side P of a patch in pixels."""
-    image_size: int = 128
+    image_size: int = bounded(128, 8, 2048)
     """Side in pixels of the whole image that gives the image features for zero-shot learning."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of θ; "auto" takes bfloat16 where the hardware multiplies in it."""
@@ -59,17 +68,17 @@ class BackboneConfig:
 class ModelConfig:
     """The clustering layer H and what stands before it."""
 
-    num_clusters: int = 150
+    num_clusters: int = bounded(150, 2, 1_000_000)
     """D_v, the number of visual clusters and the length of a class embedding."""
-    temperature: float = 0.1
+    temperature: float = bounded(0.1, 1e-4, 100)
     """τ of a = softmax(cosine / τ); 0.03 to 0.1 work, 1 makes assignments flat."""
-    projection: int = 256
+    projection: int = bounded(256, 0, 100_000)
     """Output size of the PCA that follows θ; 0 leaves features as they are."""
     train_projection: bool = True
     """Whether the projection learns after its PCA start."""
     init: Literal["kmeans", "random"] = "kmeans"
     """How the cluster prototypes start."""
-    max_points_per_centroid: int = 1000
+    max_points_per_centroid: int = bounded(1000, 1)
     """Patches sampled for each centroid of the k-means."""
 
 
@@ -77,15 +86,15 @@ class ModelConfig:
 class LossConfig:
     """Weights of the losses; 0 switches one off. Every float field is the weight of a loss."""
 
-    classification: float = field(default=1.0, metadata={"symbol": "cls"})
+    classification: float = bounded(1.0, 0, symbol="cls")
     """λ_cls of the cross-entropy of Q a."""
-    semantic: float = field(default=1.0, metadata={"symbol": "sem"})
+    semantic: float = bounded(1.0, 0, symbol="sem")
     """λ_sem of the distance between S a and the class's word vector."""
-    consistency: float = field(default=0.1, metadata={"symbol": "clu"})
+    consistency: float = bounded(0.1, 0, symbol="clu")
     """λ_clu of the agreement between a patch and its nearest neighbour in the queue."""
-    entropy: float = field(default=0.5, metadata={"symbol": "ent"})
+    entropy: float = bounded(0.5, 0, symbol="ent")
     """λ_ent of Σ ā ln ā, which keeps all clusters in use."""
-    queue_size: int = 4096
+    queue_size: int = bounded(4096, 1)
     """Patches of recent steps, over all workers, among which neighbours are sought."""
 
 
@@ -102,32 +111,32 @@ def loss_symbols() -> dict[str, str]:
 class TrainingConfig:
     """Optimisation."""
 
-    epochs: int = 10
+    epochs: int = bounded(10, 1)
     """Passes over the training images."""
-    checkpoint_epochs: int = 1
+    checkpoint_epochs: int = bounded(1, 1)
     """Epochs between two checkpoints; the last epoch always makes one."""
-    checkpoint_steps: int = 0
+    checkpoint_steps: int = bounded(0, 0)
     """Steps between two checkpoints within an epoch; 0 makes none there."""
-    checkpoints_kept: int = 2
+    checkpoints_kept: int = bounded(2, 1)
     """Checkpoints that stay; older ones are deleted."""
     batch_size: int = 256
     """Images in a step, over all workers: changing the workers keeps the optimisation."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, 1)
     """Micro-batches that a worker's part of a step is done in where θ learns: the same gradient
     with less memory, for one more forward pass of θ when above 1."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum, which wants far larger rates than the ones below: on the demo
     0.3, and 10 for Q and S, learn as much as AdamW's."""
-    momentum: float = 0.9
+    momentum: float = bounded(0.9, 0, 0.999)
     """SGD's momentum; AdamW takes none."""
-    learning_rate: float = 1e-3
+    learning_rate: float = bounded(1e-3, 0)
     """Peak learning rate of prototypes and projection: a short warm-up, then cosine to zero."""
-    regressor_learning_rate: float = 3e-2
+    regressor_learning_rate: float = bounded(3e-2, 0)
     """Peak learning rate of Q and S: far above the prototypes', which otherwise flee the losses
     of regressors that have not learned yet (fewer clusters in use, less of the classes in them)."""
-    backbone_learning_rate: float = 1e-4
+    backbone_learning_rate: float = bounded(1e-4, 0)
     """Peak learning rate of the trainable part of θ."""
-    weight_decay: float = 1e-4
+    weight_decay: float = bounded(1e-4, 0)
     """Weight decay: AdamW's decoupled one, or for SGD an L2 penalty in the gradient."""
     classes: Literal["seen", "train"] = "seen"
     """Train on all seen classes, or leave the validation classes out (for a search)."""
@@ -137,13 +146,13 @@ class TrainingConfig:
 class RelationConfig:
     """How unseen classes follow from seen ones."""
 
-    alpha: float = 0.0
+    alpha: float = bounded(0.0, -1, 1)
     """Lower bound of a relation weight: 0 for mixtures, -1 to allow differences."""
-    ridge: float = 1e-8
+    ridge: float = bounded(1e-8, 1e-15, 1)
     """Tie-break of the quadratic program, relative to the largest eigenvalue."""
-    num_neighbours: int = 5
+    num_neighbours: int = bounded(5, 1)
     """Seen classes that the weighted average (WAvg) looks at."""
-    eta: float = 5.0
+    eta: float = bounded(5.0, 0)
     """Sharpness of the weighted average."""
 
 
@@ -156,7 +165,7 @@ class EvaluationConfig:
     normalise: Literal["none", "l2", "z"] = "z"
     """What models get: raw embeddings, unit rows, or z-scores over the seen classes as unit
     rows."""
-    holdout: float = 0.2
+    holdout: float = bounded(0.2, 0.01, 0.9)
     """Share of each seen class's training images held out when choosing hyper-parameters."""
 
 
@@ -166,24 +175,24 @@ class ClusterConfig:
 
     address: str | None = None
     """Ray address; none starts a cluster on this machine (or joins the job's own)."""
-    num_workers: int = 2
+    num_workers: int = bounded(2, 1, 100_000)
     """Training workers."""
     min_workers: int | None = None
     """Elastic: go on with as few as this when workers are lost, and take new ones in."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """Give every worker a GPU; "auto" does so where the cluster has enough."""
-    cpus_per_worker: float = 1
+    cpus_per_worker: float = bounded(1, 0)
     """CPUs a worker reserves."""
-    loader_workers: int = 0
+    loader_workers: int = bounded(0, 0, 1000)
     """Loader processes of each training worker."""
-    wait_for_gpus: float = 900
+    wait_for_gpus: float = bounded(900, 0)
     """Seconds to wait, before training, for GPUs or CPUs that a cluster adds on demand."""
-    wait_for_workers: float = 900
+    wait_for_workers: float = bounded(900, 1)
     """Seconds to wait for the room of lost workers to come back; an elastic run does not wait
     for more than its least number."""
-    resize_interval: float = 60
+    resize_interval: float = bounded(60, 0)
     """Seconds between two looks of an elastic run at whether more workers fit in."""
-    max_failures: int = 3
+    max_failures: int = bounded(3, -1)
     """Restarts after dead workers or nodes before the run gives up."""
 
 
@@ -219,79 +228,52 @@ class RunConfig:
     """Seed of every random choice."""
 
 
-def _bounds(config: RunConfig) -> list[tuple[str, float, float, float]]:
-    """Field, its value, smallest and largest value allowed."""
-    many = float("inf")
-    loss, training, model = config.loss, config.training, config.model
-    return [
-        ("data.max_damaged", config.data.max_damaged, 0, 1),
-        ("data.shard_cache_gb", config.data.shard_cache_gb, 0, many),
-        ("backbone.patch_size", config.backbone.patch_size, 8, 1024),
-        ("backbone.image_size", config.backbone.image_size, 8, 2048),
-        ("model.num_clusters", model.num_clusters, 2, 1_000_000),
-        ("model.temperature", model.temperature, 1e-4, 100),
-        ("model.projection", model.projection, 0, 100_000),
-        ("model.max_points_per_centroid", model.max_points_per_centroid, 1, many),
-        ("loss.classification", loss.classification, 0, many),
-        ("loss.semantic", loss.semantic, 0, many),
-        ("loss.consistency", loss.consistency, 0, many),
-        ("loss.entropy", loss.entropy, 0, many),
-        ("loss.queue_size", loss.queue_size, 1, many),
-        ("training.epochs", training.epochs, 1, many),
-        ("training.checkpoint_epochs", training.checkpoint_epochs, 1, many),
-        ("training.checkpoint_steps", training.checkpoint_steps, 0, many),
-        ("training.checkpoints_kept", training.checkpoints_kept, 1, many),
-        ("training.batch_size", training.batch_size, config.cluster.num_workers, many),
-        ("training.accumulate", training.accumulate, 1, many),
-        ("training.momentum", training.momentum, 0, 0.999),
-        ("training.learning_rate", training.learning_rate, 0, many),
-        ("training.regressor_learning_rate", training.regressor_learning_rate, 0, many),
-        ("training.backbone_learning_rate", training.backbone_learning_rate, 0, many),
-        ("training.weight_decay", training.weight_decay, 0, many),
-        ("relations.alpha", config.relations.alpha, -1, 1),
-        ("relations.ridge", config.relations.ridge, 1e-15, 1),
-        ("relations.num_neighbours", config.relations.num_neighbours, 1, many),
-        ("relations.eta", config.relations.eta, 0, many),
-        ("evaluation.holdout", config.evaluation.holdout, 0.01, 0.9),
-        ("cluster.num_workers", config.cluster.num_workers, 1, 100_000),
-        ("cluster.min_workers", config.cluster.min_workers or 1, 1, config.cluster.num_workers),
-        ("cluster.cpus_per_worker", config.cluster.cpus_per_worker, 0, many),
-        ("cluster.loader_workers", config.cluster.loader_workers, 0, 1000),
-        ("cluster.wait_for_gpus", config.cluster.wait_for_gpus, 0, many),
-        ("cluster.wait_for_workers", config.cluster.wait_for_workers, 1, many),
-        ("cluster.resize_interval", config.cluster.resize_interval, 0, many),
-        ("cluster.max_failures", config.cluster.max_failures, -1, many),
-    ]
+def validate(config: RunConfig) -> None:
+    """Check every number against its range, every choice, and addresses for passwords."""
+    refuse_passwords(config)
+    for name, item, kind, value in _walk(config):
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise UserError(f"{name} is {value!r}; it must be one of {choices}")
+        _check_range(name, value, *item.metadata.get("range", (-inf, inf)))
+    workers = config.cluster.num_workers
+    _check_range("training.batch_size", config.training.batch_size, workers, inf)
+    if config.cluster.min_workers is not None:
+        _check_range("cluster.min_workers", config.cluster.min_workers, 1, workers)
 
 
-def _choices(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """Every field that takes one of some words: its full name, its value, the words."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
+def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any, Any]]:
+    """Every field by its full name, with its type and value."""
+    types = get_type_hints(type(config))
+    for item in fields(config):
+        value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from _choices(value, f"{prefix}{name}.")
-        elif get_origin(kind) is Literal:
-            yield prefix + name, value, get_args(kind)
+            yield from _walk(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item, types[item.name], value
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    if (low, high) != (-inf, inf) and not low <= value <= high:
+        limit = f"at least {low:g}" if high == inf else f"in {low:g}..{high:g}"
+        raise UserError(f"{name} is {value}; it must be {limit}")
 
 
 def refuse_passwords(config: RunConfig) -> None:
-    """See that no address holds a password: config.yaml, logs and the report would show it.
+    """See that no address holds a password: config.yaml, logs and the report would show it."""
+    for name, _, _, value in _walk(config):
+        if isinstance(value, str) and _PASSWORD.search(value):
+            raise UserError(
+                f"{name} holds a password, which config.yaml, logs and the report would show; "
+                "take it out and give it by the environment, such as AWS_SECRET_ACCESS_KEY or "
+                "MLFLOW_TRACKING_PASSWORD (submit: --env-file)"
+            )
 
-    Raises:
-        ValueError: naming the field and the remedy, without the password.
-    """
-    trees = [("", to_dict(config))]
-    while trees:
-        prefix, tree = trees.pop()
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                trees.append((f"{prefix}{name}.", value))
-            elif isinstance(value, str) and _PASSWORD.search(value):
-                raise UserError(
-                    f"{prefix}{name} holds a password, which config.yaml, logs and the report "
-                    "would show; take it out and give it by the environment, such as "
-                    "AWS_SECRET_ACCESS_KEY or MLFLOW_TRACKING_PASSWORD (submit: --env-file)"
-                )
+
+_PASSWORD = re.compile(
+    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|token|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid)=",
+    re.IGNORECASE,
+)
 
 
 def default_name(config_files: Sequence[str], otherwise: str) -> str:
@@ -301,35 +283,9 @@ def default_name(config_files: Sequence[str], otherwise: str) -> str:
 
 
 def check_name(option: str, name: str) -> None:
-    """See that the name of a run is one folder's name.
-
-    Raises:
-        ValueError: naming the option.
-    """
+    """See that the name of a run, given as `option`, is one folder's name."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise UserError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
-
-
-_PASSWORD = re.compile(
-    r"://[^/@\s]*:[^/@\s]+@|[?&](sig|token|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid)=",
-    re.IGNORECASE,
-)
-
-
-def validate(config: RunConfig) -> None:
-    """Check every number against its range, every choice, and addresses for passwords.
-
-    Raises:
-        ValueError: naming the field, its value and the range.
-    """
-    refuse_passwords(config)
-    for name, value, choices in _choices(config):
-        if value not in choices:
-            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-    for name, value, low, high in _bounds(config):
-        if not low <= value <= high:
-            limit = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
-            raise UserError(f"{name} is {value}; it must be {limit}")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""How files are written and read: whole or not at all, with room, by one process at a time."""
+"""Files that are written whole or not at all, and folders that one process uses at a time."""
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from vgse.errors import UserError
@@ -31,12 +31,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def room_for(path: str | Path) -> Iterator[None]:
-    """Whatever is written inside goes to the disk of `path`.
-
-    Raises:
-        ValueError: that disk is full, or takes no files from this user; one line with the folder
-            and the remedy.
-    """
+    """What is written inside goes to the disk of `path`: UserError where that is full or closed."""
     try:
         yield
     except Exception as error:  # libraries raise errors of their own
@@ -54,41 +49,37 @@ def room_for(path: str | Path) -> Iterator[None]:
 
 
 LOCK = ".lock"
-_TAKEN = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
 def sole_user(folder: Path) -> Iterator[None]:
     """Hold a folder, by an empty file in it, until the block or this process ends.
 
-    File systems that know no locks hold nobody off.
-
-    Raises:
-        ValueError: another process holds it, here or on another machine that shares the disk.
+    UserError where another process holds it, here or on another machine that shares the disk. File
+    systems that know no locks hold nobody off.
     """
-    path = folder / LOCK
-    with room_for(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _TAKEN:
-                raise UserError(
-                    f"{folder}: another process is at work here; wait until it ends, or choose "
-                    "another name"
-                ) from None
+        with room_for(folder / LOCK):
+            lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is at work here; wait until it ends, or choose another name"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` once it is complete, and not at all after an error.
-
-    Raises ValueError in one line for a full disk.
-    """
+    """A binary file that is on its disk as `path` once it is complete, and not at all after an
+    error."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with room_for(path):
@@ -96,6 +87,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         try:
             with open(partial, "wb") as stream:
                 yield stream
+                stream.flush()
+                os.fsync(stream.fileno())  # or a power cut could leave the name without the bytes
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -126,7 +119,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file; ValueError for a file or an array that is not there."""
+    """The arrays `names` of an .npz file; UserError for a file or an array that is not there."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             there = list(archive.files)

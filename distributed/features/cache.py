@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from distributed.storage import get_file, is_remote, join, put_file
@@ -22,7 +22,7 @@ from shards.manifest import Manifest
 from shards.objects import ACCESS, PATIENT, Access
 from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
-from vgse.files import room_for
+from vgse.files import written_whole
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:
@@ -70,18 +70,10 @@ def send_unit(folder: str, name: str, access: Access) -> None:
 
 
 def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file under a temporary name, then rename it."""
-    with room_for(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-        os.close(handle)
-        try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata)
-            os.chmod(name, 0o644)  # mkstemp's 0600 would keep others of a shared disk from it
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    """Write a safetensors file that appears whole or not at all."""
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    with written_whole(target) as stream:
+        stream.write(content)
 
 
 UNIT = 256

@@ -17,6 +17,7 @@ from shards.datasets.layouts import SourceImage
 from shards.images import encode_jpeg, load_rgb
 from shards.manifest import ImageSpec, PatchSpec, ShardEntry
 from shards.tar import TarWriter
+from vgse.files import written_whole
 from vgse.images.patches import grid_boxes
 from vgse.images.watershed import watershed_boxes
 
@@ -72,7 +73,8 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
     finally:
         part.unlink(missing_ok=True)
     content = json.dumps({"plan": spec.plan, **asdict(packed)})
-    write_atomic(records / f"{spec.file}.json", content.encode())
+    with written_whole(records / f"{spec.file}.json") as record:
+        record.write(content.encode())
     return packed
 
 
@@ -89,19 +91,6 @@ def read_record(spec: ShardSpec) -> PackedShard | None:
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None
     return packed if digest == packed.entry.sha256 else None
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def make_boxes(image: NDArray[np.uint8], patches: PatchSpec) -> NDArray[np.float32]:

@@ -35,10 +35,10 @@ from shards.pack.encode import (
     ShardSpec,
     make_boxes,
     pack_shard,
-    write_atomic,
 )
 from shards.pack.executors import Run, run_here
 from vgse.errors import UserError
+from vgse.files import written_whole
 
 STRIDE = 64
 
@@ -224,7 +224,8 @@ def _finish(
     small = np.uint16 if len(data.classes) <= 1 << 16 else np.uint32
     every = np.array([label for shard in kept for label in shard.labels], small)
     np.save(labels, every, allow_pickle=False)
-    write_atomic(out / LABELS, labels.getvalue())
+    with written_whole(out / LABELS) as stream:
+        stream.write(labels.getvalue())
     manifest = Manifest(
         url=config.out,
         version=VERSION,
@@ -243,6 +244,7 @@ def _finish(
     )
     for problem in problems(manifest):
         raise UserError(f"{out}: {problem}")
-    write_atomic(out / FILE, dump(manifest).encode())
+    with written_whole(out / FILE) as stream:
+        stream.write(dump(manifest).encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     return manifest

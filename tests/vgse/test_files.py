@@ -1,12 +1,14 @@
 """A run or search folder belongs to one process at a time."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vgse.files import sole_user
+from vgse.files import sole_user, written_whole
 
 HOLD = """
 import sys
@@ -44,3 +46,24 @@ def test_a_folder_is_free_again_after_the_block(tmp_path: Path) -> None:
     with pytest.raises(KeyError), sole_user(tmp_path):
         raise KeyError
     holder(tmp_path).communicate()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_holds_nobody_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with sole_user(tmp_path), sole_user(tmp_path):
+        pass
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    with written_whole(path) as stream:
+        stream.write(b"old")
+    with pytest.raises(KeyError), written_whole(path) as stream:
+        raise KeyError(stream.write(b"new"))
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
