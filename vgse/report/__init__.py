@@ -5,19 +5,19 @@ It reads nothing but the run folder, and the page asks nothing of a network.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vgse.files import written_whole
-from vgse.report.curves import curves_section
-from vgse.report.findings import health_section
-from vgse.report.header import data_set_name, files_section, header
+from vgse.report.accuracy import zsl_section
+from vgse.report.charts import curves_section
 from vgse.report.montages import clusters_section
-from vgse.report.page import notice, page, resource
-from vgse.report.patch_map import tsne_section
+from vgse.report.overview import data_set_name, files_section, head, health_section
+from vgse.report.page import page, render, resource
+from vgse.report.patch_map import map_section
 from vgse.report.pictures import ClassPictures
 from vgse.report.relation_cards import relations_section
 from vgse.report.run_files import Missing, RunFiles, load_run
-from vgse.report.similarity import check_shapes, similarity_section
-from vgse.report.zsl_tables import zsl_section
+from vgse.report.similarity import similarity_section
 
 __all__ = ["render_report", "write_report"]
 
@@ -25,8 +25,7 @@ __all__ = ["render_report", "write_report"]
 def write_report(run: Path) -> Path:
     """Write `report.html` into the local run folder `run` and return its path.
 
-    A section whose file is missing says so and names the command that makes it. Raises ValueError
-    for a folder that is no run, for a file that cannot be read, and for a full disk.
+    A section whose file is missing says so and names the command that makes it.
     """
     text = render_report(load_run(run))
     path = run / "report.html"
@@ -37,35 +36,30 @@ def write_report(run: Path) -> Path:
 
 def render_report(run: RunFiles) -> str:
     """The whole page; the same run gives the same text."""
-    check_shapes(run.embeddings, run.pictures)
     names = run.embeddings.get("class_names", ())
     pictures = ClassPictures(
         run.pictures.get("class_pictures"), {str(name): row for row, name in enumerate(names)}
     )
-    top = header(run, pictures)
-    patches = ""
-
-    def patch_map() -> str:
-        nonlocal patches
-        body, patches = tsne_section(run)
-        return body
-
-    sections = [
-        ("zsl", "Zero-shot accuracy", _or_notice(lambda: zsl_section(run))),
-        ("relations", "Unseen from seen", _or_notice(lambda: relations_section(run, pictures))),
-        ("clusters", "What the clusters show", _or_notice(lambda: clusters_section(run))),
-        ("map", "Map of patches", _or_notice(patch_map)),
-        ("similarity", "Who resembles whom", _or_notice(lambda: similarity_section(run, pictures))),
-        ("curves", "Training", _or_notice(lambda: curves_section(run))),
-        ("health", "Health", _or_notice(lambda: health_section(run))),
-        ("files", "Files", _or_notice(lambda: files_section(run))),
+    top = render("head", head(run, pictures))
+    sections: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
+        ("zsl", "Zero-shot accuracy", lambda: zsl_section(run)),
+        ("relations", "Unseen from seen", lambda: relations_section(run, pictures)),
+        ("clusters", "What the clusters show", lambda: clusters_section(run)),
+        ("map", "Map of patches", lambda: map_section(run)),
+        ("similarity", "Who resembles whom", lambda: similarity_section(run, pictures)),
+        ("curves", "Training", lambda: curves_section(run)),
+        ("health", "Health", lambda: health_section(run)),
+        ("files", "Files", lambda: files_section(run)),
     ]
+    style, bodies = "", []
+    for ident, title, prepare in sections:
+        try:
+            content = prepare()
+        except Missing as missing:
+            body = render("notice", {"missing": missing})
+        else:
+            style += content.pop("style", "")
+            body = render(ident, content)
+        bodies.append((ident, title, body))
     title = f"VGSE: {data_set_name(run)}"
-    return page(title, pictures.style() + patches, top, sections, resource("script.js"))
-
-
-def _or_notice(render: Callable[[], str]) -> str:
-    try:
-        return render()
-    except Missing as missing:
-        return notice(missing)
+    return page(title, pictures.style() + style, top, bodies, resource("script.js"))

@@ -1,16 +1,78 @@
-"""Small charts as inline SVG."""
+"""How training went: a small chart for each measure by epoch, and bars of cluster use."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from vgse.report.page import MINUS, attribute_json, esc, number
+import numpy as np
+
+from vgse.config import loss_symbols
+from vgse.report.page import MINUS, number, percent
+from vgse.report.run_files import Missing, RunFiles, find_missing
 
 WIDTH, HEIGHT = 300, 132
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
 
+MEANINGS = {
+    "loss": "all terms, weighted",
+    "classification": "names the class from the clusters",
+    "semantic": "finds the word vector from the clusters",
+    "consistency": "neighbouring patches share clusters",
+    "entropy": "lower when all clusters are in use",
+}
+
+
+def curves_section(run: RunFiles) -> dict[str, Any]:
+    """Small multiples of the losses, NMI, cluster use and speed, and the bars of cluster use."""
+    charts = _charts(run)
+    no_usage = find_missing(run.pictures, "pictures.npz", "cluster_usage")
+    return {
+        "charts": charts,
+        "no_charts": Missing("metrics.jsonl", "loss" if run.metrics else None),
+        "no_usage": no_usage,
+        "bars": None if no_usage else usage_bars(run.pictures["cluster_usage"]),
+    }
+
+
+def _charts(run: RunFiles) -> list[dict[str, Any]]:
+    measures = run.evaluation.get("clusters", {})
+    kmeans, total = measures.get("nmi_kmeans"), measures.get("num_clusters")
+    options: dict[str, dict[str, Any]] = {
+        field: {"title": field.replace("_", " ").capitalize(), "note": MEANINGS.get(field, "")}
+        for field in ("loss", *loss_symbols())
+    }
+    options["nmi"] = {"title": "NMI", "note": "what clusters tell of classes"}
+    if kmeans is not None:
+        options["nmi"]["reference"] = (float(kmeans), f"k-means {number(kmeans)}")
+    options["used_clusters"] = {"title": "Clusters in use", "note": "with a patch", "digits": 0}
+    if total is not None:
+        options["used_clusters"]["reference"] = (float(total), f"all {total}")
+    options["usage_entropy"] = {
+        "title": "Evenness of use",
+        "note": "1 when all are used alike",
+        "limits": (0.0, 1.05),
+        "digits": 2,
+    }
+    options["images_per_second"] = {
+        "title": "Images a second",
+        "note": "all workers together",
+        "digits": 0,
+    }
+    series = {field: _series(run.metrics, field) for field in options}
+    return [line_chart(series[field], **options[field]) for field in options if series[field]]
+
+
+def _series(metrics: list[dict[str, Any]], field: str) -> list[tuple[float, float]]:
+    """(epoch, value) of every epoch that has a finite value for `field`."""
+    return [
+        (float(row.get("epoch", index)), float(row[field]))
+        for index, row in enumerate(metrics, 1)
+        if isinstance(row.get(field), int | float) and math.isfinite(row[field])
+    ]
+
 
 def ticks(low: float, high: float, count: int = 3) -> list[float]:
-    """Round figures inside low..high, about `count` of them; `low` alone where both are equal."""
+    """Round numbers inside low..high, about `count` of them; `low` alone where both are equal."""
     if not high > low:
         return [low]
     rough = (high - low) / count
@@ -22,85 +84,71 @@ def ticks(low: float, high: float, count: int = 3) -> list[float]:
 
 
 def line_chart(
+    points: Sequence[tuple[float, float]],
     title: str,
     note: str,
-    points: Sequence[tuple[float, float]],
     *,
     limits: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
-    digits: int = 2,
-) -> str:
+    digits: int = 3,
+) -> dict[str, Any]:
     """A curve through `points` (epoch, value), with its last value in the caption.
 
     `limits` fixes the value axis; `reference` is a dashed level with its name, told in the note.
     """
     values = [y for _, y in points] + ([reference[0]] if reference else [])
-    low, high = limits or _room(min(values), max(values))
+    space = 0.08 * (max(values) - min(values)) or max(abs(max(values)) * 0.1, 1e-3)
+    low, high = limits or (min(values) - space, max(values) + space)
     first, last = points[0][0], points[-1][0]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        along = (x - first) / (last - first) if last > first else 0.5
-        up = (y - low) / (high - low)
-        return (
-            LEFT + along * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
-        )
+    def across(x: float) -> float:
+        share = (x - first) / (last - first) if last > first else 0.5
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
-    marks = ""
-    for tick in ticks(low, high):
-        if not digits and tick % 1:
-            continue
-        _, y = place(first, tick)
-        marks += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        marks += f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(tick)}</text>'
-    if reference:
-        _, y = place(first, reference[0])
-        marks += f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        note = f"{note}; dashed: {reference[1]}"
-    if last > first:
-        marks += f'<text x="{LEFT}" y="{HEIGHT - 5}">epoch {first:g}</text>'
-    marks += f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">epoch {last:g}</text>'
-    placed = [place(x, y) for x, y in points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-    x, y = placed[-1]
-    data = attribute_json([[round(a, 1), round(b, 1)] for a, b in placed])
-    labels = attribute_json([f"epoch {a:g}: {number(b, digits)}" for a, b in points])
-    return (
-        f'<figure class="line"><figcaption><b>{esc(title)}</b> '
-        f"<span>{number(points[-1][1], digits)}</span><small>{esc(note)}</small></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(title)} by epoch" '
-        f'data-points="{data}" data-labels="{labels}">{marks}'
-        f'<path d="{path}"/><circle class="end" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-        '<circle class="cursor" r="4" visibility="hidden"/></svg></figure>'
-    )
+    def up(y: float) -> float:
+        share = (y - low) / (high - low)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
-
-def usage_bars(shares: Sequence[float], labels: Sequence[str]) -> str:
-    """Bars of `shares`, largest first, with a dashed level where all would be equal."""
-    order = sorted(range(len(shares)), key=lambda k: -shares[k])
-    top = max(*shares, 1e-12) if len(shares) > 1 else max(shares[0], 1e-12)
-    step = 1000 / len(shares)
-    gap = min(1.5, step / 5)
-    bars = "".join(
-        f'<rect x="{n * step:.2f}" y="{200 - 196 * shares[k] / top:.2f}" '
-        f'width="{step - gap:.2f}" height="{max(0.6, 196 * shares[k] / top):.2f}"/>'
-        for n, k in enumerate(order)
-    )
-    level = 200 - 196 / len(shares) / top
-    names = attribute_json([labels[k] for k in order])
-    return (
-        '<svg class="usage" viewBox="0 0 1000 200" preserveAspectRatio="none" role="img" '
-        f'aria-label="Share of patches in each cluster" data-bars="{names}">{bars}'
-        f'<line class="level" x1="0" x2="1000" y1="{level:.1f}" y2="{level:.1f}"/></svg>'
-    )
-
-
-def _room(low: float, high: float) -> tuple[float, float]:
-    space = 0.08 * (high - low) or max(abs(high) * 0.1, 1e-3)
-    return low - space, high + space
+    return {
+        "title": title,
+        "note": f"{note}; dashed: {reference[1]}" if reference else note,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "ticks": [(up(t), _tick(t)) for t in ticks(low, high) if digits or not t % 1],
+        "level": up(reference[0]) if reference else None,
+        "first_epoch": f"{first:g}",
+        "last_epoch": f"{last:g}",
+        "last": number(points[-1][1], digits),
+        "places": [[across(x), up(y)] for x, y in points],
+        "labels": [f"epoch {x:g}: {number(y, digits)}" for x, y in points],
+    }
 
 
 def _tick(value: float) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.0e}".replace("-", MINUS)
     return f"{value:g}".replace("-", MINUS)
+
+
+def usage_bars(usage: np.ndarray) -> dict[str, Any] | None:
+    """Bars of the shares [D_v], largest first, with a level where all would be equal."""
+    shares = np.nan_to_num(usage.astype(float))
+    if not shares.size:
+        return None
+    order = np.argsort(-shares, kind="stable")
+    heights = 196 * shares[order] / max(shares.max(), 1e-12)
+    step = 1000 / len(shares)
+    return {
+        "bars": [
+            (round(n * step, 2), round(200 - height, 2), round(max(0.6, height), 2))
+            for n, height in enumerate(heights)
+        ],
+        "width": round(step - min(1.5, step / 5), 2),
+        "level": round(200 - 196 / len(shares) / max(shares.max(), 1e-12), 1),
+        "labels": [f"cluster {k}: {percent(shares[k])}%" for k in order],
+        "largest": shares.max(),
+        "even": 1 / len(shares),
+        "smallest": shares.min(),
+    }

@@ -13,8 +13,6 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vgse.report.run_files import MADE_BY, Missing
-
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 
@@ -31,7 +29,8 @@ def environment(package: str = "vgse.report") -> Environment:
         lstrip_blocks=True,
     )
     found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    found.filters |= {"number": number, "magnitude": magnitude, "percent": percent}
+    for written in (number, magnitude, percent, unrounded):
+        found.filters[written.__name__] = written
     return found
 
 
@@ -91,6 +90,11 @@ def magnitude(value: object) -> str:
     return "0" if figure == 0 else f"{figure:.1e}".replace("-", MINUS)
 
 
+def unrounded(value: object) -> str:
+    """A number with the digits that it has; an en dash for none."""
+    return NONE if value is None else f"{float(str(value)):g}".replace("-", MINUS)
+
+
 def percent(value: object) -> str:
     """A share in 0..1 as a number out of a hundred with one digit, without the sign."""
     return NONE if value is None else number(100 * float(str(value)), 1)
@@ -102,31 +106,11 @@ def esc(value: object) -> str:
     return html.escape(text, quote=True)
 
 
-def attribute_json(value: object) -> str:
-    """`value` as JSON for a double-quoted attribute."""
-    return html.escape(json.dumps(value, separators=(",", ":"), allow_nan=False), quote=True)
-
-
 def data_block(ident: str, value: object) -> str:
     """A script element that holds `value` as JSON and cannot be closed from inside."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f'<script type="application/json" id="{ident}">{text}</script>'
-
-
-def fold(label: str, body: str, *, kind: str = "") -> str:
-    """A part that opens on a click, with or without scripts."""
-    return f'<details class="{kind}"><summary>{esc(label)}</summary>{body}</details>'
-
-
-def notice(missing: Missing) -> str:
-    """What a section says in place of its content."""
-    field = f" has no field <code>{esc(missing.field)}</code>" if missing.field else " is not there"
-    command = MADE_BY[missing.file]
-    return (
-        f'<p class="notice"><code>{esc(missing.file)}</code>{field}. '
-        f"This command makes it: <code>{esc(command)}</code></p>"
-    )
 
 
 def hero(

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from vgse.report.page import data_block, esc
-from vgse.report.pictures import Pixels, resize, sheet, webp
+from vgse.report.pictures import resize, sheet, webp
 from vgse.report.run_files import RunFiles, need
 
 MAX_POINTS = 1500
@@ -20,41 +19,53 @@ THUMBNAIL = 32
 SHEET_COLUMNS = 40
 
 
-def tsne_section(run: RunFiles) -> tuple[str, str]:
-    """The section's body and the style rule that holds the thumbnails for hovering."""
+def map_section(run: RunFiles) -> dict[str, Any]:
+    """Circles by cluster, thumbnails, and the style rule that holds the patches for hovering."""
     content = run.pictures
     need(content, "pictures.npz", "tsne_features", "tsne_cluster", "tsne_class", "tsne_pictures")
     features = np.asarray(content["tsne_features"], np.float32)
     rows = usable_rows(features)
     if len(rows) < MIN_POINTS or float(features[rows].std(axis=0).max(initial=0)) < 1e-9:
-        return '<p class="notice">Too few different patches for a map.</p>', ""
+        return {"groups": []}
     clusters = content["tsne_cluster"][rows].astype(int)
-    names = [str(name) for name in content["tsne_class"][rows]]
     pictures = resize(content["tsne_pictures"][rows], THUMBNAIL)
     points = fit_points(patch_map(features[rows]))
-    classes = sorted(set(names))
-    options = "".join(f"<option value={n}>{esc(name)}</option>" for n, name in enumerate(classes))
-    data = {
-        "classes": classes,
-        "class": [classes.index(name) for name in names],
-        "cluster": clusters.tolist(),
-        "points": points.round(1).tolist(),
-        "columns": SHEET_COLUMNS,
+    classes, labels = np.unique(content["tsne_class"][rows], return_inverse=True)
+    wide = thumbnail_rows(points, 90)  # these alone are shown, larger, on a narrow screen
+    thumbnails = [
+        {
+            "patch": row,
+            "cluster": clusters[row],
+            "colour": colour(clusters[row]),
+            "wide": row in wide,
+            "x": round(points[row, 0] - THUMBNAIL / 2, 1),
+            "y": round(points[row, 1] - THUMBNAIL / 2, 1),
+            "src": webp(pictures[row], 65),
+        }
+        for row in sorted(wide + thumbnail_rows(points, 44, wide))
+    ]
+    return {
+        "style": f".patch{{background-image:url({webp(sheet(pictures, SHEET_COLUMNS), 60)})}}",
+        "num_patches": len(rows),
+        "width": WIDTH,
+        "height": HEIGHT,
+        "side": THUMBNAIL,
+        "groups": [
+            {"cluster": k, "colour": colour(k), "patches": np.flatnonzero(clusters == k)}
+            for k in np.unique(clusters)
+        ],
+        "thumbnails": thumbnails,
+        "data": {
+            "classes": [str(name) for name in classes],
+            "class": labels.tolist(),
+            "cluster": clusters.tolist(),
+            "points": points.round(1).tolist(),
+            "columns": SHEET_COLUMNS,
+        },
     }
-    style = f".patch{{background-image:url({webp(sheet(pictures, SHEET_COLUMNS), 60)})}}"
-    body = (
-        f"<p>{len(rows):,} patches; those with similar cluster assignments lie close together, "
-        "and a colour stands for a cluster. Point at one to see its patch and light up its "
-        "cluster, or pick a class.</p>"
-        '<p class="controls"><label>Light up a class <select id="tsne-class" autocomplete="off">'
-        f"<option value=''>none</option>{options}</select></label></p>"
-        + _svg(points, clusters, names, pictures)
-        + data_block("tsne-data", data)
-    )
-    return body, style
 
 
-def usable_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def usable_rows(features: NDArray[np.float32]) -> NDArray[np.int64]:
     """Finite rows of features [T, D], at most MAX_POINTS of them, evenly spread."""
     rows = np.flatnonzero(np.isfinite(features).all(axis=1))
     if len(rows) > MAX_POINTS:
@@ -62,23 +73,18 @@ def usable_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return rows
 
 
-def patch_map(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def patch_map(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Positions f32 [T, 2] by PCA (at most 40 dimensions) and t-SNE, the same on every call."""
     count = len(features)
     with threadpool_limits(limits=1):
         size = min(40, count - 1, features.shape[1])
         reduced = PCA(size, svd_solver="full", random_state=0).fit_transform(features)
-        tsne = TSNE(
-            init="pca",
-            perplexity=min(30.0, (count - 1) / 4),
-            max_iter=500,
-            random_state=0,
-            n_jobs=1,
-        )
+        perplexity = min(30.0, (count - 1) / 4)
+        tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0, n_jobs=1)
         return np.asarray(tsne.fit_transform(reduced), np.float32)
 
 
-def fit_points(points: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def fit_points(points: NDArray[np.float32]) -> NDArray[np.float64]:
     """Positions [T, 2] stretched into the drawing; the outermost 0.5% are moved to its edge."""
     low, high = np.quantile(points, [0.005, 0.995], axis=0)
     share = np.clip((points - low) / np.maximum(high - low, 1e-9), 0, 1)
@@ -93,7 +99,7 @@ def colour(cluster: int) -> str:
 
 
 def thumbnail_rows(
-    points: npt.NDArray[np.float64], spacing: float, taken: Sequence[int] = ()
+    points: NDArray[np.float64], spacing: float, taken: Sequence[int] = ()
 ) -> list[int]:
     """Rows of points [T, 2] at least `spacing` apart and from `taken`, dense places first."""
     apart = np.abs(points[:, None] - points[None]).max(axis=2)  # [T, T]
@@ -104,35 +110,3 @@ def thumbnail_rows(
             chosen.append(int(row))
             free &= apart[row] >= spacing
     return chosen
-
-
-def _svg(
-    points: npt.NDArray[np.float64],
-    clusters: npt.NDArray[Any],
-    names: list[str],
-    pictures: Pixels,
-) -> str:
-    groups = ""
-    wide = thumbnail_rows(points, 90)  # these alone are shown, larger, on a narrow screen
-    thumbnails = wide + thumbnail_rows(points, 44, wide)
-    half = THUMBNAIL / 2
-    for cluster in np.unique(clusters):
-        marks = ""
-        for member in np.flatnonzero(clusters == cluster):
-            x, y = points[member]
-            marks += f'<circle data-i="{member}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-        groups += f'<g class="k" data-k="{cluster}" fill="{colour(int(cluster))}">{marks}</g>'
-    tiles = ""
-    for row in sorted(thumbnails):
-        x, y = points[row] - half
-        size = f'x="{x:.1f}" y="{y:.1f}" width="{THUMBNAIL}" height="{THUMBNAIL}"'
-        kind, cluster = "t wide" if row in wide else "t", int(clusters[row])
-        tiles += (
-            f'<g class="{kind}" data-i="{row}" data-k="{cluster}" stroke="{colour(cluster)}">'
-            f'<image {size} href="{webp(pictures[row], 65)}"/><rect {size} rx="2" fill="none"/></g>'
-        )
-    label = f"t-SNE map of {len(points)} patches of {len(set(names))} classes"
-    return (
-        f'<svg id="tsne" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        f"{groups}{tiles}</svg>"
-    )

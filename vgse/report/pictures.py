@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image
 
-from vgse.report.page import esc
-
-Pixels = npt.NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 SHEET_COLUMNS = 32
 
 
@@ -28,15 +26,22 @@ def indexed_png(indices: Pixels, palette: Pixels) -> str:
     return _data_uri(image, "png", optimize=True)
 
 
+def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def resize(pictures: Pixels, side: int) -> Pixels:
     """Pictures u8 [n, s, s, 3] no larger than `side` pixels; smaller ones stay as they are."""
-    if pictures.shape[1] <= side and pictures.shape[2] <= side:
+    if len(pictures) == 0 or max(pictures.shape[1:3]) <= side:
         return pictures
-    small = [
-        np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.LANCZOS))
-        for each in pictures
-    ]
-    return np.stack(small) if small else np.zeros((0, side, side, 3), np.uint8)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.LANCZOS))
+            for each in pictures
+        ]
+    )
 
 
 def strip(pictures: Pixels, gap: int = 3) -> Pixels:
@@ -64,31 +69,22 @@ class ClassPictures:
     """One picture a class, stored in one sheet that holds only the classes that were asked for."""
 
     pictures: Pixels | None
-    """u8 [C, s, s, 3], or none: then a tag shows the first letter of the class."""
+    """u8 [C, s, s, 3], or none: then a tile shows the first letter of the class."""
     index: dict[str, int]
     """Row of each class name in `pictures`."""
     slots: dict[int, int] = field(default_factory=dict)
 
-    def tag(self, name: str, kind: str = "") -> str:
-        """An element that shows the class `name`."""
+    def tile(self, name: str) -> dict[str, Any]:
+        """What the macro `picture` shows of the class `name`."""
         row = self.index.get(name)
         if self.pictures is None or row is None or row >= len(self.pictures):
-            letter = esc(name[:1].upper() or "?")
-            return f'<span class="pic none {kind}" aria-hidden="true">{letter}</span>'
+            return {"name": name, "letter": name[:1].upper() or "?"}
         slot = self.slots.setdefault(row, len(self.slots))
-        place = f"--x:{slot % SHEET_COLUMNS};--y:{slot // SHEET_COLUMNS}"
-        label = f'role="img" aria-label="{esc(name)}"'
-        return f'<span class="pic {kind}" {label} style="{place}"></span>'
+        return {"name": name, "letter": "", "x": slot % SHEET_COLUMNS, "y": slot // SHEET_COLUMNS}
 
     def style(self) -> str:
-        """The rule with the sheet; call it after the last tag."""
+        """The rule with the sheet; call it after the last tile."""
         if self.pictures is None or not self.slots:
             return ""
         used = resize(self.pictures[list(self.slots)], 72)
         return f".pic:not(.none){{background-image:url({webp(sheet(used))})}}"
-
-
-def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -78,7 +78,7 @@ def probe(page: Path, width: int, script: str, folder: Path) -> dict[str, Any]:
 
 
 class Tags(HTMLParser):
-    """All tags with their attributes, and the text outside of scripts and styles."""
+    """All tags with their attributes, and the text outside of scripts and styles on one line."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -86,6 +86,7 @@ class Tags(HTMLParser):
         self.text = ""
         self.open: list[str] = []
         self.feed(page)
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from browser_page import Tags
 from report_run import make_run, write_json
 from vgse.report import write_report
-from vgse.report.charts import line_chart, ticks
+from vgse.report.charts import ticks
 from vgse.report.montages import cluster_order
-from vgse.report.page import esc, number, percent
+from vgse.report.page import number, percent
 from vgse.report.patch_map import patch_map, thumbnail_rows
 from vgse.report.pictures import sheet, strip
 from vgse.report.relation_cards import own_image_ranks, terms_of
@@ -229,9 +230,9 @@ def test_a_mixture_equal_to_its_own_images_ranks_first_and_an_exchanged_one_does
         "class_names": np.array(list("abcdef")), "embeddings": phi, "own_embeddings": phi.copy(),
         "seen": np.arange(3), "unseen": np.arange(3, 6),
     }  # fmt: skip
-    assert {rank for rank, _ in own_image_ranks(arrays).values()} == {1}
+    assert set(own_image_ranks(arrays).values()) == {1}
     arrays["own_embeddings"][3:] = phi[[4, 5, 3]]
-    assert 1 not in {rank for rank, _ in own_image_ranks(arrays).values()}
+    assert 1 not in own_image_ranks(arrays).values()
 
 
 def test_clusters_come_by_share_and_plain_ones_last() -> None:
@@ -299,9 +300,28 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(2, 2) == [2]
 
 
-def test_a_curve_of_one_epoch_or_a_constant_is_drawn() -> None:
-    for points in ([(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.5)]):
-        assert "nan" not in line_chart("Loss", "note", points)
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_a_curve_of_one_epoch_or_a_constant_is_drawn(run: Path, num_epochs: int) -> None:
+    rows = [{"epoch": epoch, "loss": 0.5} for epoch in range(1, num_epochs + 1)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = write_report(run).read_text(encoding="utf-8")
+    chart = re.search(r'<svg[^>]*aria-label="Loss by epoch".*?</svg>', page, re.DOTALL)
+    assert chart and "nan" not in chart[0] and f"epoch {num_epochs}: 0.500" in chart[0]
+
+
+def test_a_loss_of_the_configuration_gets_a_curve_under_its_field(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = make_dataclass("Losses", [("classification", float, 1.0), ("toy_loss", float, 0.0)])
+    monkeypatch.setattr("vgse.config.LossConfig", losses)
+    row = {"epoch": 1, "loss": 3.0, "classification": 1.0, "toy_loss": 2.0}
+    (run / "metrics.jsonl").write_text(json.dumps(row))
+    training = write_report(run).read_text(encoding="utf-8").split('id="curves"')[1]
+    assert re.findall("<figcaption><b>(.*?)</b>", training) == [
+        "Loss",
+        "Classification",
+        "Toy loss",
+    ]
 
 
 def test_epochs_without_a_finite_value_are_passed_over(run: Path) -> None:
@@ -316,7 +336,6 @@ def test_figures_are_written_for_reading() -> None:
         "1,234", "0.00", "\N{EN DASH}", "\N{EN DASH}",
     ]  # fmt: skip
     assert percent(0.3264) == "32.6"
-    assert esc('<a b="c">\ud800') == "&lt;a b=&quot;c&quot;&gt;?"
 
 
 def test_pictures_stand_side_by_side_and_in_rows() -> None:

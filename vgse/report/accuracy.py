@@ -1,0 +1,69 @@
+"""Zero-shot accuracy: what each kind of class embedding reaches, and what it is compared with."""
+
+from itertools import groupby
+from typing import Any
+
+from vgse.report.run_files import RunFiles, need
+from vgse.zsl.models import label_of
+
+
+def zsl_section(run: RunFiles) -> dict[str, Any]:
+    """The rows by group with a bar for each T1, and what VGSE-SMO gained over two of them."""
+    content = run.evaluation
+    need(content, "evaluation.json", "rows", "models")
+    models = [str(model) for model in content["models"]]
+    rows = [_row(row, models) for row in content["rows"]]
+    top = _bar_end(rows)
+    for row in rows:
+        row["bars"] = [(t1, round(max(0.0, 100 * (t1 or 0) / top), 1)) for t1 in row["t1"]]
+    chance = content.get("chance")
+    return {
+        "models": [label_of(model) for model in models],
+        "groups": [(group, list(members)) for group, members in groupby(rows, _group)],
+        "chance": chance,
+        "tick": None if chance is None else round(min(100.0, 100 * float(chance) / top), 1),
+        "gains": _gains(rows, models),
+    }
+
+
+def _row(row: dict[str, Any], models: list[str]) -> dict[str, Any]:
+    name = str(row.get("name", ""))
+    found = [row.get("results", {}).get(model) for model in models]
+    results = [result if isinstance(result, dict) else {} for result in found]
+    return {
+        "name": name,
+        "label": row.get("label", name),
+        "group": str(row.get("group", "")),
+        "dimension": row.get("dimension"),
+        "results": results,
+        "t1": [None if (t1 := result.get("zsl")) is None else float(t1) for result in results],
+    }
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row["group"])
+
+
+def _bar_end(rows: list[dict[str, Any]]) -> float:
+    """The accuracy of a full bar; a far ceiling must not squeeze the rows that it is above."""
+    every = [t1 or 0.0 for row in rows for t1 in row["t1"]]
+    fair = [t1 or 0.0 for row in rows if row["group"] != "oracle" for t1 in row["t1"]]
+    return min(max(0.01, *every), 1.6 * max(0.01, *fair))
+
+
+def _gains(
+    rows: list[dict[str, Any]], models: list[str]
+) -> list[tuple[str, list[tuple[str, float]]]]:
+    """(name of the other row, (model, points gained) of each model that has both)."""
+    t1 = {row["name"]: row["t1"] for row in rows}
+    gains = []
+    for other in ("words", "onehot_smo"):
+        pairs = zip(models, t1.get("smo", ()), t1.get(other, ()), strict=False)
+        chips = [
+            (label_of(model), 100 * (ours - theirs))
+            for model, ours, theirs in pairs
+            if ours is not None and theirs is not None
+        ]
+        if chips:
+            gains.append((other, chips))
+    return gains
