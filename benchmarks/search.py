@@ -39,11 +39,11 @@ from distributed.setup import prepare
 from tune.__main__ import make_parser
 from tune.callbacks import percent
 from tune.config import SearchConfig
-from tune.records import TrialRecord, read_records
 from tune.report.search_files import load_search
 from tune.report.verdict import headline, judge_ranks
 from tune.search import search
-from tune.space import distributions
+from tune.space import draw_params
+from tune.study import TrialRecord, read_trials
 from tune.trial.context import Material, gather, trial_base, trial_job
 from tune.trial.trainable import run_trial
 
@@ -96,14 +96,14 @@ def cost(config: SearchConfig, storage: Path, rounds: int) -> dict[str, list[flo
 
 def bare_loop(material: Material, number: int) -> float:
     """Trials a minute of Optuna's TPE and the trial function, without Ray."""
-    space = distributions(material.base, material.config.space)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=number)
     )
     began = time.monotonic()
     for count in range(SPEED_TRIALS):
-        trial, rows = study.ask(space), []
-        run_trial(material, f"bare-{number}-{count}", dict(trial.params), rows.append)
+        trial, rows = study.ask(), []
+        params = draw_params(trial, material.base, material.config.space)
+        run_trial(material, f"bare-{number}-{count}", params, rows.append)
         study.tell(trial, rows[-1]["objective"])
     return 60 * SPEED_TRIALS / (time.monotonic() - began)
 
@@ -116,7 +116,7 @@ def speed(config: SearchConfig, storage: Path, rounds: int) -> dict[str, list[fl
     found: dict[str, list[float]] = {"ray": [], "bare": []}
     for number in range(rounds):
         folder = search(replace(short, seed=number), f"speed-{number}")
-        assert all(r.epoch == SPEED_EPOCHS for r in read_records(folder)), "trials of equal length"
+        assert all(r.epoch == SPEED_EPOCHS for r in read_trials(folder)), "trials of equal length"
         found["ray"].append(json.loads((folder / "search.json").read_text())["trials_per_minute"])
         found["bare"].append(bare_loop(material, number))
     return found
@@ -130,7 +130,7 @@ def states(records: list[TrialRecord]) -> str:
 
 def search_part(folder: Path, config: SearchConfig) -> list[str]:
     """The section on the search itself."""
-    records, final = read_records(folder), json.loads((folder / "final.json").read_text())
+    records, final = read_trials(folder), json.loads((folder / "final.json").read_text())
     timing = json.loads((folder / "search.json").read_text())
     epochs = sum(record.epoch for record in records)
     most = len(records) * config.run.training.epochs

@@ -1,7 +1,7 @@
 """What the driver does as trials report: keep their files, and show them."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tune.records import TrialRecord, ranked, write_record
-from tune.searcher import ending_of
+from tune.searcher import JournalSearch
+from tune.study import TrialRecord, ranked, trials_of
 from tune.trial.checkpoints import forget
 
 _SHOWN = 8
@@ -47,7 +47,7 @@ def trial_table(title: str, records: Iterable[TrialRecord]) -> Table:
     for name in fields:
         table.add_column(short(name), justify="right", overflow="fold")
     for record in shown:
-        row = [record.trial, record.state, f"{record.epoch}/{record.epochs}"]
+        row = [record.name, record.state, f"{record.epoch}/{record.epochs}"]
         row += [percent(record.objective)]
         row += [plain(record.params[name]) if name in record.params else "" for name in fields]
         table.add_row(*row)
@@ -94,7 +94,7 @@ class Live:
     def ended(self, record: TrialRecord) -> None:
         """Say how a trial ended."""
         fields = ", ".join(f"{short(k)} {plain(v)}" for k, v in record.params.items())
-        parts = [f"{record.trial} {record.state:<9} epoch {record.epoch}/{record.epochs}"]
+        parts = [f"{record.name} {record.state:<9} epoch {record.epoch}/{record.epochs}"]
         if record.objective is not None:
             parts.append(f"{self._objective} {percent(record.objective)} %")
         if record.cause and record.state in ("failed", "collapsed"):
@@ -118,7 +118,7 @@ class Live:
             text += f", {rate:.1f} a minute, {(self._total - done) / rate:.0f} minutes left"
         best = ranked(records)
         if best:
-            text += f", best {percent(best[0].objective)} % ({best[0].trial})"
+            text += f", best {percent(best[0].objective)} % ({best[0].name})"
         return text
 
     def _render(self) -> RenderableType:
@@ -132,22 +132,11 @@ class Live:
         return Group(head, trial_table("", shown)) if shown else head
 
 
-_OURS = (
-    "epoch", "objective", "loss", "used_clusters", "nmi", "seconds", "classification", "semantic",
-    "consistency", "entropy", "usage_entropy", "learning_rate", "zsl", "seen", "unseen",
-    "harmonic_mean",
-)  # fmt: skip
+class TrialCallback(Callback):
+    """Shows each trial as the journal has it, and deletes the checkpoints of those that ended."""
 
-
-class Watch(Callback):
-    """Writes `trials/<trial>.json` after every epoch; nobody else writes there."""
-
-    def __init__(
-        self, search: Path, epochs: int, source: str, records: Sequence[TrialRecord], live: Live
-    ) -> None:
-        self.records = {record.trial: record for record in records}
-        self._search, self._epochs, self._source, self._live = search, epochs, source, live
-        self._last: dict[str, dict[str, Any]] = {}
+    def __init__(self, search: Path, searcher: JournalSearch, live: Live) -> None:
+        self._search, self._searcher, self._live = search, searcher, live
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune saves its callbacks for a restore that never comes."""
@@ -155,55 +144,35 @@ class Watch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process."""
-        self._save(self._record(trial))
+        self._live.show(trials_of(self._searcher.study))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch's row."""
-        record = self._record(trial)
-        self._last[record.trial] = result
-        if result.get("objective") is not None:
-            record.add({name: result[name] for name in _OURS if name in result})
-        self._save(record)
+        self._live.show(trials_of(self._searcher.study))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended, by itself or by ASHA."""
-        record = self._record(trial)
-        record.state, record.cause = ending_of(self._last.get(record.trial, {}), self._epochs)
-        self._end(record)
+        self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died once too often."""
-        record = self._record(trial)
-        record.state, record.cause = "failed", death_cause(error_of(trial))
-        self._end(record)
+        self._searcher.fail(trial.trial_id, death_cause(error_of(trial)))
+        self._end(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died, and it goes on in another."""
         cause = death_cause(error_of(trial))
         self._live.say(f"{trial.config['trial']} goes on: {cause}")
 
-    def _record(self, trial: Any) -> TrialRecord:
-        name = trial.config["trial"]
-        if name not in self.records:
-            self.records[name] = TrialRecord(
-                trial=name,
-                params=dict(trial.config["params"]),
-                epochs=self._epochs,
-                source=self._source,
-                started=round(time.time(), 3),
-            )
-        return self.records[name]
-
-    def _save(self, record: TrialRecord) -> None:
-        write_record(self._search, record)
-        self._live.show(self.records.values())
-
-    def _end(self, record: TrialRecord) -> None:
-        self._save(record)
-        forget(self._search, record.trial)
-        self._live.ended(record)
+    def _end(self, trial: Any) -> None:
+        name, records = trial.config["trial"], trials_of(self._searcher.study)
+        self._live.show(records)
+        record = next(record for record in records if record.name == name)
+        if record.ended:  # else a later attempt goes on with it
+            forget(self._search, name)
+            self._live.ended(record)
 
 
 def error_of(trial: Any) -> str:

@@ -16,11 +16,11 @@ from distributed.display import Display
 from distributed.run import train
 from tune.callbacks import percent, trial_table
 from tune.config import SearchConfig
-from tune.records import TrialRecord, ranked
 from tune.report.search_files import load_search
 from tune.report.verdict import headline, judge_ranks, spearman
 from tune.searcher import DEFAULT
 from tune.space import with_params
+from tune.study import TrialRecord, ranked
 from tune.trial.objective import MEASURES
 from vgse.config import RunConfig
 from vgse.files import write_json
@@ -36,9 +36,9 @@ def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -
     closed, and rows hold validation figures alone.
     """
     best = ranked(list(records))
-    default = next((record for record in records if record.trial == DEFAULT), None)
-    chosen = [record for record in best if record.trial != DEFAULT][: config.finalists]
-    entries = [*([("default", default)] if default else []), *((r.trial, r) for r in chosen)]
+    default = next((record for record in records if record.name == DEFAULT), None)
+    chosen = [record for record in best if record.name != DEFAULT][: config.finalists]
+    entries = [*([("default", default)] if default else []), *((r.name, r) for r in chosen)]
     rows, opened = [], []
     with Display() as display:
         for name, record in entries:

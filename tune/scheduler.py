@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from tune.records import TrialRecord
 from tune.searcher import DEFAULT
+from tune.study import TrialRecord
 from tune.trial.trainable import ended
 
 
@@ -45,7 +45,7 @@ class Halving(ASHAScheduler):
                 self._replay(record)
 
     def _replay(self, record: TrialRecord) -> None:
-        known: Any = _Known(f"before-{record.trial}")
+        known: Any = _Known(f"before-{record.name}")
         self.on_trial_add(None, known)  # type: ignore[arg-type]
         for row in record.history:
             if row.get("objective") is not None and not ended(row):

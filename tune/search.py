@@ -16,16 +16,14 @@ from distributed.cluster import ray_cluster
 from distributed.display import Display
 from distributed.features.extract_stage import run_features
 from distributed.setup import Prepared, prepare
-from tune.callbacks import Live, Watch
+from tune.callbacks import Live, TrialCallback
 from tune.config import SearchConfig, check, search_folder
 from tune.finalists import finish
-from tune.records import TrialRecord, ranked, write_record
 from tune.resources import Room, check_against_data, cluster_of, find_room
 from tune.scheduler import Halving
 from tune.search_folder import check_folder, open_folder, write_best
-from tune.searcher import Proposals
-from tune.space import distributions, value_of
-from tune.trial.checkpoints import kept
+from tune.searcher import JournalSearch
+from tune.study import TrialRecord, open_journal, ranked, trials_of
 from tune.trial.context import Material, gather, trial_base
 from tune.trial.kmeans_stage import run_starts, widest
 from tune.trial.trainable import resources_of, tune_trial
@@ -93,7 +91,7 @@ def search(
             records = run_trials(material, shared, room, folder, records)
         best = ranked(records)
         if not best:
-            raise UserError(f"{folder}: no trial came to an end; see the causes in trials/*.json")
+            raise UserError(f"{folder}: no trial came to an end; see the causes above")
         write_best(folder, config.run, best[0])
         finish(config, folder, records)
     return folder
@@ -108,27 +106,31 @@ def run_trials(
         Interrupted: by ^C.
     """
     config, base = material.config, material.base
-    records = [_caught_up(folder, record) for record in before]
-    left = config.trials - sum(record.ended for record in records)
+    left = config.trials - sum(record.ended for record in before)
     if left <= 0:
-        return records
+        return list(before)
     epochs = base.training.epochs
     pixels = config.from_pixels or base.backbone.train != "none"
-    default = {name: value_of(base, name) for name in sorted(config.space)}
-    space = distributions(base, config.space)
+    searcher = JournalSearch(
+        open_journal(folder, write=True),
+        folder.name,
+        base,
+        config.space,
+        source="pixels" if pixels else "cache",
+        seed=config.seed,
+    )
     attempt = folder / "ray"
     began = time.monotonic()
     with Live(config.trials, config.objective) as live:
-        live.begin(records)
-        watch = Watch(folder, epochs, "pixels" if pixels else "cache", records, live)
+        live.begin(before)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(tune_trial, material=[shared]),
                 resources_of(material, base.cluster.cpus_per_worker, room.gpus),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(space, default, epochs, config.seed, records),
-                scheduler=Halving(epochs, config.grace_epochs, config.reduction_factor, records),
+                search_alg=searcher,
+                scheduler=Halving(epochs, config.grace_epochs, config.reduction_factor, before),
                 num_samples=left,
                 max_concurrent_trials=room.concurrent,
                 reuse_actors=config.workers_per_trial == 1,
@@ -139,7 +141,7 @@ def run_trials(
                 name=f"tune-{time.time_ns()}",  # an attempt is never restored by Ray Tune
                 storage_path=str(attempt),
                 verbose=0,
-                callbacks=[watch],
+                callbacks=[TrialCallback(folder, searcher, live)],
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=tune.CheckpointConfig(),
             ),
@@ -147,7 +149,7 @@ def run_trials(
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner.fit()
     shutil.rmtree(attempt, ignore_errors=True)
-    done = sorted(watch.records.values(), key=lambda record: record.trial)
+    done = trials_of(searcher.study)
     _write_timing(folder, done, before, room, time.monotonic() - began)
     if sum(record.ended for record in done) < config.trials:
         raise Interrupted
@@ -156,15 +158,6 @@ def run_trials(
 
 def _name_of(trial: Any) -> str:
     return str(trial.config["trial"])
-
-
-def _caught_up(folder: Path, record: TrialRecord) -> TrialRecord:
-    """An interrupted trial with the rows that its checkpoint knows and the driver did not see."""
-    if not record.ended:
-        for row in kept(folder, record.trial)[1][len(record.history) :]:
-            record.add(row)
-        write_record(folder, record)
-    return record
 
 
 def _write_timing(

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from tune.config import CHANGEABLE, SearchConfig, differences, to_dict
-from tune.records import TrialRecord, read_records
 from tune.space import with_params
+from tune.study import TrialRecord, read_trials
 from vgse.config import RunConfig
 from vgse.config import to_dict as run_dict
 from vgse.errors import UserError
@@ -49,9 +49,9 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
 
 def open_folder(folder: Path, config: SearchConfig) -> list[TrialRecord]:
     """Write search.yaml, and return the trials that are there already."""
-    (folder / "trials").mkdir(exist_ok=True)
+    records = read_trials(folder)
     _write_yaml(folder / CONFIG, to_dict(config))
-    return read_records(folder)
+    return records
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,155 +1,131 @@
-"""Optuna's TPE as a Ray Tune searcher that knows the trials of earlier attempts.
+"""Ray's OptunaSearch on the search's own journal, told by epoch and of how each trial ended."""
 
-Ray's own OptunaSearch tells Optuna a trial that ASHA stopped as if it had done all its epochs.
-Here Optuna hears that it was pruned, and at which epoch, so that its sampler compares like with
-like.
-"""
-
-import warnings
-from collections import deque
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState, create_trial
-from ray.tune.search import Searcher
+from optuna.storages import JournalStorage
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
 
-from tune.records import TrialRecord, trial_name
+from tune.space import Dimension, draw_params, value_of
+from tune.study import open_study, row_key, trial_name
+from tune.trial.evaluator import ROW
+from vgse.config import RunConfig
 
 DEFAULT = trial_name(0)
 """The trial of the configuration that is searched around."""
 
 
-def ending_of(row: Mapping[str, Any], epochs: int) -> tuple[str, str | None]:
-    """State and cause of a trial whose last row this is."""
-    if row.get("failed"):
-        return "failed", str(row["failed"])
-    if row.get("collapsed"):
-        return "collapsed", str(row["collapsed"])
-    if row.get("epoch", 0) >= epochs:
-        return "finished", None
-    return "stopped", f"not among the best after epoch {row.get('epoch', 0)}"
+class JournalSearch(OptunaSearch):
+    """Proposes the default once, then what TPE draws; interrupted trials before new ones.
 
-
-class Proposals(Searcher):
-    """Proposes interrupted trials first, then the default, then what TPE draws."""
+    Ray's own class tells Optuna a trial that ASHA stopped as if it were complete, counts reports
+    in place of epochs, knows no interrupted trial, and pickles itself.
+    """
 
     def __init__(
         self,
-        space: dict[str, BaseDistribution],
-        default: Mapping[str, Any],
-        epochs: int,
-        seed: int,
-        records: Sequence[TrialRecord] = (),
+        storage: JournalStorage,
+        name: str,
+        run: RunConfig,
+        space: Mapping[str, Dimension],
+        *,
+        source: str = "cache",
+        seed: int = 0,
     ) -> None:
-        """Start from the trials that are there already.
+        """Open the study and queue what a killed driver left.
 
         Args:
+            storage: the search's journal.
+            name: of the study, if it is made.
+            run: the configuration that is searched around.
             space: dotted fields and what they are drawn from.
-            default: values of these fields in the configuration that is searched around.
-            epochs: of a trial that nobody stops.
-            seed: of the sampler.
-            records: trials of earlier attempts, running ones among them.
+            source: where trials take patch features from.
+            seed: of the search; each attempt draws other points.
         """
-        super().__init__(metric="objective", mode="max")
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._epochs = space, epochs
+        self._run, self._dimensions = run, space
+        attributes = {"epochs": run.training.epochs, "source": source}
+        self.study = open_study(storage, name, attributes)
+        trials = self.study.get_trials(deepcopy=False)
+        study_id = storage.get_study_id_from_name(self.study.study_name)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+                storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        if not trials:
+            default = {field: value_of(run, field) for field in sorted(space)}
+            outside = {field: v for field, v in default.items() if not space[field].holds(v)}
+            inside = {field: v for field, v in default.items() if field not in outside}
+            self.study.enqueue_trial(inside, {"outside_space": outside} if outside else None)
         # Trials that run at the same time are taken for bad, so that TPE does not repeat them.
-        sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(records), constant_liar=True)
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        for record in records:
-            if record.ended:
-                self._tell_ended(record)
-        waiting = [(record.trial, record.params) for record in records if not record.ended]
-        if DEFAULT not in {record.trial for record in records}:
-            waiting.insert(0, (DEFAULT, dict(default)))
-        self._waiting = deque(waiting)
-        self._next = max((int(record.trial) for record in records), default=0) + 1
-        self._asked: dict[str, optuna.Trial | None] = {}
-        self._last: dict[str, dict[str, Any]] = {}
-        self._reported: dict[str, int] = {}
+        sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(trials), constant_liar=True)
+        self._asked: dict[str, optuna.Trial] = {}
+        super().__init__(
+            self._draw,
+            metric="objective",
+            mode="max",
+            sampler=sampler,
+            study_name=self.study.study_name,
+            storage=storage,
+        )
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A trial's name and parameters; those outside of the space are the default's."""
+        outside = trial.user_attrs.get("outside_space", {})
+        within = {k: v for k, v in self._dimensions.items() if k not in outside}
+        params = draw_params(trial, self._run, within)
+        return {"trial": trial_name(trial.number), "params": {**outside, **params}, "asked": trial}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The configuration of a trial: its name and its parameters."""
-        if self._waiting:
-            name, params = self._waiting.popleft()
-            self._asked[trial_id] = self._ask(params) if self._fits(params) else None
-        else:
-            name, self._next = trial_name(self._next), self._next + 1
-            asked = self._ask(None)
-            self._asked[trial_id], params = asked, dict(asked.params)
-        self._last[trial_id] = {}
-        return {"trial": name, "params": params}
-
-    def _ask(self, params: Mapping[str, Any] | None) -> optuna.Trial:
-        if params is not None:
-            self._study.enqueue_trial(dict(params))
-        return self._study.ask(self._space)
-
-    def _fits(self, params: Mapping[str, Any]) -> bool:
-        """Whether Optuna's space holds these values; the default may lie outside of it."""
-        try:
-            create_trial(value=0.0, params=dict(params), distributions=self._space)
-        except ValueError:
-            return False
-        return True
+        drawn = super().suggest(trial_id)
+        assert drawn is not None
+        self._asked[trial_id] = drawn["asked"]
+        return {"trial": drawn["trial"], "params": drawn["params"]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take an epoch's row."""
-        self._last[trial_id] = result
-        trial, epoch = self._asked[trial_id], int(result.get("epoch", 0))
-        if trial is None or result.get("objective") is None:
+        """Record the row of an epoch, unless an earlier attempt has done so."""
+        trial, epoch = self._asked[trial_id], result["epoch"]
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if result.get("objective") is None or epoch in known:
             return
-        if epoch > self._reported.get(trial_id, 0):  # else told again by a second attempt
-            trial.report(float(result["objective"]), epoch)
-            self._reported[trial_id] = epoch
+        row = {name: _finite(result[name]) for name in ROW if name in result}
+        trial.set_user_attr(row_key(epoch), row)
+        super().on_trial_result(trial_id, {**result, "training_iteration": epoch})
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how a trial ended."""
-        trial, last = self._asked.pop(trial_id), self._last.pop(trial_id)
-        if trial is None:
+        """Tell Optuna how a trial ended that came to an end by itself or by ASHA."""
+        if error or not result or "epoch" not in result:  # `fail` follows, or a later attempt
             return
-        state = "failed" if error or not last else ending_of(last, self._epochs)[0]
-        if state == "finished":
-            self._study.tell(trial, float(last["objective"]))
-        else:
-            self._study.tell(trial, state=_STATES[state])
+        self.on_trial_result(trial_id, result)
+        for state in ("failed", "collapsed"):
+            if result.get(state):
+                self._asked[trial_id].set_user_attr(state, str(result[state]))
+        ended = result["epoch"] >= self._run.training.epochs and not result.get("collapsed")
+        complete = result if ended and not result.get("failed") else None
+        super().on_trial_complete(trial_id, complete, error=bool(result.get("failed")))
 
-    def _tell_ended(self, record: TrialRecord) -> None:
-        if not self._fits(record.params):
-            return
-        scored = [row for row in record.history if row.get("objective") is not None]
-        seen = {row["epoch"]: row["objective"] for row in scored}
-        state = _STATES[record.state]
-        if state == TrialState.PRUNED and not seen:
-            state = TrialState.FAIL
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._study.add_trial(
-                create_trial(
-                    state=state,
-                    value=record.objective if state == TrialState.COMPLETE else None,
-                    params=record.params,
-                    distributions=self._space,
-                    intermediate_values=seen,
-                )
-            )
+    def fail(self, trial_id: str, cause: str) -> None:
+        """Record that a trial's process died once too often."""
+        self._asked[trial_id].set_user_attr("failed", cause)
+        super().on_trial_complete(trial_id, error=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a resume starts from the journal."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a resume starts from the trials' files."""
+        """Nothing, see `__getstate__`."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+        """Nothing, see `__getstate__`."""
 
 
-_STATES = {
-    "finished": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "collapsed": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+import optuna
 
 from vgse.config import RunConfig, leaves, to_dict, validate
 from vgse.errors import UserError
@@ -43,6 +38,13 @@ class Dimension:
     """Draw evenly on a logarithmic scale."""
     choices: list[bool | int | float | str] | None = None
     """The values to choose among, in place of a range."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value can be drawn."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None and self.high is not None, "check_space comes first"
+        return self.low <= value <= self.high
 
 
 def default_space() -> dict[str, Dimension]:
@@ -79,19 +81,23 @@ def with_params(config: RunConfig, params: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def distributions(config: RunConfig, space: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
-    """The space as Optuna knows it, in the order of the names."""
-    return {name: _distribution(config, name, space[name]) for name in sorted(space)}
-
-
-def _distribution(config: RunConfig, name: str, dimension: Dimension) -> BaseDistribution:
-    if dimension.choices is not None:
-        return CategoricalDistribution(dimension.choices)
-    low, high = dimension.low, dimension.high
-    assert low is not None and high is not None, "check_space comes first"
-    if isinstance(value_of(config, name), int):
-        return IntDistribution(int(low), int(high), log=dimension.log)
-    return FloatDistribution(float(low), float(high), log=dimension.log)
+def draw_params(
+    trial: optuna.Trial, config: RunConfig, space: Mapping[str, Dimension]
+) -> dict[str, Any]:
+    """Values that Optuna suggests for a trial, in the order of the fields' names."""
+    params: dict[str, Any] = {}
+    for name in sorted(space):
+        low, high, log = space[name].low, space[name].high, space[name].log
+        choices: Any = space[name].choices
+        if choices is not None:
+            params[name] = trial.suggest_categorical(name, choices)
+            continue
+        assert low is not None and high is not None, "check_space comes first"
+        if isinstance(value_of(config, name), int):
+            params[name] = trial.suggest_int(name, int(low), int(high), log=log)
+        else:
+            params[name] = trial.suggest_float(name, low, high, log=log)
+    return params
 
 
 def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:

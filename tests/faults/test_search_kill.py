@@ -17,7 +17,7 @@ import yaml
 from ray_head import ray_head
 from ray_nodes import ray_nodes
 from tune.config import SearchConfig, to_dict
-from tune.records import TrialRecord, read_records
+from tune.study import TrialRecord, read_trials
 from tune_tiny import make_search, make_tiny
 
 pytestmark = pytest.mark.slow
@@ -105,12 +105,12 @@ def test_a_killed_driver_loses_no_finished_trial_and_repeats_no_finished_epoch(
     process = start(command(config, root, "driver"))
 
     def midway() -> bool:
-        records = read_records(folder) if (folder / "trials").is_dir() else []
+        records = read_trials(folder)
         running = [r for r in records if not r.ended and 2 <= r.epoch < 7]
         return "finished" in states(records) and bool(running)
 
     until(process, midway)
-    before = {record.trial: record for record in read_records(folder)}
+    before = {record.name: record for record in read_trials(folder)}
     below = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -121,7 +121,7 @@ def test_a_killed_driver_loses_no_finished_trial_and_repeats_no_finished_epoch(
     again = start(command(config, root, "driver", "--resume"))
     out = again.communicate(timeout=LONG)[0]
     assert again.returncode == 0, out
-    after = {record.trial: record for record in read_records(folder)}
+    after = {record.name: record for record in read_trials(folder)}
     assert states(list(after.values())) == ["finished"] * 5
     for name, record in before.items():
         if record.ended:
@@ -142,17 +142,17 @@ def test_a_lost_node_costs_no_finished_trial_and_no_finished_epoch(root: Path) -
         process = start(command(config, root, "node"), nodes.env)
 
         def midway() -> bool:
-            records = read_records(folder)
+            records = read_trials(folder)
             running = [r for r in records if not r.ended and 2 <= r.epoch < epochs - 10]
             return "finished" in states(records) and bool(running)
 
         until(process, midway)
-        before = {record.trial: record for record in read_records(folder)}
+        before = {record.name: record for record in read_trials(folder)}
         nodes.lose()
         nodes.add()
         out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
-    after = {record.trial: record for record in read_records(folder)}
+    after = {record.name: record for record in read_trials(folder)}
     assert states(list(after.values())) == ["finished"] * 4
     for name, record in before.items():
         assert after[name].history[: record.epoch] == record.history
@@ -165,17 +165,17 @@ def test_an_interrupt_keeps_all_and_says_how_to_go_on(root: Path) -> None:
     config.run.training.epochs = 6
     folder = root / "searches" / "interrupt"
     process = start(command(config, root, "interrupt"))
-    until(process, lambda: any(r.epoch >= 2 for r in read_records(folder)))
+    until(process, lambda: any(r.epoch >= 2 for r in read_trials(folder)))
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 130, out
     assert "--search-id interrupt --resume goes on from here" in out
     assert "Traceback" not in out, out
-    assert "running" in states(read_records(folder))
+    assert "running" in states(read_trials(folder))
     again = start(command(config, root, "interrupt", "--resume"))
     out = again.communicate(timeout=LONG)[0]
     assert again.returncode == 0, out
-    assert len(read_records(folder)) == 4 and "running" not in states(read_records(folder))
+    assert len(read_trials(folder)) == 4 and "running" not in states(read_trials(folder))
 
 
 def trial_processes(pid: int) -> list[int]:
@@ -192,15 +192,15 @@ def test_a_trial_whose_process_is_killed_goes_on_or_is_recorded(root: Path, chan
     process = start(command(config, root, name))
 
     def second_trial_is_midway() -> bool:
-        return any(r.trial == "0001" and 2 <= r.epoch < 7 for r in read_records(folder))
+        return any(r.name == "0001" and 2 <= r.epoch < 7 for r in read_trials(folder))
 
     until(process, second_trial_is_midway)
-    before = read_records(folder)[1]
+    before = read_trials(folder)[1]
     (worker,) = trial_processes(process.pid)
     os.kill(worker, signal.SIGKILL)
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
-    first, second, third = read_records(folder)
+    first, second, third = read_trials(folder)
     assert (first.state, third.state) == ("finished", "finished")
     assert second.history[: before.epoch] == before.history
     if chances:
@@ -219,7 +219,7 @@ def test_a_search_does_not_block_itself_on_two_cpus(root: Path, workers: int) ->
     process = start(command(config, root, name))
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
-    records = read_records(root / "searches" / name)
+    records = read_trials(root / "searches" / name)
     assert len(records) == 3 and set(states(records)) <= {"finished", "stopped"}
 
 
@@ -235,11 +235,11 @@ def test_a_search_runs_as_a_job_of_a_cluster_and_is_resumed_there(root: Path) ->
         assert code == 0, err + out
         folder = head.folder / "searches" / "there"
         assert str(folder / "search.html") in out
-        assert len(read_records(folder)) == 3 and "running" not in states(read_records(folder))
+        assert len(read_trials(folder)) == 3 and "running" not in states(read_trials(folder))
         final: dict[str, Any] = json.loads((folder / "final.json").read_text())
         assert len(final["test_opened"]) == 4  # two splits, of the default and of the finalist
         code, out, err = head.run(*job, "--", *search)
         assert code == 2 and "this search is there already; add --resume" in out
         code, out, err = head.run(*job, "--", *search, "--resume", "--trials", "4")
         assert code == 0, err + out
-        assert len(read_records(folder)) == 4
+        assert len(read_trials(folder)) == 4

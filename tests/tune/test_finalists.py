@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tune.finalists import rank_correlation
-from tune.records import read_records
 from tune.search import search
+from tune.study import read_trials
 from tune_tiny import make_search, make_tiny
 
 
@@ -58,10 +58,10 @@ def test_a_trial_of_two_workers_is_a_run_of_ray_train(
 ) -> None:
     """Four CPUs hold two such trials, and their drivers take none of them."""
     folder = search(make_search(root, trials=1, workers_per_trial=2), "nested")
-    record = read_records(folder)[0]
+    record = read_trials(folder)[0]
     assert record.state == "finished"
     assert json.loads((folder / "search.json").read_text())["concurrent"] == 2
-    alone = read_records(tested)[0]  # other batches, the same task
+    alone = read_trials(tested)[0]  # other batches, the same task
     assert record.params == alone.params
     assert record.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], abs=0.1)
     assert record.history[0]["loss"] > record.history[-1]["loss"]

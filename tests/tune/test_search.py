@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import yaml
 
 from distributed.__main__ import make_parser as make_train_parser
 from tune.config import SearchConfig
-from tune.records import TrialRecord, read_records, write_record
 from tune.search import search
 from tune.space import Dimension
+from tune.study import JOURNAL, TrialRecord, read_trials
 from tune_tiny import EPOCHS, make_search, make_tiny, spoil_test_shards
 
 
@@ -33,7 +32,7 @@ def broken_search(root: Path, trials: int) -> SearchConfig:
 
 def searched(config: SearchConfig, name: str, **options: bool) -> tuple[Path, list[TrialRecord]]:
     folder = search(config, name, **options)
-    return folder, read_records(folder)
+    return folder, read_trials(folder)
 
 
 def final_of(folder: Path) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def blind(ray_session: None, root: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_trials_never_open_a_test_shard(blind: Path) -> None:
-    records = read_records(blind)
+    records = read_trials(blind)
     assert sum(record.state in ("finished", "stopped") for record in records) >= 2
     features = next((blind.parents[1] / "packed" / "features").iterdir())
     assert list(features.glob("train*")) and not list(features.glob("test*"))
@@ -62,8 +61,8 @@ def test_trials_never_open_a_test_shard(blind: Path) -> None:
 
 
 def test_a_trial_that_cannot_be_trained_is_recorded_and_the_search_goes_on(blind: Path) -> None:
-    records = read_records(blind)
-    assert [record.trial for record in records] == ["0000", "0001", "0002", "0003", "0004"]
+    records = read_trials(blind)
+    assert [record.name for record in records] == ["0000", "0001", "0002", "0003", "0004"]
     assert all(record.ended for record in records)
     failed = [record for record in records if record.params["training.learning_rate"] > 1]
     assert failed, "the seed of the search draws none: choose another"
@@ -75,7 +74,7 @@ def test_a_trial_that_cannot_be_trained_is_recorded_and_the_search_goes_on(blind
 
 
 def test_the_default_comes_first_and_is_not_stopped(blind: Path) -> None:
-    first = read_records(blind)[0]
+    first = read_trials(blind)[0]
     assert first.params == {
         "loss.entropy": 0.5,
         "model.num_clusters": 16,
@@ -85,14 +84,11 @@ def test_the_default_comes_first_and_is_not_stopped(blind: Path) -> None:
 
 
 def test_the_files_of_a_search_follow_the_contract(blind: Path) -> None:
-    trial = json.loads((blind / "trials" / "0000.json").read_text())
-    assert {
-        "version", "trial", "state", "cause", "params", "objective", "history", "epochs",
-        "seconds", "started", "source",
-    } <= set(trial)  # fmt: skip
-    row = trial["history"][-1]
-    assert {"epoch", "objective", "loss", "used_clusters", "nmi", "seconds"} <= set(row)
-    assert trial["objective"] == row["objective"] and trial["source"] == "cache"
+    trial = read_trials(blind)[0]
+    assert {"epoch", "objective", "loss", "used_clusters", "nmi", "seconds"} <= set(
+        trial.history[-1]
+    )
+    assert trial.source == "cache" and trial.epochs == EPOCHS
     timing = json.loads((blind / "search.json").read_text())
     assert timing["trials_per_minute"] > 0 and timing["concurrent"] >= 1
     assert not list((blind / "checkpoints").iterdir())  # nobody goes on from them
@@ -113,25 +109,32 @@ def test_the_best_configuration_trains(blind: Path) -> None:
 
 
 def test_a_finished_search_resumed_repeats_no_trial(blind: Path) -> None:
-    before = {p.name: p.stat().st_mtime_ns for p in (blind / "trials").iterdir()}
+    before = (blind / JOURNAL).read_bytes()
     search(broken_search(blind.parents[1], trials=5), "blind", resume=True)
-    assert {p.name: p.stat().st_mtime_ns for p in (blind / "trials").iterdir()} == before
+    assert (blind / JOURNAL).read_bytes() == before
 
 
 def test_an_interrupted_trial_goes_on_and_more_trials_follow(blind: Path) -> None:
-    """What a killed driver leaves: a finished trial, one that runs, and its checkpoint."""
+    """What a driver leaves that is killed before it tells of the end of the default."""
     home = blind.parents[1]
     folder = home / "searches" / "again"
     shutil.copytree(blind, folder)
-    config = broken_search(home, trials=6)
-    records = read_records(folder)
-    kept_as_they_are = {record.trial: record for record in records if record.trial != "0000"}
-    running = replace(records[0], state="running", history=records[0].history[:1])
-    write_record(folder, running)
-    folder, after = searched(config, "again", resume=True)
-    assert [record.trial for record in after] == [f"000{number}" for number in range(6)]
-    for record in after:
-        if record.trial in kept_as_they_are:
-            assert record == kept_as_they_are[record.trial]
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    end = next(n for n, line in enumerate(lines) if ends_trial(json.loads(line), 0))
+    (folder / JOURNAL).write_bytes(b"".join(lines[:end] + lines[end + 1 :]))
+    before = {record.name: record for record in read_trials(folder)}
+    assert not before["0000"].ended
+    folder, after = searched(broken_search(home, trials=6), "again", resume=True)
+    assert [record.name for record in after] == [f"000{number}" for number in range(6)]
+    assert all(before[r.name] == r for r in after if r.name in before and r.name != "0000")
     assert after[0].state == "finished" and after[0].epoch == EPOCHS
-    assert after[0].objective == pytest.approx(records[0].objective)
+    assert after[0].history[:2] == before["0000"].history[:2]
+
+
+def ends_trial(entry: dict[str, Any], trial_id: int) -> bool:
+    """Whether a line of the journal tells how a trial ended."""
+    return (entry["op_code"], entry.get("trial_id")) == (6, trial_id) and entry["state"] in (
+        1,
+        2,
+        3,
+    )

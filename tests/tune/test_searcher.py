@@ -1,77 +1,132 @@
 """What Optuna and ASHA know of trials, those of earlier attempts among them."""
 
+import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
-import pytest
 from optuna.trial import TrialState
 
 from tune.callbacks import death_cause
-from tune.config import SearchConfig
-from tune.records import TrialRecord
 from tune.scheduler import Halving
-from tune.searcher import Proposals, ending_of
-from tune.space import Dimension, distributions
+from tune.searcher import JournalSearch
+from tune.space import Dimension
+from tune.study import TrialRecord, open_journal, trials_of
+from vgse.config import RunConfig, TrainingConfig
+
+RUN = RunConfig(training=TrainingConfig(epochs=9))
+SPACE = {"loss.entropy": Dimension(0.1, 2)}
 
 
-def records_of(*states: tuple[str, list[float]]) -> list[TrialRecord]:
-    found = []
-    for number, (state, values) in enumerate(states):
-        record = TrialRecord(f"{number:04d}", {"loss.entropy": 0.2 + number / 10}, 9, state=state)
-        for epoch, value in enumerate(values, 1):
-            record.add({"epoch": epoch, "objective": value})
-        found.append(record)
-    return found
+def searcher(folder: Path, space: dict[str, Dimension] = SPACE, seed: int = 0) -> JournalSearch:
+    return JournalSearch(open_journal(folder, write=True), "search", RUN, space, seed=seed)
 
 
-def proposals(records: list[TrialRecord]) -> Proposals:
-    config = SearchConfig()
-    space = distributions(config.run, {"loss.entropy": Dimension(0.1, 2)})
-    return Proposals(space, {"loss.entropy": 0.5}, 9, 0, records)
+def run_trial(source: JournalSearch, trial_id: str, values: list[float], **end: Any) -> None:
+    """A trial as Ray Tune runs it: the row at which it is stopped comes with its end alone."""
+    source.suggest(trial_id)
+    rows = [{"epoch": epoch, "objective": value} for epoch, value in enumerate(values, 1)]
+    for row in rows[:-1]:
+        source.on_trial_result(trial_id, row)
+    source.on_trial_complete(trial_id, {**rows[-1], **end})
 
 
-def test_optuna_hears_which_trials_ended_early() -> None:
-    told = proposals(
-        records_of(
-            ("finished", [0.1, 0.4]), ("stopped", [0.2]), ("collapsed", [0.1]), ("failed", [])
-        )
-    )._study.trials
-    assert [trial.state for trial in told] == [
-        TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL,
+def states(source: JournalSearch) -> list[TrialState]:
+    return [trial.state for trial in source.study.trials]
+
+
+def test_optuna_hears_how_each_trial_ended_and_by_epoch(tmp_path: Path) -> None:
+    source = searcher(tmp_path)
+    run_trial(source, "a", [0.1] * 8 + [0.4], loss=2.0, seconds=1.5)
+    run_trial(source, "b", [0.2, 0.3])
+    run_trial(source, "c", [0.1], collapsed="dead clusters")
+    source.suggest("d")
+    source.on_trial_complete("d", {"epoch": 0, "failed": "out of memory"})
+    source.suggest("e")
+    source.on_trial_complete("e", error=True)
+    source.fail("e", "its node was lost")
+    assert states(source) == [
+        TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL,
     ]  # fmt: skip
-    assert told[0].value == 0.4 and told[1].intermediate_values == {1: 0.2}
+    trials = source.study.trials
+    assert trials[0].value == 0.4 and trials[1].intermediate_values == {1: 0.2, 2: 0.3}
+    records = trials_of(source.study)
+    assert [record.state for record in records] == [
+        "finished", "stopped", "collapsed", "failed", "failed",
+    ]  # fmt: skip
+    assert [record.cause for record in records[2:]] == [
+        "dead clusters", "out of memory", "its node was lost",
+    ]  # fmt: skip
+    assert records[0].history[-1] == {"epoch": 9, "objective": 0.4, "loss": 2.0, "seconds": 1.5}
+    assert (records[0].objective, records[0].epoch, records[0].seconds) == (0.4, 9, 1.5)
 
 
-def test_interrupted_trials_come_before_new_ones_and_names_go_on() -> None:
-    source = proposals(records_of(("finished", [0.1]), ("running", [0.2]), ("running", [])))
-    first, second, third = (source.suggest(f"ray-{n}") for n in range(3))
-    assert (first["trial"], second["trial"], third["trial"]) == ("0001", "0002", "0003")
-    assert first["params"] == {"loss.entropy": pytest.approx(0.3)}
-    assert proposals([]).suggest("ray-0") == {"trial": "0000", "params": {"loss.entropy": 0.5}}
+def test_the_default_comes_first_and_once(tmp_path: Path) -> None:
+    first = searcher(tmp_path)
+    assert first.suggest("a") == {"trial": "0000", "params": {"loss.entropy": 0.5}}
+    assert first.suggest("b")["trial"] == "0001"
+    again = searcher(tmp_path)
+    assert [again.suggest(name)["trial"] for name in "abc"] == ["0000", "0001", "0002"]
 
 
-def test_a_default_outside_of_the_space_is_run_all_the_same() -> None:
-    config = SearchConfig()
-    space = distributions(config.run, {"loss.entropy": Dimension(1, 2)})
-    source = Proposals(space, {"loss.entropy": 0.5}, 9, 0)
-    assert source.suggest("a")["params"] == {"loss.entropy": 0.5}
-    assert source._study.trials == []  # it is nothing that TPE could learn from
-    source.on_trial_result("a", {"epoch": 1, "objective": 0.3})
-    source.on_trial_complete("a", {"epoch": 9})
+def test_interrupted_trials_go_on_with_their_names_and_parameters(tmp_path: Path) -> None:
+    first = searcher(tmp_path)
+    run_trial(first, "a", [0.5] * 9)
+    before = [first.suggest(trial_id) for trial_id in "bc"]
+    first.on_trial_result("b", {"epoch": 1, "objective": 0.2})
+    again = searcher(tmp_path)
+    assert [again.suggest(trial_id) for trial_id in "xy"] == before
+    for epoch in (1, 2):  # the first is told again, from the trial's checkpoint
+        again.on_trial_result("x", {"epoch": epoch, "objective": 0.2 * epoch})
+    assert again.study.trials[1].intermediate_values == {1: 0.2, 2: 0.4}
+    assert again.suggest("z")["trial"] == "0003"
+
+
+def test_each_attempt_draws_other_points(tmp_path: Path) -> None:
+    """With nothing learned in between, a seed alone would give the same ones again."""
+    first = searcher(tmp_path, seed=3)
+    drawn = [first.suggest(trial_id)["params"] for trial_id in "abc"]
+    again = searcher(tmp_path, seed=3)
+    assert [again.suggest(trial_id)["params"] for trial_id in "abc"] == drawn
+    assert again.suggest("d")["params"] not in drawn
+
+
+def test_a_default_outside_of_the_space_is_run_all_the_same(tmp_path: Path) -> None:
+    space = {"loss.entropy": Dimension(1, 2), "model.num_clusters": Dimension(choices=[12, 16])}
+    source = searcher(tmp_path, space)
+    default = {"loss.entropy": 0.5, "model.num_clusters": 150}
+    assert source.suggest("a")["params"] == default
+    source.on_trial_complete("a", {"epoch": 9, "objective": 0.3})
+    assert trials_of(source.study)[0].params == default
     assert 1 <= source.suggest("b")["params"]["loss.entropy"] <= 2
 
 
-def test_rows_that_are_told_again_change_nothing() -> None:
-    source = proposals([])
+def test_rows_that_are_told_again_change_nothing(tmp_path: Path) -> None:
+    source = searcher(tmp_path)
     source.suggest("a")
     warnings.simplefilter("error")  # Optuna warns of what it has heard before
-    for epoch, value in ((1, 0.1), (2, 0.2), (1, 0.1), (2, 0.2), (9, 0.3)):
+    for epoch, value in ((1, 0.1), (2, 0.2), (1, 0.1), (2, 0.2)):
         source.on_trial_result("a", {"epoch": epoch, "objective": value})
-    source.on_trial_complete("a", {})
-    trial = source._study.trials[0]
+    source.on_trial_complete("a", {"epoch": 9, "objective": 0.3})
+    trial = source.study.trials[0]
     assert trial.intermediate_values == {1: 0.1, 2: 0.2, 9: 0.3} and trial.value == 0.3
-    assert trial.state == TrialState.COMPLETE
+
+
+def test_the_searcher_is_not_pickled(tmp_path: Path) -> None:
+    source = searcher(tmp_path)
+    source.save(str(tmp_path / "saved"))
+    assert (tmp_path / "saved").read_bytes() == b""
+    assert len(pickle.dumps(source)) < 100
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+
+
+def records_of(count: int) -> list[TrialRecord]:
+    history = [{"epoch": epoch, "objective": 0.5} for epoch in range(1, 10)]
+    return [
+        TrialRecord(f"{number:04d}", {}, "finished", "", history, 9, "cache", 0.0)
+        for number in range(count)
+    ]
 
 
 class Known:
@@ -88,7 +143,7 @@ def decision(scheduler: Halving, name: str, *rows: dict[str, Any]) -> str:
 
 
 def test_asha_compares_with_the_trials_of_earlier_attempts() -> None:
-    before = records_of(*[("finished", [0.5] * 9)] * 3)
+    before = records_of(3)
     poor = {"epoch": 1, "objective": 0.1}
     assert decision(Halving(9, 1, 3, before), "0007", poor) == "STOP"
     assert decision(Halving(9, 1, 3), "0007", poor) == "CONTINUE"  # nothing to compare with
@@ -97,7 +152,7 @@ def test_asha_compares_with_the_trials_of_earlier_attempts() -> None:
 
 
 def test_the_default_goes_on_to_its_last_epoch_and_no_further() -> None:
-    scheduler = Halving(9, 1, 3, records_of(*[("finished", [0.5] * 9)] * 3))
+    scheduler = Halving(9, 1, 3, records_of(3))
     assert decision(scheduler, "0000", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
     assert decision(scheduler, "0000", {"epoch": 9, "objective": 0.1}) == "STOP"
 
@@ -107,7 +162,6 @@ def test_a_collapsed_trial_is_stopped_and_enters_no_rung() -> None:
     row = {"epoch": 1, "objective": 0.9, "collapsed": "dead clusters"}
     assert decision(scheduler, "0001", row) == "STOP"
     assert decision(scheduler, "0002", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
-    assert ending_of(row, 9) == ("collapsed", "dead clusters")
 
 
 def test_deaths_of_processes_have_a_plain_cause() -> None:
@@ -115,8 +169,3 @@ def test_deaths_of_processes_have_a_plain_cause() -> None:
     assert "was killed" in death_cause(died)
     assert "out of memory" in death_cause("Task was killed due to the node running low on memory.")
     assert death_cause("") == "it failed without a word"
-
-
-def test_optuna_keeps_quiet() -> None:
-    proposals([])
-    assert optuna.logging.get_verbosity() == optuna.logging.ERROR

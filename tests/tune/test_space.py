@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
@@ -11,7 +12,7 @@ from tune.__main__ import main, make_parser, with_stored_config
 from tune.config import SearchConfig, check, differences, to_dict
 from tune.resources import check_against_data
 from tune.search_folder import check_folder, open_folder, read_yaml
-from tune.space import Dimension, check_space, default_space, distributions, with_params
+from tune.space import Dimension, check_space, default_space, draw_params, with_params
 from tune.trial.context import trial_base
 from tune_tiny import make_search, make_tiny
 from vgse.config import RunConfig
@@ -35,7 +36,9 @@ def test_the_default_space_is_valid_and_covers_what_the_issue_names() -> None:
         "model.num_clusters", "model.temperature", "training.learning_rate", "relations.alpha",
     } == set(space)  # fmt: skip
     assert space["loss.consistency"].log and (space["loss.consistency"].low or 1) <= 0.01
-    assert len(distributions(RUN, space)) == 8
+    params = draw_params(optuna.create_study().ask(), RUN, space)
+    assert list(params) == sorted(space)
+    assert all(space[name].holds(value) for name, value in params.items())
 
 
 @pytest.mark.parametrize(
@@ -77,8 +80,8 @@ def test_whole_numbers_stay_whole_and_choices_keep_their_type() -> None:
         "model.train_projection": Dimension(choices=[True, False]),
     }
     check_space(RUN, space)
-    found = distributions(RUN, space)
-    assert type(found["model.num_clusters"]).__name__ == "IntDistribution"
+    params = draw_params(optuna.create_study().ask(), RUN, space)
+    assert [type(params[name]) for name in sorted(space)] == [str, int, bool]
     changed = with_params(RUN, {"model.num_clusters": 11, "model.train_projection": False})
     assert (changed.model.num_clusters, changed.model.train_projection) == (11, False)
     assert RUN.model.num_clusters == 150 and RUN.model.train_projection

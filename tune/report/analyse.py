@@ -33,8 +33,6 @@ def analyse(folder: Path) -> Path:
     _line(console, ", ".join(f"{count} {word}" for word, count in counts(search.trials)))
     for state, cause, names in causes(search.trials):
         _line(console, f"  {state} {len(names)}x: {cause} ({', '.join(names[:5])})")
-    for sentence in search.unreadable:
-        _line(console, f"  passed over: {sentence}")
     if found:
         labels = {axis.name: axis.label for axis in axes}
         shares = ", ".join(f"{labels[name]} {100 * s:.0f}%" for name, s in found.shares.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tune.records import STATES, VERSION
+from tune.study import TrialRecord, read_trials
 from vgse.errors import UserError
 
 SEARCH = "python -m tune search --config CONFIG"
@@ -20,7 +20,6 @@ class Trial:
 
     name: str
     state: str
-    """One of tune.records.STATES."""
     cause: str
     params: dict[str, Any]
     curve: list[tuple[int, float]]
@@ -64,8 +63,6 @@ class Search:
     name: str
     trials: list[Trial]
     """In the order in which they began."""
-    unreadable: list[str]
-    """A sentence for each file in `trials` that was passed over."""
     space: dict[str, dict[str, Any]]
     objective: str
     final: list[FinalRow]
@@ -92,27 +89,18 @@ class Search:
 def load_search(folder: Path) -> Search:
     """The search in `folder`.
 
-    A trial file that cannot be read is passed over and told in `unreadable`: one bad file of
-    hundreds must not hide the others. Raises ValueError for a folder without a search, and for
-    another file that cannot be read.
+    Raises ValueError for a folder without a search, and for a file that cannot be read.
     """
     folder = Path(folder)
-    files = sorted(p for p in folder.glob("trials/*.json") if not p.name.startswith("."))
-    if not files and not (folder / "search.yaml").is_file():
+    trials = [trial_of(record) for record in read_trials(folder)]
+    if not trials and not (folder / "search.yaml").is_file():
         raise UserError(f"{folder}: holds no search; give a folder that `{SEARCH}` wrote")
-    trials, unreadable = [], []
-    for path in files:
-        try:
-            trials.append(read_trial(path))
-        except ValueError as error:
-            unreadable.append(str(error))
     settings = _mapping(folder / "search.yaml", yaml.safe_load)
     final = _mapping(folder / "final.json", json.loads)
     objective = final.get("objective") or settings.get("objective") or "zsl"
     return Search(
         name=folder.resolve().name,
-        trials=sorted(trials, key=lambda trial: (trial.started, trial.name)),
-        unreadable=unreadable,
+        trials=trials,
         space=_space(settings),
         objective=str(objective),
         final=_final(folder / "final.json", final),
@@ -121,41 +109,21 @@ def load_search(folder: Path) -> Search:
     )
 
 
-def read_trial(path: Path) -> Trial:
-    """The trial in `path`; ValueError, one line, for anything else."""
-    content = _mapping(path, json.loads)
-    if content.get("version") != VERSION:
-        found = content.get("version")
-        raise UserError(f"{path}: has version {found!r}, not {VERSION}; move it away")
-    if content.get("trial") != path.stem:
-        raise UserError(f"{path}: tells of trial {content.get('trial')!r}; move it away")
-    if content.get("state") not in STATES:
-        raise UserError(f"{path}: state is {content.get('state')!r}, none of {', '.join(STATES)}")
-    params = content.get("params")
-    if not isinstance(params, dict) or any(isinstance(v, dict | list) for v in params.values()):
-        raise UserError(f"{path}: params is not a mapping of names to values; move it away")
-    history = content.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise UserError(f"{path}: history is not a list of epochs; move it away")
-    measured = [(finite(e.get("epoch")), finite(e.get("objective"))) for e in history]
-    curve = {int(epoch): score for epoch, score in measured if epoch and score is not None}
-    points = sorted(curve.items())
-    objective = finite(content.get("objective"))
-    if objective is None and points:
-        objective = points[-1][1]
-    if objective is not None and not points:
-        points = [(int(finite(content.get("epochs")) or 1), objective)]
+def trial_of(record: TrialRecord) -> Trial:
+    """A trial as the page draws it."""
+    scored = [(finite(row["epoch"]), finite(row["objective"])) for row in record.history]
+    curve = [(int(epoch), score) for epoch, score in scored if epoch and score is not None]
     return Trial(
-        name=path.stem,
-        state=str(content["state"]),
-        cause=str(content.get("cause") or ""),
-        params={str(name): value for name, value in params.items() if value is not None},
-        curve=points,
-        objective=objective,
-        epochs=int(finite(content.get("epochs")) or 0),
-        seconds=finite(content.get("seconds")) or 0.0,
-        started=finite(content.get("started")) or 0.0,
-        source=str(content.get("source") or ""),
+        name=record.name,
+        state=record.state,
+        cause=record.cause,
+        params={name: value for name, value in record.params.items() if value is not None},
+        curve=curve,
+        objective=curve[-1][1] if curve else None,
+        epochs=record.epochs,
+        seconds=record.seconds,
+        started=record.started,
+        source=record.source,
     )
 
 

@@ -85,8 +85,6 @@ def troubles(search: Search) -> str:
             f"<li><b>{trials} {STATE_WORDS[state]}</b> {esc(cause)} "
             f"<small>{esc(shown)}</small></li>"
         )
-    for sentence in search.unreadable:
-        items += f"<li><b>A file was passed over</b> {esc(sentence)}</li>"
     if not items:
         return '<p class="good">No trial failed or collapsed.</p>'
     return f'<ul class="findings">{items}</ul>'

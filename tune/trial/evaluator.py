@@ -13,14 +13,13 @@ from distributed.train.checkpoint import load_module
 from distributed.train.spec import TrainingJob, build_model
 from tune.trial.context import Material
 from tune.trial.objective import MEASURES, measure, objective_of
+from vgse.config import loss_symbols
 from vgse.embeddings import class_embeddings
 from vgse.errors import UserError
 
-_TRAINED = (
-    "loss", "classification", "semantic", "consistency", "entropy", "used_clusters",
-    "usage_entropy", "nmi", "learning_rate",
-)  # fmt: skip
-
+_TRAINED = ("loss", *loss_symbols(), "used_clusters", "usage_entropy", "nmi", "learning_rate")
+ROW = (*_TRAINED, *MEASURES, "seconds")
+"""What a row holds besides the epoch and the objective."""
 
 _CHANCE = 0.995
 

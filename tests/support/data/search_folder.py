@@ -2,12 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from tune.study import open_journal, open_study, row_key
 
 SPACE: dict[str, dict[str, Any]] = {
     "model.temperature": {"low": 0.01, "high": 1.0, "log": True},
@@ -43,7 +48,8 @@ def make_search(
     Objectives grow with the epochs and carry noise of 0.005.
     """
     generator = np.random.default_rng(seed)
-    (folder / "trials").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    study_of(folder)
     content = {"objective": "zsl", "trials": trials, "space": SPACE}
     (folder / "search.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     for number in range(trials):
@@ -82,27 +88,46 @@ def drawn(generator: np.random.Generator) -> dict[str, Any]:
     return params
 
 
-def write_trial(folder: Path, number: int, **fields: Any) -> Path:
-    """Write a trial's file; `fields` replace those of a finished trial."""
-    name = f"{number:04d}"
-    history = fields.get("history", [])
-    content = {
-        "version": 1,
-        "trial": name,
-        "state": "finished",
-        "cause": None,
-        "params": DEFAULT,
-        "objective": history[-1]["objective"] if history else None,
-        "history": history,
-        "epochs": EPOCHS,
-        "seconds": 1.5 * len(history),
-        "started": 1000.0 + number,
-        "source": "cache",
-        **fields,
-    }
-    path = folder / "trials" / f"{name}.json"
-    write(path, content)
-    return path
+def study_of(folder: Path) -> optuna.Study:
+    """The study of a search whose trials have EPOCHS epochs."""
+    folder.mkdir(exist_ok=True)
+    attributes = {"epochs": EPOCHS, "source": "cache"}
+    return open_study(open_journal(folder, write=True), folder.name, attributes)
+
+
+def write_trial(
+    folder: Path,
+    number: int,
+    *,
+    state: str = "finished",
+    cause: str = "",
+    params: dict[str, Any] = DEFAULT,
+    history: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Add a trial to the journal; `number` is how many there are."""
+    states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    states |= {"running": TrialState.RUNNING}
+    rows = {row_key(row["epoch"]): dict(row) for row in history}
+    study = study_of(folder)
+    study.add_trial(
+        create_trial(
+            state=states.get(state, TrialState.PRUNED),
+            value=history[-1]["objective"] if state == "finished" else None,
+            params=params,
+            distributions={name: distribution(name, value) for name, value in params.items()},
+            user_attrs=rows | ({state: cause} if cause or state == "collapsed" else {}),
+            intermediate_values={row["epoch"]: row["objective"] for row in history},
+        )
+    )
+    assert len(study.get_trials(deepcopy=False)) == number + 1
+
+
+def distribution(name: str, value: Any) -> BaseDistribution:
+    """What a parameter is drawn from."""
+    spec = SPACE.get(name, {"choices": [value]})
+    if "choices" in spec:
+        return CategoricalDistribution(spec["choices"])
+    return FloatDistribution(spec["low"], spec["high"], log=True)
 
 
 def final_row(name: str, validation: float, test: float | None, **fields: Any) -> dict[str, Any]:

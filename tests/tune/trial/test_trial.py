@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from distributed.features.cache import units_of
 from shards.manifest import load_manifest
-from tune.records import TrialRecord, ranked, read_records, record_path, write_record
 from tune.trial.checkpoints import forget, keep, kept
 from tune.trial.context import Material, ensure_start, start_key, sweep, trial_job
 from tune.trial.evaluator import Judge
@@ -156,32 +155,6 @@ def test_only_the_last_whole_checkpoint_is_kept(tmp_path: Path) -> None:
     assert len(list(folder.parent.glob("epoch-*"))) == 1
     forget(tmp_path, "0001")
     assert kept(tmp_path, "0001") == (None, [])
-
-
-def test_records_are_read_back_and_ranked(tmp_path: Path) -> None:
-    rows = [{"epoch": 1, "objective": 0.3, "seconds": 1.5}, {"epoch": 2, "objective": 0.2}]
-    record = TrialRecord("0001", {"loss.entropy": 0.5}, 2, state="finished")
-    for one in rows:
-        record.add(one)
-    record.add({"epoch": 2, "objective": 0.25, "seconds": 1.0})  # a second attempt at epoch 2
-    write_record(tmp_path, record)
-    assert read_records(tmp_path) == [record]
-    assert (record.objective, record.seconds, record.epoch) == (0.25, 2.5, 2)
-    stopped = replace(record, trial="0002", state="stopped", objective=0.9)
-    failed = replace(record, trial="0003", state="failed", objective=0.9)
-    better = replace(record, trial="0004", objective=0.26)
-    assert [r.trial for r in ranked([failed, stopped, record, better])] == ["0004", "0001", "0002"]
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    path = record_path(tmp_path, "0001")
-    path.parent.mkdir()
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"0001\.json: is not a trial"):
-        read_records(tmp_path)
-    path.write_text('{"version": 2}')
-    with pytest.raises(ValueError, match=r"0001\.json: version 2, this program reads 1"):
-        read_records(tmp_path)
 
 
 def make_start(material: Material, root: Path, gate: Any, out: Any) -> None:
