@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards import objects
-from shards.objects import PATIENT, Retry, attempt, is_remote, join
+from shards.objects import PATIENT, Retry, is_remote, with_retries
+from shards.objects import join_url as join
 from vgse.errors import UserError
 from vgse.files import written_whole
 
@@ -53,7 +54,7 @@ def exists(url: str, *, retry: Retry = PATIENT) -> bool:
 
 def read(url: str, *, retry: Retry = PATIENT) -> bytes:
     """The whole content of a file; FileNotFoundError if there is none."""
-    return objects.read(url, retry=retry)
+    return objects.read_bytes(url, retry=retry)
 
 
 def write(url: str, data: bytes, *, retry: Retry = PATIENT) -> None:
@@ -89,7 +90,7 @@ def get_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
 
 def file_sizes(folder: str, *, retry: Retry = PATIENT) -> dict[str, int]:
     """Length in bytes of every file directly in a folder, by name; empty if there is none."""
-    return objects.sizes(folder, retry=retry, missing_ok=True)
+    return objects.file_sizes(folder, retry=retry, missing_ok=True)
 
 
 def fetch_all(folder: str, names: Iterable[str], local: Path) -> None:
@@ -111,7 +112,7 @@ def call(url: str, what: str, work: Callable[[Any, str], Result], retry: Retry) 
         filesystem.invalidate_cache()  # others write there too
         return work(filesystem, path)
 
-    return attempt(once, url, what, retry)
+    return with_retries(once, url, what, retry)
 
 
 def _download(filesystem: Any, path: str, part: str) -> None:
@@ -127,7 +128,7 @@ def _put(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:
     scheme = protocols if isinstance(protocols, str) else protocols[0]
     if scheme in _OBJECT_STORES:
         try:
-            attempt(lambda: work(filesystem, path), url, "written", retry)
+            with_retries(lambda: work(filesystem, path), url, "written", retry)
         except FileNotFoundError:
             raise UserError(f"{url}: no such bucket; make it, or correct the address") from None
         return
@@ -143,4 +144,4 @@ def _put(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:
             if filesystem.exists(part):
                 filesystem.rm_file(part)
 
-    attempt(beside_then_rename, url, "written", retry)
+    with_retries(beside_then_rename, url, "written", retry)

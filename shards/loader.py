@@ -1,27 +1,50 @@
 """Batches of one rank as its plan has them, in this process or in loader processes."""
 
 import math
+import multiprocessing
 import os
+import sys
+import threading
 import time
+import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice, tee
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice, tee
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 import torch
+import webdataset as wds
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.images import resize_square
-from shards.lean import BeginLoader, lean_context
 from shards.loader_health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest
 from shards.objects import ACCESS, Access
-from shards.sampler import Order, Plan, Selection, pieces, reader_ranges, reader_steps
-from shards.samples import RawSample, decode, label_index, parse_meta, read_parts
+from shards.sampler import (
+    Order,
+    Plan,
+    Selection,
+    epoch_order,
+    pieces,
+    reader_ranges,
+    reader_steps,
+)
+from shards.samples import (
+    DamagedImage,
+    RawSample,
+    Sample,
+    decode_sample,
+    label_index,
+    reading_stages,
+)
 from shards.source import Part, Pass, plan_passes
 from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
@@ -29,6 +52,7 @@ from vgse.images.patches import cut_patches_opencv
 # Below, the allocator hands out memory that it has used before, and filling that and copying
 # it costs no more than filling new pages.
 _SHARED_FROM = 32 << 20
+_ROOT = str(Path(__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True)
@@ -45,26 +69,16 @@ class Cut:
 
 @dataclass(frozen=True)
 class Batch:
-    """A step of one rank; B can be 0, and is smaller than planned by len(damaged).
+    """A step of one rank; B can be 0, and is smaller than planned by len(damaged)."""
 
-    Attributes:
-        step: number of the step in the plan.
-        boxes: float32 [B, N, 4] in 0..1.
-        labels: int64 [B] into class_names.
-        keys: B keys; damaged: keys of pictures that could not be decoded.
-        images: uint8 [B, 3, S, S] in channels_last memory ("images"), else None.
-        patches: uint8 [B, N, P, P, 3] ("patches"), else None.
-        times: where its reader's time went, in seconds.
-    """
-
-    step: int
-    boxes: Tensor
-    labels: Tensor
+    step: int  # number of the step in the plan
+    boxes: Tensor  # float32 [B, N, 4] in 0..1
+    labels: Tensor  # int64 [B] into class_names
     keys: list[str]
-    damaged: list[str]
-    images: Tensor | None = None
-    patches: Tensor | None = None
-    times: LoadTimes = NO_TIMES
+    damaged: list[str]  # keys of pictures that could not be decoded
+    images: Tensor | None = None  # uint8 [B, 3, S, S] in channels_last memory, for Cut "images"
+    patches: Tensor | None = None  # uint8 [B, N, P, P, 3], for Cut "patches"
+    times: LoadTimes = NO_TIMES  # where its reader's time went
 
     def __len__(self) -> int:
         """B."""
@@ -72,22 +86,16 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's DataLoader calls this by name."""
-        return self._with({name: t.pin_memory() for name, t in self._tensors().items()})
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device, copied without waiting where memory is page-locked."""
-        moved = {name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        return self._with(moved)
-
-    def _with(self, tensors: dict[str, Tensor]) -> "Batch":
-        return Batch(**{**vars(self), **tensors})
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Batch(**{**vars(self), **pinned})
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of one rank, in the order of their steps."""
+    """The batches of one rank in the order of their steps, plan after plan.
+
+    What changes from one epoch to the next lies in shared memory, from where loader processes
+    take it when they are asked for another epoch.
+    """
 
     def __init__(
         self,
@@ -101,29 +109,90 @@ class Batches(IterableDataset[Batch]):
         max_damaged: float = 0.01,
         access: Access = ACCESS,
     ) -> None:
-        """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged;
-        `access` says how remote shards are read."""
-        assert order.total == sum(selection.counts)
+        """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged."""
         self.manifest, self.selection, self.order = manifest, selection, order
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
         self.access = access
+        self.shared = torch.zeros(4 + 2 * max(1, len(plan.remaining)), dtype=torch.int64)
+        self.shared.share_memory_()
+        self.begin(order, plan)
+
+    def begin(self, order: Order, plan: Plan) -> None:
+        """Give the batches of another epoch from the next iteration on."""
+        assert order.total == sum(self.selection.counts)
+        assert (order.seed, order.block_size) == (self.order.seed, self.order.block_size)
+        assert self.continues(plan, self.rank)
+        self.order, self.plan = order, plan
+        row = [order.epoch, plan.steps, plan.first_step, len(plan.remaining)]
+        row += chain(*plan.remaining)
+        self.shared[: len(row)] = torch.tensor(row)
+
+    def continues(self, plan: Plan, rank: int) -> bool:
+        """Whether processes that were started for these batches can go on with `plan`."""
+        return (
+            rank == self.rank
+            and (plan.world_size, plan.loader_workers)
+            == (self.plan.world_size, self.plan.loader_workers)
+            and 4 + 2 * len(plan.remaining) <= len(self.shared)
+        )
+
+    def _current(self) -> tuple[Order, Plan]:
+        epoch, steps, first_step, count, *edges = self.shared.tolist()
+        remaining = tuple(zip(edges[: 2 * count : 2], edges[1 : 2 * count : 2], strict=True))
+        order = self.order
+        if epoch != order.epoch:
+            order = epoch_order(
+                self.selection.counts,
+                seed=order.seed,
+                epoch=epoch,
+                block_size=order.block_size,
+                shuffle=order.shuffle,
+            )
+        plan = replace(self.plan, remaining=remaining, steps=steps, first_step=first_step)
+        return order, plan
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this loader worker (of the whole rank outside of one)."""
         info = get_worker_info()
         reader, readers = (0, 1) if info is None else (info.id, info.num_workers)
-        assert readers == self.plan.readers, (readers, self.plan)
+        order, plan = self._current()
+        assert readers == plan.readers, (readers, plan)
         cv2.setNumThreads(0)
-        labels = label_index(self.manifest)
-        samples = self._samples(reader)
-        steps = reader_steps(self.plan, self.rank, reader)
-        allowed = self._allowed()
+        passes, ahead = tee(plan_passes(self._wanted(order, plan, reader), self.manifest.stride))
+        shards = self.selection.shards
+        parts = (Part(shards[one.shard], one.start, one.stop) for one in ahead)
+        return iter(
+            wds.DataPipeline(
+                *reading_stages(self.manifest, parts, self.access),
+                partial(_in_order, passes),
+                partial(_decoded, label_index(self.manifest), self.manifest.num_patches),
+                partial(self._batched, list(reader_steps(plan, self.rank, reader))),
+                partial(self._few_damaged, self._allowed(order, plan)),
+            )
+        )
+
+    def _wanted(
+        self, order: Order, plan: Plan, reader: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Shard number and samples of each piece of a reader, in order."""
+        for start, stop in reader_ranges(plan, self.rank, reader):
+            for piece in pieces(order, start, stop):
+                chosen = self.selection.indices[piece.shard]
+                yield piece.shard, piece.indices if chosen is None else chosen[piece.indices]
+
+    def _allowed(self, order: Order, plan: Plan) -> int:
+        """Damaged pictures that one reader may meet.
+
+        Its part of those that the epoch may have, and what chance may add to that: a reader
+        knows of no other's, and of a few damaged pictures one may meet them all.
+        """
+        limit = self.max_damaged * order.total
+        part = limit / (plan.world_size * plan.readers)
+        return math.ceil(min(limit, part + 6 * math.sqrt(part)))
+
+    def _few_damaged(self, allowed: int, batches: Iterable[Batch]) -> Iterator[Batch]:
         num_damaged = 0
-        ended = time.perf_counter()
-        for step, count in steps:
-            idle = time.perf_counter() - ended
-            batch = self._assemble(step, count, islice(samples, count), labels, idle)
-            assert len(batch) + len(batch.damaged) == count
+        for batch in batches:
             num_damaged += len(batch.damaged)
             if num_damaged > allowed:
                 raise UserError(
@@ -131,127 +200,170 @@ class Batches(IterableDataset[Batch]):
                     f"(last: {batch.damaged[-1]}), more than max_damaged={self.max_damaged} "
                     "allows; run `python -m shards check` and pack again"
                 )
+            yield batch
+
+    def _batched(
+        self, steps: list[tuple[int, int]], samples: Iterator["_Decoded"]
+    ) -> Iterator[Batch]:
+        ended = time.perf_counter()
+        for step, count in steps:
+            idle = time.perf_counter() - ended
+            batch = self._assemble(step, count, islice(samples, count), idle)
+            assert len(batch) + len(batch.damaged) == count
             ended = time.perf_counter()
             yield batch
 
-    def _allowed(self) -> int:
-        """Damaged pictures that one reader may meet.
-
-        Its part of those that the epoch may have, and what chance may add to that: a reader
-        knows of no other's, and of a few damaged pictures one may meet them all.
-        """
-        limit = self.max_damaged * self.order.total
-        part = limit / (self.plan.world_size * self.plan.readers)
-        return math.ceil(min(limit, part + 6 * math.sqrt(part)))
-
-    def _wanted(self, reader: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Shard number and samples of each piece of a reader, in order."""
-        for start, stop in reader_ranges(self.plan, self.rank, reader):
-            for piece in pieces(self.order, start, stop):
-                chosen = self.selection.indices[piece.shard]
-                yield piece.shard, piece.indices if chosen is None else chosen[piece.indices]
-
-    def _part(self, one: Pass) -> Part:
-        return Part(self.selection.shards[one.shard], one.start, one.stop)
-
-    def _samples(self, reader: int) -> Iterator[RawSample]:
-        now, ahead = tee(plan_passes(self._wanted(reader), self.manifest.stride))
-        stored = read_parts(self.manifest, map(self._part, ahead), access=self.access)
-        for one in now:
-            place = one.start
-            for wanted in one.wanted:
-                last, keep = int(wanted.max()) + 1, set(wanted.tolist())
-                # Encoded pictures of one block are held, to leave in the epoch's order.
-                held = {raw.index: raw for raw in islice(stored, last - place) if raw.index in keep}
-                place = last
-                for index in wanted.tolist():
-                    yield held.pop(index)
-
-    def _assemble(
-        self,
-        step: int,
-        count: int,
-        samples: Iterable[RawSample],
-        labels: dict[str, int],
-        idle: float,
-    ) -> Batch:
+    def _assemble(self, step: int, count: int, samples: Iterable["_Decoded"], idle: float) -> Batch:
+        """Cut the samples straight into the arrays of a batch."""
         num_patches, side = self.manifest.num_patches, self.cut.side
         as_images = self.cut.mode == "images"
         shape = (side, side, 3) if as_images else (num_patches, side, side, 3)
         main = _empty((count, *shape))
         boxes = np.empty((count, num_patches, 4), np.float32)
-        classes = np.empty(count, np.int64)
+        labels = np.empty(count, np.int64)
         keys: list[str] = []
         damaged: list[str] = []
         read = decoding = cutting = 0.0
-        clock = time.perf_counter
-        done = clock()
-        for raw in samples:
-            arrived = clock()
-            read += arrived - done
-            meta = parse_meta(raw, labels, num_patches)
-            try:
-                image = decode(raw)
-            except ValueError:
-                damaged.append(raw.key)
-                done = clock()
-                decoding += done - arrived
+        done = time.perf_counter()
+        for key, sample, seconds in samples:
+            decoded = time.perf_counter()
+            read += decoded - done - seconds
+            decoding += seconds
+            if sample is None:
+                damaged.append(key)
+                done = decoded
                 continue
-            decoded = clock()
             row = len(keys)
             if as_images:
-                resize_square(image, side, main[row])
+                resize_square(sample.image, side, main[row])
             else:
-                cut_patches_opencv(image, meta.boxes, side, out=main[row])
-            boxes[row], classes[row] = meta.boxes, meta.label
-            keys.append(raw.key)
-            done = clock()
-            decoding += decoded - arrived
+                cut_patches_opencv(sample.image, sample.boxes, side, out=main[row])
+            boxes[row], labels[row] = sample.boxes, sample.label
+            keys.append(key)
+            done = time.perf_counter()
             cutting += done - decoded
         found = len(keys)
+        cut = torch.from_numpy(main[:found])
         return Batch(
             step=step,
             boxes=torch.from_numpy(boxes[:found]),
-            labels=torch.from_numpy(classes[:found]),
+            labels=torch.from_numpy(labels[:found]),
             keys=keys,
             damaged=damaged,
-            images=_channels_first(main[:found]) if as_images else None,
-            patches=None if as_images else torch.from_numpy(main[:found]),
+            images=cut.permute(0, 3, 1, 2) if as_images else None,
+            patches=None if as_images else cut,
             times=LoadTimes(read, decoding, cutting, idle),
         )
+
+
+_Decoded = tuple[str, Sample | None, float]
+"""Key, the sample (None if its picture is damaged), and the seconds that decoding took."""
+
+
+def _in_order(passes: Iterator[Pass], samples: Iterator[RawSample]) -> Iterator[RawSample]:
+    for one in passes:
+        position = one.start
+        for wanted in one.wanted:
+            last, chosen = int(wanted.max()) + 1, set(wanted.tolist())
+            # Encoded pictures of one block are held, to leave in the epoch's order.
+            read = islice(samples, last - position)
+            held = {raw.index: raw for raw in read if raw.index in chosen}
+            position = last
+            for index in wanted.tolist():
+                yield held.pop(index)
+
+
+def _decoded(
+    labels: dict[str, int], num_patches: int, samples: Iterable[RawSample]
+) -> Iterator[_Decoded]:
+    for raw in samples:
+        started = time.perf_counter()
+        sample: Sample | None = None
+        with suppress(DamagedImage):
+            sample = decode_sample(raw, labels, num_patches)
+        yield raw.key, sample, time.perf_counter() - started
 
 
 def make_loader(
     batches: Batches, *, pin_memory: bool = False, prefetch: int = 2
 ) -> Iterable[Batch]:
-    """The batches themselves, or a DataLoader with the plan's loader workers around them."""
-    workers = batches.plan.loader_workers
-    if not workers:
+    """The batches themselves, or a WebLoader with the plan's loader workers around them.
+
+    Its processes start with the first iteration and live until the loader is deleted; each
+    iteration is one epoch, see `Batches.begin`.
+    """
+    if not batches.plan.loader_workers:
         return batches
-    loader = DataLoader(
+    # Has no effect on a server that runs already: its processes then import when they start.
+    stores = ["s3fs"] if batches.manifest.url.startswith(("s3://", "s3a://")) else []
+    forkserver.set_forkserver_preload(["shards.loader", *stores])
+    loader = wds.WebLoader(
         batches,
         batch_size=None,
-        num_workers=workers,
+        num_workers=batches.plan.loader_workers,
+        persistent_workers=True,
         pin_memory=pin_memory,
         prefetch_factor=prefetch,
-        multiprocessing_context=lean_context(batches.manifest.url),
-        worker_init_fn=BeginLoader(dict(os.environ)),
+        generator=torch.Generator(),  # draws nothing from the training's random numbers
+        multiprocessing_context="forkserver",
+        worker_init_fn=partial(_begin_process, dict(os.environ)),
     )
-    return _OneLineErrors(loader)
+    return _LoaderProcesses(loader)
 
 
-class _OneLineErrors:
-    """The batches of a DataLoader, without the tracebacks it puts before our messages."""
+class _LoaderProcesses:
+    """The batches of a WebLoader; what a user did wrong comes without its process's traceback."""
 
-    def __init__(self, loader: "DataLoader[Batch]") -> None:
+    def __init__(self, loader: wds.WebLoader) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
+        with _lean_start():
+            batches = self.loader.iterator1()
         try:
-            yield from self.loader
-        except ValueError as error:
+            yield from batches
+        except UserError as error:
             last = str(error).strip().splitlines()[-1]
-            raise UserError(last.removeprefix("ValueError: ")) from None
+            raise UserError(last.partition("UserError: ")[2]) from None
+
+
+@contextmanager
+def _lean_start() -> Iterator[None]:
+    """Processes that start inside hold what loading needs and nothing of this process.
+
+    They are forked from a server that has imported this module: no Ray, no CUDA context, no
+    thread or lock of the training. A new process imports its parent's main module, which would
+    bring Ray along or, without a guard, start the training again: they are shown an empty one.
+    """
+    main, path = sys.modules["__main__"], os.environ.get("PYTHONPATH")
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    # The server does not take over sys.path.
+    os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *([path] if path else [])])
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        del os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+
+
+def _begin_process(variables: dict[str, str], worker: int) -> None:
+    """Take the environment over from the trainer, not from the server, and end with it.
+
+    torch looks at the process that forked this one: the server, which outlives a killed trainer
+    for as long as it has processes.
+    """
+    os.environ.clear()
+    os.environ.update(variables)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -262,8 +374,3 @@ def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     # As torch's own collate function does: what is shared already is sent without a copy.
     storage = torch.UntypedStorage._new_shared(size)
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).numpy()
-
-
-def _channels_first(images: NDArray[np.uint8]) -> Tensor:
-    # A view: NHWC memory is what channels_last means.
-    return torch.from_numpy(images).permute(0, 3, 1, 2)

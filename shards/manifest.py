@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards import objects
-from shards.objects import FIRST
+from shards.objects import FIRST, file_sizes, is_remote, join_url, read_bytes
 from vgse.errors import UserError
 
 SPLITS = ("train", "test_seen", "test_unseen")
@@ -250,14 +249,14 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     right length. Raises ValueError in one line for whatever cannot be trusted.
     """
     folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
-    if not objects.is_remote(folder):
+    if not is_remote(folder):
         folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
-    where = objects.join(folder, FILE)
+    where = join_url(folder, FILE)
     try:
-        content = json.loads(objects.read(where, retry=FIRST))
+        content = json.loads(read_bytes(where, retry=FIRST))
     except FileNotFoundError:
         remedy = f"make it with `python -m shards pack --out {folder}`"
-        if objects.is_remote(folder):
+        if is_remote(folder):
             remedy = "correct the address, or copy a packed folder there"
         raise UserError(f"{where}: no such file; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -287,9 +286,9 @@ def dump(manifest: Manifest) -> str:
 
 def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
     """Labels of every sample by shard file, [count] each, without opening a shard."""
-    where = objects.join(manifest.url, LABELS)
+    where = join_url(manifest.url, LABELS)
     try:
-        data = objects.read(where)
+        data = read_bytes(where)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; pack again") from None
     if hashlib.sha256(data).hexdigest() != manifest.labels_sha256:
@@ -341,7 +340,7 @@ def problems(manifest: Manifest) -> list[str]:
 
 def file_problems(manifest: Manifest) -> list[str]:
     """Shards that are not there or have another length than the manifest says, a line each."""
-    sizes = objects.sizes(manifest.url, retry=FIRST)
+    sizes = file_sizes(manifest.url, retry=FIRST)
     missing = [s.file for s in manifest.shards if s.file not in sizes]
     found = []
     if missing:

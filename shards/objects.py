@@ -9,7 +9,9 @@ import errno
 import os
 import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,10 @@ import fsspec
 
 from vgse.errors import UserError
 
+Request = TypeVar("Request")
 Result = TypeVar("Result")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What another attempt cannot change.
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
@@ -29,10 +33,9 @@ _FINAL_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a read is tried, and how long it waits between attempts.
+    """How often a read is tried; the waits between attempts double up to longest_wait_s.
 
-    The waits double from first_wait_s up to longest_wait_s, each shortened by chance to
-    between a half and the whole, so that many readers do not come back at the same moment.
+    Each is shortened by chance, by up to a half, so that readers do not come back all at once.
     """
 
     attempts: int = 6
@@ -46,20 +49,15 @@ class Retry:
 
 @dataclass(frozen=True)
 class Access:
-    """How remote shards are read; local ones need none of it.
-
-    Attributes:
-        retry: what happens when a read fails.
-        ahead: chunks (of about 4 MB) that are fetched in the background, at most.
-        cache: local folder that keeps whole shards, shared by all runs of a machine; None
-            streams them.
-        cache_bytes: size above which the cache forgets what was not used for longest.
-    """
+    """How remote shards are read; local ones need none of it."""
 
     retry: Retry = Retry()
     ahead: int = 2
+    """Chunks (of about 4 MB) that are fetched in the background, at most."""
     cache: str | None = None
+    """Local folder that keeps whole shards, shared by all runs of a machine; None streams them."""
     cache_bytes: int | None = None
+    """Size above which the cache forgets what was not used for longest."""
 
 
 RETRY = Retry()
@@ -68,37 +66,38 @@ PATIENT = Retry(attempts=20)  # within a run: sees a store through more than a m
 ACCESS = Access()
 
 
-def attempt(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Result:
+def with_retries(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Result:
     """The result of `work`, which is called again after an error that may pass.
 
-    FileNotFoundError goes through as it is. Raises ValueError in one line, with the URL and
-    the remedy, for what cannot pass and after the last attempt.
+    FileNotFoundError goes through; other errors become a UserError that says what cannot be
+    done (`what`, such as "read").
     """
     started = time.monotonic()
-    for number in range(retry.attempts):
+    for number in range(1, retry.attempts + 1):
         try:
             return work()
         except FileNotFoundError:
             raise
         except Exception as error:  # every store raises errors of its own
             if getattr(error, "errno", None) in FULL:
-                raise UserError(f"{url}: cannot be {what} ({short(error)}); {ROOM}") from error
-            if _is_final(error):
-                raise UserError(f"{url}: cannot be {what} ({short(error)}); {HINT}") from error
-            if number + 1 == retry.attempts:
+                remedy = "free space on this node's disk, or choose another folder"
+            elif _is_final(error):
+                remedy = (
+                    "check the address and the credentials (for S3: AWS_ENDPOINT_URL, "
+                    "AWS_ACCESS_KEY_ID …)"
+                )
+            elif number == retry.attempts:
                 seconds = time.monotonic() - started
                 raise UserError(
                     f"{url}: cannot be {what}, {retry.attempts} attempts in {seconds:.1f} s "
-                    f"({short(error)}); check the network and the store's address, "
+                    f"({one_line(error)}); check the network and the store's address, "
                     "then run the same command again"
                 ) from error
-        time.sleep(wait_before(number + 1, retry))
+            else:
+                time.sleep(wait_before(number, retry))
+                continue
+            raise UserError(f"{url}: cannot be {what} ({one_line(error)}); {remedy}") from error
     raise AssertionError("a Retry has at least one attempt")
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ROOM = "free space on this node's disk, or choose another folder"
-HINT = "check the address and the credentials (for S3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID …)"
 
 
 def wait_before(number: int, retry: Retry) -> float:
@@ -108,18 +107,17 @@ def wait_before(number: int, retry: Retry) -> float:
     return longest * random.SystemRandom().uniform(0.5, 1.0)
 
 
-def short(error: BaseException) -> str:
-    """Kind and text of an error in one line."""
+def one_line(error: BaseException) -> str:
+    """Kind and text of an error."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_final(error: Exception) -> bool:
-    number = error.errno if isinstance(error, OSError) else None
     return (
         isinstance(error, _FINAL)
         or type(error).__name__ in _FINAL_NAMES
-        or number in _FINAL_NUMBERS
+        or (isinstance(error, OSError) and error.errno in _FINAL_NUMBERS)
     )
 
 
@@ -128,18 +126,16 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def join(folder: str, name: str) -> str:
+def join_url(folder: str, name: str) -> str:
     """The address of `name` in `folder`."""
     return f"{folder.rstrip('/')}/{name}"
 
 
-def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RETRY) -> bytes:
+def read_bytes(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RETRY) -> bytes:
     """Bytes start to stop of a file, in one read or one ranged request.
 
-    Of a remote file exactly those bytes: an answer that is cut short is asked for again, as
-    after any error that may pass. Of a local file as many of them as there are.
-
-    Raises FileNotFoundError if there is none, ValueError if the store cannot be read.
+    Of a remote file exactly those bytes: an answer that is cut short is asked for again. Of a
+    local file as many of them as there are.
     """
     if not is_remote(url):
         try:
@@ -159,26 +155,50 @@ def read(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RE
             raise EOFError(f"{len(data)} bytes instead of {stop - start}; copied in part?")
         return data
 
-    return attempt(fetch, url, "read", retry)
+    return with_retries(fetch, url, "read", retry)
 
 
-def sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:
-    """Length in bytes of every file directly in `folder`, by name, with one listing.
+def read_ahead(
+    requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int
+) -> Generator[tuple[Request, Result], None, None]:
+    """Every request with what `fetch` gives for it, in order.
 
-    Of a folder that is not there nothing if `missing_ok`, else a ValueError.
+    While one is used, at most `depth` more are being fetched or wait, each in a thread of
+    its own; 0 fetches here, one at a time. `requests` is advanced in the caller's thread.
     """
-    local = Path(folder.removeprefix("file://"))
-    found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(local)
+    if depth < 1:
+        for request in requests:
+            yield request, fetch(request)
+        return
+    pool = ThreadPoolExecutor(depth, thread_name_prefix="read-ahead")
+    waiting: deque[tuple[Request, Future[Result]]] = deque()
+    try:
+        for request in requests:
+            waiting.append((request, pool.submit(fetch, request)))
+            if len(waiting) > depth:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def file_sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:
+    """Length in bytes of every file directly in `folder`, by name, with one listing."""
+    found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(folder)
     if found is None and not missing_ok:
         raise UserError(f"{folder}: no such folder or bucket; correct the address")
     return found or {}
 
 
-def _local_sizes(folder: Path) -> dict[str, int] | None:
-    if not folder.is_dir():
+def _local_sizes(folder: str) -> dict[str, int] | None:
+    path = Path(folder.removeprefix("file://"))
+    if not path.is_dir():
         return None
     found = {}
-    for item in os.scandir(folder):
+    for item in os.scandir(path):
         with suppress(FileNotFoundError):  # others rename their files here
             if item.is_file():
                 found[item.name] = item.stat().st_size
@@ -194,40 +214,32 @@ def _remote_sizes(folder: str, retry: Retry) -> dict[str, int] | None:
         return rows
 
     try:
-        rows = attempt(fetch, folder, "listed", retry)
+        rows = with_retries(fetch, folder, "listed", retry)
     except FileNotFoundError:
         return None
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and what the URL is called there.
-
-    Raises ValueError if the package for the scheme is missing, or the scheme unknown.
-    """
+    """The fsspec file system of a URL, and what the URL is called there."""
     scheme = url.split("::")[-1].split("://")[0]
-    prepare = _OPTIONS.get(scheme)
+    is_s3 = scheme in ("s3", "s3a")
     try:
-        if prepare is None:
+        if not is_s3:
             filesystem, path = fsspec.core.url_to_fs(url)
         else:
-            filesystem, path = fsspec.core.url_to_fs(url, **{scheme: prepare(scheme)})
+            filesystem, path = fsspec.core.url_to_fs(url, **{scheme: _s3_options(scheme)})
             filesystem.retries = 1
     except ImportError as error:
-        extra = "; pip install 'vgse[s3]'" if prepare else "; install the package it names"
-        raise UserError(f"{url}: {short(error)}{extra}") from None
+        remedy = "pip install 'vgse[s3]'" if is_s3 else "install the package it names"
+        raise UserError(f"{url}: {one_line(error)}; {remedy}") from None
     except ValueError as error:
-        raise UserError(f"{url}: {short(error)}") from None
+        raise UserError(f"{url}: {one_line(error)}") from None
     return filesystem, path
 
 
 def _s3_options(scheme: str) -> dict[str, Any]:
     """The user's options, less the retries of two layers below that would multiply ours."""
     own = dict(fsspec.config.conf.get(scheme, {}))
-    return {
-        **own,
-        "config_kwargs": {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})},
-    }
-
-
-_OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {"s3": _s3_options, "s3a": _s3_options}
+    retries = {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})}
+    return {**own, "config_kwargs": retries}

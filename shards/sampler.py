@@ -27,6 +27,7 @@ class Order:
     seed: int
     epoch: int
     shuffle: bool
+    block_size: int
 
     @property
     def total(self) -> int:
@@ -57,9 +58,6 @@ def epoch_order(
     holds one block. Where the first block of a shard ends is drawn, too: two samples that
     share a block in one epoch need not do so in the next. Without `shuffle` positions count
     through the shards as they are.
-
-    Raises:
-        ValueError: block_size < 1.
     """
     if block_size < 1:
         raise UserError(f"block_size is {block_size}; it must be at least 1")
@@ -80,7 +78,7 @@ def epoch_order(
     last = np.append(shard_of[1:] != shard_of[:-1], True)[: len(shard_of)]
     ends = np.where(last, counts[shard_of], np.append(first_of[1:], 0)[: len(first_of)])
     start = np.concatenate([[0], np.cumsum(ends - first_of)])
-    return Order(shard_of, first_of, start, seed, epoch, shuffle)
+    return Order(shard_of, first_of, start, seed, epoch, shuffle, block_size)
 
 
 def pieces(order: Order, start: int, stop: int) -> Iterator[Piece]:
@@ -145,9 +143,6 @@ def split_ranges(
     its part is spread evenly, so that the sizes of its batches differ by one at most; where
     T / W is small, a rank's batch can be empty. A step never holds more than
     W * ceil(global_batch_size / W) images.
-
-    Raises:
-        ValueError: numbers below 1 (workers below 0), or ranges that overlap.
     """
     for name, value, least in (
         ("world_size", world_size, 1),
@@ -165,9 +160,7 @@ def split_ranges(
 def continue_at(plan: Plan, step: int) -> Plan:
     """The same plan with its first `step` steps done: what is left keeps its batches.
 
-    Raises:
-        ValueError: a step outside of 0..J, or one at which the readers of a rank, which take
-            turns, would go on in another order.
+    A step must end a round of a rank's readers, which take turns.
     """
     if not 0 <= step <= plan.steps or step % plan.readers:
         raise UserError(
@@ -180,12 +173,13 @@ def continue_at(plan: Plan, step: int) -> Plan:
 def batch_counts(plan: Plan) -> NDArray[np.int64]:
     """Images of each rank in each step, [W, J]; the column sums are the global batches."""
     steps = np.arange(plan.steps)
-    batch = _batch_index(plan, steps)
+    firsts = np.array([_reader_batches(plan, r)[0] for r in range(plan.readers)])
+    batch = firsts[steps % plan.readers] + steps // plan.readers
     counts = np.empty((plan.world_size, plan.steps), np.int64)
     for rank in range(plan.world_size):
         low, high = _rank_span(plan, rank)
-        size = high - low
-        counts[rank] = (batch + 1) * size // max(1, plan.steps) - batch * size // max(1, plan.steps)
+        edges = np.stack([batch, batch + 1]) * (high - low) // max(1, plan.steps)
+        counts[rank] = edges[1] - edges[0]
     return counts
 
 
@@ -259,8 +253,7 @@ def _edge(plan: Plan, rank: int, batch: int) -> int:
 
 def _reader_batches(plan: Plan, reader: int) -> tuple[int, int]:
     """First batch and number of batches of a reader: a contiguous run of the rank's batches."""
-    sizes = [_ceil(plan.steps - r, plan.readers) for r in range(plan.readers)]
-    sizes = [max(0, size) for size in sizes]
+    sizes = [max(0, _ceil(plan.steps - r, plan.readers)) for r in range(plan.readers)]
     return sum(sizes[:reader]), sizes[reader]
 
 
@@ -268,11 +261,6 @@ def _done(plan: Plan, reader: int, step: int) -> int:
     """Batches that a reader has given once `step` steps are finished."""
     _, count = _reader_batches(plan, reader)
     return min(count, max(0, _ceil(step - reader, plan.readers)))
-
-
-def _batch_index(plan: Plan, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    firsts = np.array([_reader_batches(plan, r)[0] for r in range(plan.readers)])
-    return firsts[steps % plan.readers] + steps // plan.readers
 
 
 VERSION = 1
@@ -296,10 +284,7 @@ class Selection:
 
 
 def select(manifest: Manifest, split: str, classes: Collection[int] | None = None) -> Selection:
-    """All samples of a split, or those whose label is among `classes`.
-
-    Leaving classes out reads labels.npy, no shard. Raises ValueError if nothing is left.
-    """
+    """All samples of a split, or those whose label is among `classes` (by labels.npy)."""
     shards = manifest.shards_of(split)
     chosen: list[NDArray[np.int64] | None] = [None] * len(shards)
     names = None if classes is None else {manifest.class_names[index] for index in classes}
@@ -344,7 +329,7 @@ def start_of(
 
 
 def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> Cursor:
-    """The cursor of a checkpoint; refused by ValueError if it belongs to other data."""
+    """The cursor of a checkpoint; refused if it belongs to other data."""
     if state.get("version") != VERSION:
         raise UserError(
             f"checkpoint: data cursor version is {state.get('version')!r}, "

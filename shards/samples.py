@@ -1,22 +1,31 @@
-"""Samples out of shards: forward reading, our own decoders for .jpg and .json only."""
+"""Samples out of shards, by WebDataset's own stages between two strict ones; no pickle is read."""
 
-import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import webdataset as wds
 from numpy.typing import NDArray
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shards.images import decode_jpeg
 from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
-from shards.source import Part, read_chunks
-from shards.tar import Member, read_members
+from shards.source import Chunk, Part, open_streams
 from vgse.errors import UserError
 
+wds.utils.enforce_security = True  # no `pipe:` command and no pickle, should anything reach them
+
 MAX_JSON_BYTES = 1 << 20
+_BLOCK = 512
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,89}\.(jpg|json)")
+
+Stage = Callable[..., Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,26 +51,17 @@ class Sample:
     source: str
 
 
-@dataclass(frozen=True)
-class Meta:
-    """What the .json of a sample says: boxes float32 [N, 4], label into class_names."""
-
-    boxes: NDArray[np.float32]
-    label: int
-    source: str
+class DamagedImage(UserError):
+    """A picture that cannot be decoded, in a shard that is otherwise sound."""
 
 
 def read_shard(
     manifest: Manifest, shard: ShardEntry, *, start: int = 0, stop: int | None = None
 ) -> Iterator[Sample]:
-    """Samples start to stop - 1 of a shard, decoded, in stored order.
-
-    Raises ValueError that names shard and sample for whatever is damaged.
-    """
+    """Samples start to stop - 1 of a shard, decoded, in stored order."""
     labels = label_index(manifest)
     for raw in read_raw(manifest, shard, start=start, stop=stop):
-        meta = parse_meta(raw, labels, manifest.num_patches)
-        yield Sample(raw.key, raw.index, decode(raw), meta.boxes, meta.label, meta.source)
+        yield decode_sample(raw, labels, manifest.num_patches)
 
 
 def read_raw(
@@ -72,40 +72,111 @@ def read_raw(
     stop: int | None = None,
     access: Access = ACCESS,
 ) -> Iterator[RawSample]:
-    """Samples start to stop - 1 of a shard, undecoded, in stored order; see read_parts."""
-    return read_parts(
-        manifest, [Part(shard, start, shard.count if stop is None else stop)], access=access
-    )
+    """Samples start to stop - 1 of a shard, undecoded, in stored order."""
+    part = Part(shard, start, shard.count if stop is None else stop)
+    return read_parts(manifest, [part], access=access)
 
 
 def read_parts(
     manifest: Manifest, parts: Iterable[Part], *, access: Access = ACCESS
 ) -> Iterator[RawSample]:
-    """Samples of one part after the other, undecoded, in stored order.
+    """Samples of one part after the other, undecoded, in stored order."""
+    return iter(wds.DataPipeline(*reading_stages(manifest, parts, access)))
 
-    Reads a few MB at a time, whole runs of samples, and begins at the last stored offset
-    before a part's start; of a remote store the next few MB in the background, also those
-    of the next part. Raises ValueError for truncated shards, unpaired or unknown members,
-    duplicate keys and another number of samples than the manifest says.
+
+def reading_stages(manifest: Manifest, parts: Iterable[Part], access: Access) -> list[Stage]:
+    """The stages of a DataPipeline from the bytes of shards to RawSamples."""
+    return [
+        partial(open_streams, manifest, parts, access),
+        check_members,
+        tar_file_expander,
+        group_by_keys,
+        check_samples,
+    ]
+
+
+def check_members(streams: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The streams, each looked through before WebDataset reads it.
+
+    On its own it would unpack a compressed tar and a sparse member of any size, and skip links
+    and names such as __x__ without a word.
     """
-    keys: set[str] = set()
-    for chunk, where, data in read_chunks(manifest, parts, access):
-        if chunk.opens:
-            keys = set()
-        before, index = len(keys), chunk.first
-        for index, (key, jpeg, text) in enumerate(_pairs(data, where, chunk.begin), chunk.first):
-            if key in keys:
-                raise UserError(f"{where}: key {key!r} stands for two samples; pack again")
-            keys.add(key)
-            if index >= chunk.last:
-                break
-            if chunk.part.start <= index < chunk.part.stop:
-                yield RawSample(key, index, jpeg, text, chunk.part.shard.file)
-        if len(keys) - before != chunk.last - chunk.first:
+    for stream in streams:
+        _require_plain_members(stream["stream"].getvalue(), stream["url"])
+        yield stream
+
+
+def _require_plain_members(data: bytes, chunk: Chunk) -> None:
+    if len(data) < chunk.end - chunk.begin:
+        end = chunk.begin + len(data)
+        raise UserError(f"{chunk.url}: ends at byte {end} of {chunk.end}; copy it again")
+    names: set[str] = set()
+    at = 0
+    while (header := data[at : at + _BLOCK]).strip(b"\0"):
+        size_field = header[124:135]
+        if header[257:262] != b"ustar" or set(size_field) - set(b"01234567"):
+            place = chunk.begin + at
+            raise UserError(f"{chunk.url}: no tar header at byte {place}; copy or pack it again")
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        if header[156:157] not in (b"0", b"\0") or header[345] or not _NAME.fullmatch(name):
             raise UserError(
-                f"{where}: other than the {chunk.part.shard.count} samples of the manifest; "
+                f"{chunk.url}: member {name!r} is neither .jpg nor .json under a plain name; "
                 "pack again"
             )
+        if name in names:
+            raise UserError(f"{chunk.url}: member {name!r} is there twice; pack again")
+        names.add(name)
+        at += _BLOCK + -(-int(size_field, 8) // _BLOCK) * _BLOCK
+        if at > len(data):
+            raise UserError(f"{chunk.url}: ends inside member {name!r}; copy it again")
+    if len(names) != 2 * (chunk.last - chunk.first) or data[at:].strip(b"\0"):
+        raise _other_count(chunk)
+
+
+def check_samples(samples: Iterable[dict[str, Any]]) -> Iterator[RawSample]:
+    """The samples that were asked for; refuses half ones, and chunks that gave too few.
+
+    WebDataset ends a shard without a word at a damaged header.
+    """
+    chunk: Chunk | None = None
+    keys: set[str] = set()
+    index = 0
+    try:
+        for sample in samples:
+            if chunk is not sample["__url__"]:
+                _require_all_read(chunk, index)
+                chunk = sample["__url__"]
+                index = chunk.first
+                keys = set() if chunk.opens else keys
+            key: str = sample["__key__"]
+            if "jpg" not in sample or "json" not in sample:
+                raise UserError(f"{chunk.url}: sample {key!r} lacks its other half; pack again")
+            if key in keys:
+                raise UserError(f"{chunk.url}: key {key!r} stands for two samples; pack again")
+            keys.add(key)
+            if chunk.part.start <= index < chunk.part.stop:
+                file = chunk.part.shard.file
+                yield RawSample(key, index, sample["jpg"], sample["json"], file)
+            index += 1
+    except tarfile.TarError as error:
+        damaged: Chunk = error.args[-1]  # WebDataset adds the stream and its address
+        raise UserError(
+            f"{damaged.url}: damaged tar header at byte {damaged.begin}; copy it again"
+        ) from error
+    _require_all_read(chunk, index)
+
+
+def _require_all_read(chunk: Chunk | None, index: int) -> None:
+    if chunk is not None and index != chunk.last:
+        raise _other_count(chunk)
+
+
+def _other_count(chunk: Chunk) -> UserError:
+    return UserError(
+        f"{chunk.url}: bytes {chunk.begin} to {chunk.end} hold other than the samples "
+        f"{chunk.first} to {chunk.last - 1} of the manifest, or a damaged header; copy it again "
+        "or pack again"
+    )
 
 
 def label_index(manifest: Manifest) -> dict[str, int]:
@@ -113,16 +184,13 @@ def label_index(manifest: Manifest) -> dict[str, int]:
     return {name: label for label, name in enumerate(manifest.class_names)}
 
 
-def decode(raw: RawSample) -> NDArray[np.uint8]:
-    """The picture, uint8 [H, W, 3] RGB; raises ValueError if it is damaged."""
-    try:
-        return decode_jpeg(raw.jpeg)
-    except ValueError as error:
-        raise UserError(f"{raw.shard}: sample {raw.key}: {error}") from None
+def decode_sample(raw: RawSample, labels: dict[str, int], num_patches: int) -> Sample:
+    """The picture with its boxes, label and source.
 
-
-def parse_meta(raw: RawSample, labels: dict[str, int], num_patches: int) -> Meta:
-    """Boxes, label and source of a sample. Raises ValueError that names the field."""
+    Raises:
+        DamagedImage: the picture cannot be decoded.
+        UserError: the .json is not what packing writes.
+    """
     where = f"{raw.shard}: sample {raw.key}"
     if len(raw.json) > MAX_JSON_BYTES:
         raise UserError(f"{where}: .json of {len(raw.json)} bytes; pack again")
@@ -138,26 +206,11 @@ def parse_meta(raw: RawSample, labels: dict[str, int], num_patches: int) -> Meta
         raise UserError(
             f"{where}: boxes have shape {list(boxes.shape)}, not [{num_patches}, 4]; pack again"
         )
-    low, high = boxes[:, :2], boxes[:, 2:]
     # Comparisons with NaN are false, so this refuses NaN as well.
-    if not (np.all(low >= 0) and np.all(high <= 1) and np.all(high > low)):
+    if not (boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise UserError(f"{where}: a box is empty or reaches out of 0..1; pack again")
-    return Meta(boxes, labels[name], source)
-
-
-def _pairs(data: bytes, where: str, offset: int) -> Iterator[tuple[str, bytes, bytes]]:
-    members = read_members(io.BytesIO(data), where=where, offset=offset)
-    for one in members:
-        two = next(members, None)
-        parts = {_suffix(member, where): member for member in (one, two) if member}
-        keys = {member.name.partition(".")[0] for member in parts.values()}
-        if len(parts) != 2 or len(keys) != 1:
-            raise UserError(f"{where}: member {one.name!r} lacks its other half; pack again")
-        yield keys.pop(), parts["jpg"].data, parts["json"].data
-
-
-def _suffix(member: Member, where: str) -> str:
-    suffix = member.name.partition(".")[2]
-    if suffix not in ("jpg", "json"):
-        raise UserError(f"{where}: member {member.name!r} is neither .jpg nor .json; pack again")
-    return suffix
+    try:
+        image = decode_jpeg(raw.jpeg)
+    except UserError as error:
+        raise DamagedImage(f"{where}: {error}") from None
+    return Sample(raw.key, raw.index, image, boxes, labels[name], source)

@@ -15,10 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import BinaryIO
 
-from shards import objects
 from shards.manifest import ShardEntry
-from shards.objects import FULL, Access
-from shards.read_ahead import read_ahead
+from shards.objects import FULL, Access, read_ahead, read_bytes
 from vgse.errors import UserError
 
 CHUNK_BYTES = 8 << 20
@@ -31,27 +29,21 @@ _loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 def read_cached(url: str, shard: ShardEntry, start: int, stop: int, access: Access) -> bytes:
     """Bytes start to stop of a shard from its local copy, which is made if there is none.
 
-    Reads the store itself where the disk has no room for a copy. Raises FileNotFoundError
-    and ValueError as `objects.read` does.
+    Reads the store itself where the disk has no room for a copy.
     """
     for _ in range(3):  # another process may remove the copy between the two steps
-        path = keep(url, shard, access)
+        path = cached_copy(url, shard, access)
         if path is None:
             break
         try:
-            return objects.read(str(path), start, stop)
+            return read_bytes(str(path), start, stop)
         except FileNotFoundError:
             continue
-    return objects.read(url, start, stop, retry=access.retry)
+    return read_bytes(url, start, stop, retry=access.retry)
 
 
-def keep(url: str, shard: ShardEntry, access: Access) -> Path | None:
-    """The local copy of a shard, loaded now if it is not there; None if there is no room.
-
-    Raises:
-        ValueError: the folder cannot be written, or the shard is not the manifest's.
-        FileNotFoundError: there is no such shard.
-    """
+def cached_copy(url: str, shard: ShardEntry, access: Access) -> Path | None:
+    """The local copy of a shard, loaded now if it is not there; None if there is no room."""
     assert access.cache is not None
     folder = Path(access.cache).expanduser()
     path = folder / f"{shard.sha256}.tar"
@@ -92,23 +84,27 @@ def _load(url: str, shard: ShardEntry, path: Path, access: Access) -> None:
     try:
         with open(handle, "wb") as file:
             digest = _download(url, shard, file, access)
-            file.flush()
             os.fsync(file.fileno())
         if digest != shard.sha256:
-            raise UserError(
-                f"{url}: sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
-                "changed after packing; copy it again or pack again"
-            )
+            raise UserError(f"{url}: {changed(digest, shard)}")
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
+def changed(digest: str, shard: ShardEntry) -> str:
+    """What to say of a shard whose sha256 is not the manifest's."""
+    return (
+        f"sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
+        "changed after packing; copy it again or pack again"
+    )
+
+
 def _download(url: str, shard: ShardEntry, file: BinaryIO, access: Access) -> str:
     def fetch(start: int) -> bytes:
         stop = min(start + CHUNK_BYTES, shard.bytes)
-        return objects.read(url, start, stop, retry=access.retry)
+        return read_bytes(url, start, stop, retry=access.retry)
 
     digest = hashlib.sha256()
     for _, data in read_ahead(range(0, shard.bytes, CHUNK_BYTES), fetch, access.ahead):

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import objects
 from shards.manifest import Manifest, ShardEntry
-from shards.objects import Access
-from shards.read_ahead import read_ahead
-from shards.shard_cache import keep, read_cached
+from shards.objects import Access, is_remote, join_url, read_ahead, read_bytes
+from shards.shard_cache import cached_copy, read_cached
 from vgse.errors import UserError
 
 READ_BYTES = 4 << 20
@@ -38,27 +38,27 @@ class Chunk:
     end: int
     opens: bool  # the first of its part
     after: ShardEntry | None  # the shard of the next part
+    url: str
 
 
-def read_chunks(
+def open_streams(
     manifest: Manifest, parts: Iterable[Part], access: Access
-) -> Iterator[tuple[Chunk, str, bytes]]:
-    """Each chunk of the parts with the address of its shard and its bytes.
+) -> Iterator[dict[str, Any]]:
+    """The source of a WebDataset pipeline: each chunk of the parts, as `url`, with its bytes.
 
-    Raises ValueError if a shard is missing or cannot be read.
+    A few MB at a time, whole runs of samples, from the last stored offset before a part's start
+    on; of a remote store the next chunks in the background, also those of the next part.
     """
-    remote = objects.is_remote(manifest.url)
+    remote = is_remote(manifest.url)
     cached = remote and access.cache is not None
 
     def fetch(chunk: Chunk) -> bytes:
-        shard = chunk.part.shard
-        where = objects.join(manifest.url, shard.file)
         try:
             if cached:
-                return read_cached(where, shard, chunk.begin, chunk.end, access)
-            return objects.read(where, chunk.begin, chunk.end, retry=access.retry)
+                return read_cached(chunk.url, chunk.part.shard, chunk.begin, chunk.end, access)
+            return read_bytes(chunk.url, chunk.begin, chunk.end, retry=access.retry)
         except FileNotFoundError:
-            raise UserError(f"{where}: missing shard; copy it or pack again") from None
+            raise UserError(f"{chunk.url}: missing shard; copy it or pack again") from None
 
     chunks = read_ahead(_chunks(manifest, parts), fetch, access.ahead if remote else 0)
     loader = ThreadPoolExecutor(1, thread_name_prefix="shard-cache") if cached else None
@@ -66,9 +66,9 @@ def read_chunks(
         for chunk, data in chunks:
             if loader and chunk.opens and chunk.after:
                 # A failure shows when the shard itself is read.
-                after = objects.join(manifest.url, chunk.after.file)
-                loader.submit(keep, after, chunk.after, access)
-            yield chunk, objects.join(manifest.url, chunk.part.shard.file), data
+                url = join_url(manifest.url, chunk.after.file)
+                loader.submit(cached_copy, url, chunk.after, access)
+            yield {"url": chunk, "stream": BytesIO(data)}
     finally:
         chunks.close()
         if loader:
@@ -80,10 +80,9 @@ def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
         assert part is not None
         shard = part.shard
         after = following.shard if following and following.shard is not shard else None
-        opens = True
-        for first, last, begin, end in _runs(manifest, part):
-            yield Chunk(part, first, last, begin, end, opens, after)
-            opens = False
+        url = join_url(manifest.url, shard.file)
+        for number, run in enumerate(_runs(manifest, part)):
+            yield Chunk(part, *run, number == 0, after, url)
 
 
 def _runs(manifest: Manifest, part: Part) -> Iterator[tuple[int, int, int, int]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import webdataset
 
 from benchmarks.loader.samples import bare_tar
 from benchmarks.photographs import write_photographs
@@ -14,7 +17,6 @@ from shards.config import PackConfig
 from shards.manifest import FILE, LABELS, ImageSpec, Manifest, ShardEntry, dump, load_manifest
 from shards.pack.pack import pack
 from shards.samples import read_raw
-from shards.tar import TarWriter
 
 UNSEEN = "hopper"  # packing wants an unseen class; its pictures are not read
 SHARD = 128
@@ -56,16 +58,18 @@ def store_originals(packed: Manifest, photographs: Path, out: Path) -> Manifest:
     for shard in packed.shards:
         offsets = []
         with open(out / shard.file, "wb") as file:
-            tar = TarWriter(file)
+            tar = webdataset.TarWriter(file, mtime=0, encoder=False)
             for raw in read_raw(packed, shard):
                 if raw.index % packed.stride == 0:
-                    offsets.append(tar.bytes)
+                    offsets.append(tar.tarstream.offset)
                 source = json.loads(raw.json)["source"]
-                tar.add(f"{raw.key}.jpg", (photographs / source).read_bytes())
-                tar.add(f"{raw.key}.json", raw.json)
+                jpeg = (photographs / source).read_bytes()
+                tar.write({"__key__": raw.key, "jpg": jpeg, "json": raw.json})
             tar.close()
         sha256 = hashlib.sha256((out / shard.file).read_bytes()).hexdigest()
-        entries.append(replace(shard, bytes=tar.bytes, sha256=sha256, offsets=offsets))
+        entries.append(
+            replace(shard, bytes=os.path.getsize(out / shard.file), sha256=sha256, offsets=offsets)
+        )
     image = ImageSpec(0, 0, packed.image.largest)
     shutil.copyfile(Path(packed.url) / LABELS, out / LABELS)
     (out / FILE).write_text(dump(replace(packed, url=str(out), shards=entries, image=image)))

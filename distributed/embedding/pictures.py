@@ -1,6 +1,7 @@
 """Pictures for the report, gathered from the shards into `pictures.npz`."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from distributed.embedding.embed import EmbeddedImages, TopPatches, nearest_patc
 from distributed.features.extract import whole_picture
 from shards.manifest import Manifest
 from shards.objects import ACCESS, Access
-from shards.samples import Sample, decode, label_index, parse_meta, read_parts
+from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_parts
 from shards.source import Part, plan_passes
 from vgse.images.patches import cut_patches_opencv
 
@@ -45,14 +46,8 @@ def read_pictures(
     for raw in read_parts(manifest, parts, access=access):
         if (raw.shard, raw.index) not in places:
             continue
-        meta = parse_meta(raw, labels, manifest.num_patches)
-        try:
-            image = decode(raw)
-        except ValueError:
-            continue
-        found[raw.shard, raw.index] = Sample(
-            raw.key, raw.index, image, meta.boxes, meta.label, meta.source
-        )
+        with suppress(DamagedImage):
+            found[raw.shard, raw.index] = decode_sample(raw, labels, manifest.num_patches)
     return found
 
 

@@ -21,7 +21,7 @@ from distributed.storage import join, write
 from distributed.train.prefetch import sent
 from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
-from shards.samples import Sample, decode, label_index, parse_meta, read_raw
+from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_raw
 from vgse.clusters import patch_hashes
 from vgse.images.backbones import Backbone, build_backbone
 from vgse.images.batch_size import pictures_a_pass
@@ -106,13 +106,10 @@ def read_samples(
     labels = label_index(manifest)
     samples, damaged = [], []
     for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
-        meta = parse_meta(raw, labels, manifest.num_patches)
         try:
-            image = decode(raw)
-        except ValueError:
+            samples.append(decode_sample(raw, labels, manifest.num_patches))
+        except DamagedImage:
             damaged.append(raw.key)
-            continue
-        samples.append(Sample(raw.key, raw.index, image, meta.boxes, meta.label, meta.source))
     return samples, damaged
 
 

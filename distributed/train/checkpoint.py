@@ -165,11 +165,11 @@ def _length(url: str, size: int) -> int | None:
     """The length that a safetensors file should have by its header; None without a whole one."""
     if size < 8:
         return None
-    end = 8 + int.from_bytes(objects.read(url, 0, 8, retry=PATIENT), "little")
+    end = 8 + int.from_bytes(objects.read_bytes(url, 0, 8, retry=PATIENT), "little")
     if end > size:
         return None
     try:
-        header = json.loads(objects.read(url, 8, end, retry=PATIENT))
+        header = json.loads(objects.read_bytes(url, 8, end, retry=PATIENT))
         offsets = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
         return None

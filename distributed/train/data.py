@@ -1,7 +1,7 @@
 """What a training step sees: patches from the shards, or cached features in the same order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +71,9 @@ class StepBatch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dataset:
-    """The training images that a run uses, and where they are read from."""
+    """The training images that a run uses, where they are read from, and who reads them."""
 
     manifest: Manifest
     selection: Selection
@@ -84,6 +84,8 @@ class Dataset:
     loader_workers: int
     max_damaged: float
     access: Access = ACCESS
+    loader: tuple[Batches, Iterable[Batch]] | None = None
+    """The loader of a rank's pixels, whose processes live from its first epoch to its last."""
 
 
 def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
@@ -168,17 +170,21 @@ def _blank(inputs: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor | None,
 def _pixel_parts(
     dataset: Dataset, order: Order, plan: Plan, rank: int, device: torch.device
 ) -> Iterator[Part]:
-    batches = Batches(
-        dataset.manifest,
-        dataset.selection,
-        order,
-        plan,
-        rank,
-        dataset.cut,
-        max_damaged=dataset.max_damaged,
-        access=dataset.access,
-    )
-    for batch in make_loader(batches, pin_memory=device.type == "cuda"):
+    if dataset.loader is None or not dataset.loader[0].continues(plan, rank):
+        new = Batches(
+            dataset.manifest,
+            dataset.selection,
+            order,
+            plan,
+            rank,
+            dataset.cut,
+            max_damaged=dataset.max_damaged,
+            access=dataset.access,
+        )
+        dataset.loader = new, make_loader(new, pin_memory=device.type == "cuda")
+    batches, loader = dataset.loader
+    batches.begin(order, plan)
+    for batch in loader:
         inputs, boxes = _inputs(batch)
         yield inputs, boxes, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
 
@@ -289,11 +295,7 @@ def epoch_start(dataset: Dataset, epoch: int, step: int, seed: int, world_size: 
 
 
 def restore_position(state: dict[str, Any], dataset: Dataset, world_size: int) -> Position:
-    """The position of a checkpoint, dealt out anew if the number of workers has changed.
-
-    Raises:
-        ValueError: a checkpoint of other data.
-    """
+    """The position of a checkpoint, dealt out anew if the number of workers has changed."""
     cursor = cursors.restore(state["cursor"], dataset.manifest, dataset.selection)
     saved = Position(
         cursor, state["world_size"], state["loader_workers"], state["plan_step"], state["step"]

@@ -16,7 +16,7 @@ from pyarrow import PythonFile
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FSSpecHandler, PyFileSystem
 
 from distributed import storage
-from shards.objects import PATIENT, Retry, attempt, is_remote, open_filesystem
+from shards.objects import PATIENT, Retry, is_remote, open_filesystem, with_retries
 from vgse.files import room_for
 
 
@@ -110,7 +110,7 @@ class StoreHandler(FSSpecHandler):
             self.fs.invalidate_cache()  # workers and controller write in turn
             return work()
 
-        return attempt(once, self.fs.unstrip_protocol(path), what, self.retry)
+        return with_retries(once, self.fs.unstrip_protocol(path), what, self.retry)
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
         """Kind and size of files and folders."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from distributed.storage import is_remote, join, put_file
-from shards.objects import FIRST, short
+from shards.objects import FIRST, one_line
 from vgse.config import RunConfig, TrackingConfig, leaves, to_dict
 from vgse.errors import UserError
 
@@ -206,7 +206,7 @@ class Tracking:
             except Exception as error:  # of whatever kind a server or a disk makes
                 if tracker.name not in self._behind:
                     self._say(
-                        f"{tracker.name} takes no figures ({short(error)}); they are in "
+                        f"{tracker.name} takes no figures ({one_line(error)}); they are in "
                         "metrics.jsonl, and are sent when it does"
                     )
                 self._behind.add(tracker.name)

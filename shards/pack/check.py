@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards import objects
 from shards.manifest import SPLITS, Manifest, ShardEntry, file_problems, load_labels
+from shards.objects import file_sizes, join_url, read_bytes
 from shards.pack.executors import Run, run_here
-from shards.samples import Sample, decode, label_index, parse_meta, read_raw, read_shard
+from shards.samples import Sample, decode_sample, label_index, read_raw, read_shard
+from shards.shard_cache import changed
+from vgse.errors import UserError
 from vgse.files import written_whole
 
 _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0bb", "#f032e6", "#9a6324"]
@@ -41,7 +43,7 @@ def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
     labels.npy, and keys that stand for two samples.
     """
     found = file_problems(manifest)
-    there = objects.sizes(manifest.url)
+    there = file_sizes(manifest.url)
     pieces = [_Piece(manifest, shard) for shard in manifest.shards if shard.file in there]
     results = sorted(run(check_shard, pieces), key=lambda result: result.file)
     for result in results:
@@ -50,7 +52,7 @@ def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
     found += [f"key {key!r} is in {n} shards; pack again" for key, n in counts.items() if n > 1]
     try:
         labels = load_labels(manifest)
-    except ValueError as error:
+    except UserError as error:
         return [*found, str(error)]
     for result in results:
         if not result.problems and result.labels != labels[result.file].tolist():
@@ -65,22 +67,18 @@ def check_shard(piece: _Piece) -> Findings:
     keys: list[str] = []
     seen: list[int] = []
     labels = label_index(manifest)
-    data = objects.read(objects.join(manifest.url, shard.file))
+    data = read_bytes(join_url(manifest.url, shard.file))
     digest = hashlib.sha256(data).hexdigest()
     if digest != shard.sha256:
-        found.append(
-            f"{shard.file}: sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
-            "changed after packing; copy it again or pack again"
-        )
+        found.append(f"{shard.file}: {changed(digest, shard)}")
     try:
         for raw in read_raw(manifest, shard):
             keys.append(raw.key)
             try:
-                seen.append(parse_meta(raw, labels, manifest.num_patches).label)
-                decode(raw)
-            except ValueError as error:
+                seen.append(decode_sample(raw, labels, manifest.num_patches).label)
+            except UserError as error:
                 found.append(str(error))
-    except ValueError as error:
+    except UserError as error:
         found.append(str(error))
     counts = Counter(manifest.class_names[label] for label in seen)
     if not found and dict(counts) != shard.class_counts:

@@ -6,17 +6,17 @@ import os
 import secrets
 from collections import Counter
 from dataclasses import asdict, dataclass
-from io import BufferedWriter
+from io import BufferedRandom
 from pathlib import Path
 
 import cv2
 import numpy as np
+import webdataset as wds
 from numpy.typing import NDArray
 
 from shards.datasets.layouts import SourceImage
 from shards.images import encode_jpeg, load_rgb
 from shards.manifest import ImageSpec, PatchSpec, ShardEntry
-from shards.tar import TarWriter
 from vgse.files import written_whole
 from vgse.images.patches import grid_boxes
 from vgse.images.watershed import watershed_boxes
@@ -65,7 +65,7 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
     records.mkdir(parents=True, exist_ok=True)
     part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(part, "wb") as file:
+        with open(part, "w+b") as file:
             packed = _write(spec, file)
             file.flush()
             os.fsync(file.fileno())
@@ -105,48 +105,50 @@ def sample_key(number: int, source: str) -> str:
     return f"{number:08d}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _write(spec: ShardSpec, file: BufferedWriter) -> PackedShard:
+def _write(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
     cv2.setNumThreads(0)  # one process a core already
     labels = {name: label for label, name in enumerate(spec.class_names)}
-    tar = TarWriter(file)
-    found: list[int] = []
-    damaged: list[str] = []
-    offsets: list[int] = []
-    largest = 0
-    for number, image in enumerate(spec.images, spec.first):
-        try:
-            pixels = load_rgb(
-                image.path,
-                short_side=spec.image.short_side,
-                upscale=spec.upscale,
-                max_pixels=spec.max_pixels,
-            )
-        except ValueError as error:
-            damaged.append(f"{image.source}: {error}")
-            continue
-        height, width = pixels.shape[:2]
-        boxes = [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)]
-        meta = {
-            "class": image.class_name,
-            "source": image.source,
-            "boxes": boxes,
-            "size": [width, height],
-        }
-        if len(found) % spec.stride == 0:
-            offsets.append(tar.bytes)
-        key = sample_key(number, image.source)
-        tar.add(f"{key}.jpg", encode_jpeg(pixels, spec.image.quality))
-        tar.add(f"{key}.json", json.dumps(meta, separators=(",", ":")).encode())
-        found.append(labels[image.class_name])
-        largest = max(largest, min(height, width))
-    tar.close()
+    # Constant owner, mode and time: equal samples give equal bytes.
+    with wds.TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        found: list[int] = []
+        damaged: list[str] = []
+        offsets: list[int] = []
+        largest = 0
+        for number, image in enumerate(spec.images, spec.first):
+            try:
+                pixels = load_rgb(
+                    image.path,
+                    short_side=spec.image.short_side,
+                    upscale=spec.upscale,
+                    max_pixels=spec.max_pixels,
+                )
+            except ValueError as error:
+                damaged.append(f"{image.source}: {error}")
+                continue
+            height, width = pixels.shape[:2]
+            boxes = [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)]
+            meta = {
+                "class": image.class_name,
+                "source": image.source,
+                "boxes": boxes,
+                "size": [width, height],
+            }
+            if len(found) % spec.stride == 0:
+                offsets.append(writer.tarstream.offset)
+            key = sample_key(number, image.source)
+            jpeg = encode_jpeg(pixels, spec.image.quality)
+            text = json.dumps(meta, separators=(",", ":")).encode()
+            writer.write({"__key__": key, "jpg": jpeg, "json": text})
+            found.append(labels[image.class_name])
+            largest = max(largest, min(height, width))
+    file.seek(0)
     counts = Counter(spec.class_names[label] for label in found)
     entry = ShardEntry(
         file=spec.file,
         split=spec.split,
         count=len(found),
-        bytes=tar.bytes,
-        sha256=tar.sha256.hexdigest(),
+        bytes=os.fstat(file.fileno()).st_size,
+        sha256=hashlib.file_digest(file, "sha256").hexdigest(),
         class_counts=dict(sorted(counts.items())),
         offsets=offsets,
     )

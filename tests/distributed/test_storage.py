@@ -9,10 +9,11 @@ import fsspec
 import pyarrow.fs
 import pytest
 
-from distributed.storage import absolute, exists, file_sizes, get_file, put_file, read, write
+from distributed.storage import absolute, exists, file_sizes, get_file, join, put_file, read, write
 from distributed.train.filesystem import StoreHandler, ray_storage
 from s3_gate import gate_before
-from shards.objects import Retry, join, sizes
+from shards.objects import Retry
+from shards.objects import file_sizes as sizes
 from shards_s3 import CREDENTIALS, free_port, s3_server
 
 BUCKET = "runs"

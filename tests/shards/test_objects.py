@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.objects import Retry, attempt, wait_before
-from shards.read_ahead import read_ahead
+from shards.objects import Retry, read_ahead, wait_before, with_retries
 from shards.sampler import epoch_order, pieces
 from shards.source import plan_passes
 
@@ -33,13 +32,13 @@ class Flaky:
 
 def test_an_error_that_passes_is_waited_out() -> None:
     work = Flaky(ConnectionResetError("gone"), TimeoutError())
-    assert attempt(work, "s3://b/x", "read", FAST) == 7 and work.calls == 3
+    assert with_retries(work, "s3://b/x", "read", FAST) == 7 and work.calls == 3
 
 
 def test_the_last_attempt_says_where_how_often_and_what_to_do() -> None:
     work = Flaky(*[ConnectionResetError("gone\nfor good")] * 3)
     with pytest.raises(ValueError, match=r"^s3://b/x: cannot be read, 3 attempts in 0") as caught:
-        attempt(work, "s3://b/x", "read", FAST)
+        with_retries(work, "s3://b/x", "read", FAST)
     assert work.calls == 3 and "\n" not in str(caught.value)
     assert "ConnectionResetError: gone for good" in str(caught.value)
 
@@ -48,14 +47,14 @@ def test_the_last_attempt_says_where_how_often_and_what_to_do() -> None:
 def test_what_cannot_pass_is_not_tried_again(error: Exception) -> None:
     work = Flaky(error)
     with pytest.raises(ValueError, match=r"cannot be listed .* credentials"):
-        attempt(work, "s3://b", "listed", FAST)
+        with_retries(work, "s3://b", "listed", FAST)
     assert work.calls == 1
 
 
 def test_a_file_that_is_not_there_stays_that_error() -> None:
     work = Flaky(FileNotFoundError("x"))
     with pytest.raises(FileNotFoundError):
-        attempt(work, "s3://b/x", "read", FAST)
+        with_retries(work, "s3://b/x", "read", FAST)
     assert work.calls == 1
 
 

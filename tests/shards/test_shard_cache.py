@@ -15,7 +15,7 @@ import pytest
 from shards.manifest import Manifest
 from shards.objects import Access, Retry
 from shards.samples import RawSample, read_raw
-from shards.shard_cache import keep
+from shards.shard_cache import cached_copy
 from shards_trees import flat_tree, pack_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,11 +95,11 @@ def test_what_was_not_used_for_longest_leaves_a_full_cache(far: Manifest, tmp_pa
     one, two, three = far.shards[:3]
     how = access(tmp_path, one.bytes + two.bytes + three.bytes - 1)
     for age, shard in ((300, one), (200, two)):
-        path = keep(f"{far.url}/{shard.file}", shard, how)
+        path = cached_copy(f"{far.url}/{shard.file}", shard, how)
         assert path is not None
         os.utime(path, (path.stat().st_mtime - age,) * 2)
-    keep(f"{far.url}/{one.file}", one, how)  # used again
-    keep(f"{far.url}/{three.file}", three, how)
+    cached_copy(f"{far.url}/{one.file}", one, how)  # used again
+    cached_copy(f"{far.url}/{three.file}", three, how)
     assert set(copies(tmp_path)) == {f"{one.sha256}.tar", f"{three.sha256}.tar"}
     assert read_all(far, how) == read_all(far, Access())
 

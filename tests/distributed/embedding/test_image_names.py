@@ -1,5 +1,6 @@
 """The pictures' names on their way from the shards into res101.mat."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+import webdataset
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -18,7 +20,6 @@ from distributed.features.cache import feature_spec, units_of, write_tensors
 from distributed.features.extract import compute_unit, whole_picture
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.samples import read_raw
-from shards.tar import TarWriter
 from tiny import make_tiny
 from vgse.config import BackboneConfig, ModelConfig
 from vgse.images.backbones import build_backbone
@@ -128,14 +129,14 @@ def test_texts_of_strangers_are_kept_as_texts_and_never_longer_than_a_path(
     shutil.copytree(root / "packed", packed)
     shard = manifest.shards_of("train")[0]
     with (packed / shard.file).open("wb") as file:
-        tar = TarWriter(file)
+        tar = webdataset.TarWriter(file, mtime=0, encoder=False)
         for number, raw in enumerate(read_raw(manifest, shard)):
             meta = {**json.loads(raw.json), "source": TEXTS[number % len(TEXTS)]}
-            tar.add(f"{raw.key}.jpg", raw.jpeg)
-            tar.add(f"{raw.key}.json", json.dumps(meta).encode())
+            tar.write({"__key__": raw.key, "jpg": raw.jpeg, "json": json.dumps(meta).encode()})
         tar.close()
     content = json.loads((packed / "manifest.json").read_text())
-    content["shards"][0] |= {"bytes": tar.bytes, "sha256": tar.sha256.hexdigest()}
+    data = (packed / shard.file).read_bytes()
+    content["shards"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (packed / "manifest.json").write_text(json.dumps(content))
     changed = load_manifest(str(packed))
     for unit in units_of(changed, SPLITS):

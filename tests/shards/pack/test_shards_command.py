@@ -114,7 +114,7 @@ def test_check_goes_on_after_a_missing_and_a_truncated_shard(packed: Manifest) -
     found = "\n".join(check(packed))
     assert "missing shards: train-000000.tar" in found
     assert "'train-000001.tar' has 3000 bytes" in found
-    assert "train-000001.tar: ends inside" in found
+    assert "train-000001.tar: ends at byte" in found
 
 
 def test_check_finds_a_key_that_is_in_two_shards(packed: Manifest) -> None:
