@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.photographs import write_photographs
 from shards.config import PackConfig
 from shards.manifest import Manifest
-from shards.pack.executors import OnRay
+from shards.pack.executors import choose_run
 from shards.pack.pack import Progress, pack
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +137,7 @@ def measure(folder: Path, count: int, side: int | None, method: str) -> dict[str
 
     cpu = os.times()
     try:
-        manifest: Manifest = pack(config, run=OnRay("auto"), on_progress=on_progress)
+        manifest: Manifest = pack(config, run=choose_run(None, "auto"), on_progress=on_progress)
     finally:
         watch.stopped.set()
         thread.join()

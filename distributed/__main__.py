@@ -83,7 +83,7 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
 def _train(options: Any) -> int:
     run_id, resume, verbose, config = _run_options(options)
     from distributed.run import train  # torch and Ray take seconds: not for --help
-    from shards.objects import is_remote, join
+    from shards.objects import is_remote, join_url
 
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
@@ -96,7 +96,7 @@ def _train(options: Any) -> int:
     if is_remote(config.storage):
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job's machine is not the user's
             print(f"{report} (a copy)")
-        report = join(config.storage, f"{run_id}/report.html")
+        report = join_url(config.storage, f"{run_id}/report.html")
     print(report)
     return 0
 

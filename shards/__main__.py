@@ -42,12 +42,9 @@ def make_parser() -> jsonargparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns 0, 1 (check found damage) or 2 (one line on stderr says why)."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
-        if options.subcommand == "pack":
-            return _pack(options.pack)
-        return _check(options.check)
+        return (_pack if options.subcommand == "pack" else _check)(options[options.subcommand])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pack(options: jsonargparse.Namespace) -> int:
-    from shards.pack.executors import choose
+    from shards.pack.executors import choose_run
     from shards.pack.pack import Progress, pack
 
     values = options.as_dict()
@@ -82,7 +79,7 @@ def _pack(options: jsonargparse.Namespace) -> int:
                 task, total=progress.total, completed=progress.done, damaged=progress.damaged
             )
 
-        manifest = pack(config, run=choose(config.workers, config.ray), on_progress=show)
+        manifest = pack(config, run=choose_run(config.workers, config.ray), on_progress=show)
     console.print(_table(manifest))
     if dropped:
         console.print(f"left out: {_count(dropped, 'training image')} of unseen classes")
@@ -96,10 +93,10 @@ def _check(options: jsonargparse.Namespace) -> int:
     from shards.manifest import load_manifest
     from shards.objects import is_remote
     from shards.pack.check import check, draw_samples
-    from shards.pack.executors import choose
+    from shards.pack.executors import choose_run
 
     manifest = load_manifest(options.folder, check_files=False)
-    found = check(manifest, run=choose(options.workers))
+    found = check(manifest, run=choose_run(options.workers))
     console = Console()
     console.print(_table(manifest))
     for problem in found:
@@ -125,9 +122,9 @@ def _table(manifest: Manifest) -> Table:
         counts: Counter[str] = Counter()
         for shard in shards:
             counts.update(shard.class_counts)
-        megabytes = sum(shard.bytes for shard in shards) / 1e6
         numbers = [len(counts), counts.total(), min(counts.values(), default=0)]
         numbers += [max(counts.values(), default=0), len(shards)]
+        megabytes = sum(shard.bytes for shard in shards) / 1e6
         table.add_row(split, *map(str, numbers), f"{megabytes:.1f}")
     table.caption = (
         f"{len(manifest.seen)} seen ({len(manifest.val)} of them for validation), "

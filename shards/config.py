@@ -1,8 +1,9 @@
 """What `python -m shards pack` can be told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from vgse.config import bounded, check_fields
 from vgse.errors import UserError
 
 
@@ -18,13 +19,13 @@ class PackConfig:
     unseen: str | None = None
     """File with the unseen classes: one a line, or a JSON or YAML list; FILE#a.b takes the
     list under keys a, b. Not needed where the data set has a testclasses.txt."""
-    unseen_fraction: float | None = None
+    unseen_fraction: float | None = field(default=None, metadata={"range": (0, 1)})
     """Instead of a list: share of the classes, drawn by --seed, that are unseen."""
     val: str | None = None
     """File with the validation classes (seen classes on which choices are made), as above."""
-    val_fraction: float = 0.2
+    val_fraction: float = bounded(0.2, 0, 1)
     """Instead of a list: share of the seen classes, drawn by --seed."""
-    test_fraction: float = 0.2
+    test_fraction: float = bounded(0.2, 0, 1)
     """Share of each seen class's images that becomes test_seen where the data set has no
     split of its own; drawn by a hash of the file names."""
     splits: str | None = None
@@ -35,21 +36,21 @@ class PackConfig:
     """JSON or YAML file {class: words} for names that do not split into words by themselves."""
     patches: Literal["grid", "watershed"] = "grid"
     """How patches are found: an even grid, or regions of a compact watershed."""
-    num_patches: int = 9
+    num_patches: int = bounded(9, 1)
     """N, boxes an image; 9 make a grid of 3 x 3."""
     overlap: float = 0.5
     """Share of a grid box that it has in common with its neighbour."""
-    short_side: int = 384
+    short_side: int = bounded(384, 0)
     """Shorter side of stored images in pixels; 0 keeps the size. Smaller images keep theirs."""
     upscale: bool = False
     """Enlarge smaller images to --short_side, too."""
-    quality: int = 90
+    quality: int = bounded(90, 1, 100)
     """JPEG quality, 1 to 100."""
-    images_per_shard: int = 1000
+    images_per_shard: int = bounded(1000, 1)
     """Images in a tar file; 1000 of 384 pixels make about 60 MB."""
-    max_pixels: int = 64_000_000
+    max_pixels: int = bounded(64_000_000, 1)
     """Images with more pixels than this are not decoded but listed as damaged."""
-    max_damaged: float = 0.01
+    max_damaged: float = bounded(0.01, 0, 1)
     """Share of unreadable images, in 0..1, above which packing stops."""
     seed: int = 0
     """Seed of all that is drawn: classes and the order of images."""
@@ -57,7 +58,7 @@ class PackConfig:
     """What the manifest calls the source; default: the kind and the folder's name."""
     licence: str = ""
     """Licence or credit of the images, kept in the manifest."""
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata={"range": (1, float("inf"))})
     """Processes; default: one a core. 1 stays in this process."""
     ray: str | None = None
     """Address of a Ray cluster that packs instead ("auto" for the running one); --source and
@@ -65,24 +66,13 @@ class PackConfig:
 
 
 def validate(config: PackConfig) -> None:
-    """Raises ValueError, in one line, for the first value that cannot work."""
-    for name in ("unseen_fraction", "val_fraction", "test_fraction", "max_damaged"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
+    """Check every field by itself, and those that exclude each other."""
+    check_fields(config)
     if config.unseen is not None and config.unseen_fraction is not None:
         raise UserError("give either unseen or unseen_fraction, not both")
     if (config.splits is None) != (config.features_file is None):
         raise UserError("splits and features_file belong together; give both or neither")
     if config.splits is not None and (config.unseen or config.val or config.unseen_fraction):
         raise UserError("splits already names unseen and validation classes; drop the others")
-    if not 1 <= config.quality <= 100:
-        raise UserError(f"quality is {config.quality}; it must be 1 to 100")
-    if config.short_side < 0:
-        raise UserError(f"short_side is {config.short_side}; it must be 0 (keep) or more")
-    for name in ("num_patches", "images_per_shard", "max_pixels", "workers"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
     if "://" in config.out:
         raise UserError(f"out is {config.out}; pack into a local folder, then copy it there")

@@ -19,9 +19,9 @@ _JPEG_LIMIT = 65500
 def load_rgb(path: str, *, short_side: int, upscale: bool, max_pixels: int) -> NDArray[np.uint8]:
     """The picture as uint8 [H, W, 3], upright, on white, its shorter side brought to short_side.
 
-    A short_side of 0 keeps the size; smaller pictures are enlarged only with `upscale`.
-    Raises ValueError with the cause for whatever cannot be decoded, has more than
-    `max_pixels` pixels (known from the header, before decoding) or is extremely narrow.
+    A short_side of 0 keeps the size; smaller pictures are enlarged only with `upscale`. Refused
+    are pictures that cannot be decoded, are extremely narrow, or have more than `max_pixels`
+    pixels by their header.
     """
     try:
         with warnings.catch_warnings():
@@ -33,7 +33,7 @@ def load_rgb(path: str, *, short_side: int, upscale: bool, max_pixels: int) -> N
                     image.draft(None, (2 * short_side, 2 * short_side))
                 rgb = _resize(_to_rgb(ImageOps.exif_transpose(image)), short_side, upscale)
                 return np.asarray(rgb, np.uint8)
-    except ValueError:
+    except UserError:
         raise
     except UnidentifiedImageError:
         raise UserError("no picture, or of an unknown format") from None
@@ -53,7 +53,7 @@ def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def decode_jpeg(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]; raises ValueError if damaged or above `max_pixels` by its header."""
+    """uint8 [H, W, 3]; refused if damaged or above `max_pixels` by its header."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _require_size((width, height), max_pixels)

@@ -1,36 +1,27 @@
 """Where a loader's time goes, and what to change when training waits for it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 STALL = 0.05  # share of waiting above which something is said
 
 
 @dataclass(frozen=True)
 class LoadTimes:
-    """Seconds that a reader spent on a batch, or the sum over batches (and readers).
-
-    Attributes:
-        read: waiting for bytes of the disk or the store, and taking the tar apart.
-        decode: JPEG to pixels.
-        cut: resizing or cutting patches, and copying them into the batch.
-        idle: from handing the batch over before to being asked for this one: the trainer's
-            step in one process; in a loader process the hand-over, and rest when it is ahead.
-    """
+    """Seconds that a reader spent on a batch, or the sum over batches (and readers)."""
 
     read: float = 0.0
+    """Waiting for bytes of the disk or the store, and taking the tar apart."""
     decode: float = 0.0
+    """JPEG to pixels."""
     cut: float = 0.0
+    """Resizing or cutting patches, and copying them into the batch."""
     idle: float = 0.0
+    """From handing the batch over before to being asked for this one: the trainer's step in one
+    process; in a loader process the hand-over, and rest when it is ahead."""
 
     def __add__(self, other: "LoadTimes") -> "LoadTimes":
         """Sum, part by part."""
-        return LoadTimes(
-            self.read + other.read,
-            self.decode + other.decode,
-            self.cut + other.cut,
-            self.idle + other.idle,
-        )
+        return LoadTimes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def busy(self) -> float:
@@ -39,11 +30,6 @@ class LoadTimes:
 
 
 NO_TIMES = LoadTimes()
-
-
-def total(times: Iterable[LoadTimes]) -> LoadTimes:
-    """Sum over batches."""
-    return sum(times, NO_TIMES)
 
 
 def explain_stall(
@@ -64,35 +50,30 @@ def explain_stall(
     if stall <= STALL or whole <= 0:
         return None
     parts = {"read": times.read, "decode": times.decode, "cut": times.cut}
+    slowest = max(parts, key=lambda part: parts[part])
+    seconds = parts[slowest]
     if loader_workers and times.idle > times.busy:
         # Readers that rest while the trainer waits: what is slow lies between them.
-        share, name, change = times.idle / whole, "handing batches over", _CHANGE_COPY
-    else:
-        slowest = max(parts, key=lambda part: parts[part])
-        share = parts[slowest] / whole if loader_workers else parts[slowest] / times.busy
-        name = _NAMES[slowest, remote]
-        change = _change(slowest, loader_workers, remote)
+        slowest, seconds = "copy", times.idle
+    share = seconds / (whole if loader_workers else times.busy)
+    what = {
+        "read": f"waiting for the {'network' if remote else 'disk'}",
+        "decode": "decoding JPEGs",
+        "cut": "resizing and copying pictures",
+        "copy": "handing batches over",
+    }[slowest]
     return (
         f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
-        f"theirs {name}: {change}"
+        f"theirs {what}: {_remedy(slowest, loader_workers, remote)}"
     )
 
 
-_NAMES = {
-    ("read", True): "waiting for the network",
-    ("read", False): "waiting for the disk",
-    ("decode", True): "decoding JPEGs",
-    ("decode", False): "decoding JPEGs",
-    ("cut", True): "resizing and copying pictures",
-    ("cut", False): "resizing and copying pictures",
-}
-_CHANGE_COPY = (
-    "pack with a smaller --short_side, lower cluster.loader_workers if the cores are full, and "
-    "see whether /dev/shm is large enough"
-)
-
-
-def _change(part: str, loader_workers: int, remote: bool) -> str:
+def _remedy(part: str, loader_workers: int, remote: bool) -> str:
+    if part == "copy":
+        return (
+            "pack with a smaller --short_side, lower cluster.loader_workers if the cores are full, "
+            "and see whether /dev/shm is large enough"
+        )
     if part == "read" and remote:
         return (
             "keep shards in a local cache, raise cluster.loader_workers to have more reads at "

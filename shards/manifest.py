@@ -17,8 +17,13 @@ import numpy.typing as npt
 from shards.objects import FIRST, file_sizes, is_remote, join_url, read_bytes
 from vgse.errors import UserError
 
+VERSION = 1
+FILE = "manifest.json"
+LABELS = "labels.npy"
 SPLITS = ("train", "test_seen", "test_unseen")
 ROLES = ("train", "val", "unseen", "hidden")
+_SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-\d{6}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -63,114 +68,6 @@ class ImageSpec:
     short_side: int
     quality: int
     largest: int = 0
-
-
-_SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-\d{6}\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def find_problems(
-    classes: list[ClassEntry], shards: list[ShardEntry], *, num_patches: int, stride: int
-) -> list[str]:
-    """What is wrong with a manifest's classes and shards, a line each; empty if nothing is."""
-    found = _class_problems(classes) + _shard_problems(classes, shards, stride)
-    if num_patches < 1:
-        found.append(f"patches: num_patches is {num_patches}; it must be at least 1")
-    if found:
-        return found  # what follows counts over classes and shards that must be sound
-    return _count_problems(classes, shards)
-
-
-def _class_problems(classes: list[ClassEntry]) -> list[str]:
-    found = []
-    names = Counter(entry.name for entry in classes)
-    roles: dict[str, set[str]] = {}
-    for entry in classes:
-        roles.setdefault(entry.name, set()).add(entry.role)
-        if entry.role not in ROLES:
-            found.append(f"class {entry.name!r}: role {entry.role!r} is none of {', '.join(ROLES)}")
-    for name, count in names.items():
-        if len(roles[name]) > 1 and "unseen" in roles[name]:
-            found.append(f"class {name!r} is both seen and unseen; keep one role")
-        elif count > 1:
-            found.append(f"class {name!r} is listed {count} times; keep one")
-    return found
-
-
-def _shard_problems(classes: list[ClassEntry], shards: list[ShardEntry], stride: int) -> list[str]:
-    if stride < 1:
-        return [f"stride is {stride}; it must be at least 1"]
-    found = []
-    known = {entry.name for entry in classes}
-    for file, count in Counter(shard.file for shard in shards).items():
-        if count > 1:
-            found.append(f"shard {file!r} is listed {count} times; keep one")
-    for shard in shards:
-        name = f"shard {shard.file!r}"
-        match = _SHARD_NAME.fullmatch(shard.file)
-        if not match or match[1] != shard.split:
-            found.append(f"{name}: the name must be {shard.split}-NNNNNN.tar; pack again")
-        if not _SHA256.fullmatch(shard.sha256):
-            found.append(f"{name}: sha256 {shard.sha256!r} is not a checksum; pack again")
-        if sum(shard.class_counts.values()) != shard.count or shard.count < 1:
-            total = sum(shard.class_counts.values())
-            found.append(f"{name}: count is {shard.count}, its classes add up to {total}")
-        for stranger in sorted(set(shard.class_counts) - known):
-            found.append(f"{name}: class {stranger!r} is not among the classes; pack again")
-        if shard.offsets and (
-            len(shard.offsets) != math.ceil(shard.count / stride)
-            or sorted(shard.offsets) != shard.offsets
-            or not 0 <= shard.offsets[0] <= shard.offsets[-1] < shard.bytes
-        ):
-            found.append(f"{name}: offsets do not fit its count and bytes; pack again")
-    return found
-
-
-def _count_problems(classes: list[ClassEntry], shards: list[ShardEntry]) -> list[str]:
-    found = []
-    totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    for shard in shards:
-        totals[shard.split].update(shard.class_counts)
-    for entry in classes:
-        if entry.role == "hidden":
-            found += [
-                f"class {entry.name!r} is hidden but has images in split {split}"
-                for split in SPLITS
-                if totals[split][entry.name]
-            ]
-            continue
-        unseen = entry.role == "unseen"
-        home = "test_unseen" if unseen else "train"
-        if not totals[home][entry.name]:
-            found.append(f"class {entry.name!r} ({entry.role}) has no images in split {home}")
-        foreign = ("train", "test_seen") if unseen else ("test_unseen",)
-        for split in foreign:
-            if totals[split][entry.name]:
-                kind = "unseen" if unseen else "seen"
-                found.append(f"class {entry.name!r} is {kind} but has images in split {split}")
-    return found
-
-
-VERSION = 1
-FILE = "manifest.json"
-LABELS = "labels.npy"
-
-__all__ = [
-    "FILE",
-    "LABELS",
-    "SPLITS",
-    "VERSION",
-    "ClassEntry",
-    "ImageSpec",
-    "Manifest",
-    "PatchSpec",
-    "ShardEntry",
-    "dump",
-    "file_problems",
-    "load_labels",
-    "load_manifest",
-    "problems",
-]
 
 
 @dataclass(frozen=True)
@@ -246,32 +143,31 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     """The manifest of a local folder or any fsspec URL (or of a path to its manifest.json).
 
     `check_files` also looks, without reading them, whether all shards are there with the
-    right length. Raises ValueError in one line for whatever cannot be trusted.
+    right length.
     """
     folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
     if not is_remote(folder):
         folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
-    where = join_url(folder, FILE)
+    path = join_url(folder, FILE)
     try:
-        content = json.loads(read_bytes(where, retry=FIRST))
+        content = json.loads(read_bytes(path, retry=FIRST))
     except FileNotFoundError:
         remedy = f"make it with `python -m shards pack --out {folder}`"
         if is_remote(folder):
             remedy = "correct the address, or copy a packed folder there"
-        raise UserError(f"{where}: no such file; {remedy}") from None
+        raise UserError(f"{path}: no such file; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{where}: not JSON ({error}); pack again") from None
-    manifest = _parse(content, folder, where)
-    for problem in problems(manifest):
-        raise UserError(f"{where}: {problem}")
-    if check_files:
-        for problem in file_problems(manifest):
-            raise UserError(f"{where}: {problem}")
+        raise UserError(f"{path}: not JSON ({error}); pack again") from None
+    manifest = _parse(content, folder, path)
+    for problem in find_problems(manifest):
+        raise UserError(f"{path}: {problem}")
+    for problem in file_problems(manifest) if check_files else []:
+        raise UserError(f"{path}: {problem}")
     return manifest
 
 
-def dump(manifest: Manifest) -> str:
-    """The manifest as JSON text, one class or shard a line so that changes show in a diff."""
+def manifest_json(manifest: Manifest) -> str:
+    """The manifest as text, one class or shard a line so that changes show in a diff."""
     lines = []
     for key, value in asdict(manifest).items():
         if key == "url":
@@ -286,70 +182,134 @@ def dump(manifest: Manifest) -> str:
 
 def load_labels(manifest: Manifest) -> dict[str, npt.NDArray[np.int64]]:
     """Labels of every sample by shard file, [count] each, without opening a shard."""
-    where = join_url(manifest.url, LABELS)
+    path = join_url(manifest.url, LABELS)
     try:
-        data = read_bytes(where)
+        data = read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file; pack again") from None
+        raise UserError(f"{path}: no such file; pack again") from None
     if hashlib.sha256(data).hexdigest() != manifest.labels_sha256:
-        raise UserError(f"{where}: does not belong to the manifest beside it; pack again")
+        raise UserError(f"{path}: does not belong to the manifest beside it; pack again")
     labels = np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64)
     ends = np.cumsum([shard.count for shard in manifest.shards])
     parts = np.split(labels, ends[:-1])
     return {shard.file: part for shard, part in zip(manifest.shards, parts, strict=True)}
 
 
-def _parse(content: Any, folder: str, where: str) -> Manifest:
+def _parse(content: Any, folder: str, path: str) -> Manifest:
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise UserError(
-            f"{where}: field version is {version!r}, this program reads {VERSION}; "
+            f"{path}: field version is {version!r}, this program reads {VERSION}; "
             "pack again or update the program"
         )
+
+    def known(kind: type, row: dict[str, Any]) -> dict[str, Any]:
+        names = {item.name for item in fields(kind)}
+        return {key: value for key, value in row.items() if key in names}
+
     try:
         return Manifest(
             **{
-                **_known(Manifest, content),
+                **known(Manifest, content),
                 "url": folder,
-                "classes": [ClassEntry(**_known(ClassEntry, row)) for row in content["classes"]],
-                "shards": [ShardEntry(**_known(ShardEntry, row)) for row in content["shards"]],
-                "patches": PatchSpec(**_known(PatchSpec, content["patches"])),
-                "image": ImageSpec(**_known(ImageSpec, content["image"])),
+                "classes": [ClassEntry(**known(ClassEntry, row)) for row in content["classes"]],
+                "shards": [ShardEntry(**known(ShardEntry, row)) for row in content["shards"]],
+                "patches": PatchSpec(**known(PatchSpec, content["patches"])),
+                "image": ImageSpec(**known(ImageSpec, content["image"])),
             }
         )
     except KeyError as error:
-        raise UserError(f"{where}: field {error.args[0]} is missing; pack again") from None
+        raise UserError(f"{path}: field {error.args[0]} is missing; pack again") from None
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{where}: {error}; pack again") from None
+        raise UserError(f"{path}: {error}; pack again") from None
 
 
-def _known(kind: type, row: dict[str, Any]) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)}
-    return {key: value for key, value in row.items() if key in names}
-
-
-def problems(manifest: Manifest) -> list[str]:
+def find_problems(manifest: Manifest) -> list[str]:
     """What is wrong within the manifest, a line each; empty if nothing is."""
-    return find_problems(
-        manifest.classes,
-        manifest.shards,
-        num_patches=manifest.num_patches,
-        stride=manifest.stride,
-    )
+    found = _class_problems(manifest.classes) + _shard_problems(manifest)
+    if manifest.num_patches < 1:
+        found.append(f"patches: num_patches is {manifest.num_patches}; it must be at least 1")
+    # What else there is counts over classes and shards that must be sound.
+    return found or _count_problems(manifest)
+
+
+def _class_problems(classes: list[ClassEntry]) -> list[str]:
+    found = []
+    roles: dict[str, list[str]] = {}
+    for entry in classes:
+        roles.setdefault(entry.name, []).append(entry.role)
+        if entry.role not in ROLES:
+            found.append(f"class {entry.name!r}: role {entry.role!r} is none of {', '.join(ROLES)}")
+    for name, given in roles.items():
+        if len(set(given)) > 1 and "unseen" in given:
+            found.append(f"class {name!r} is both seen and unseen; keep one role")
+        elif len(given) > 1:
+            found.append(f"class {name!r} is listed {len(given)} times; keep one")
+    return found
+
+
+def _shard_problems(manifest: Manifest) -> list[str]:
+    stride, shards = manifest.stride, manifest.shards
+    if stride < 1:
+        return [f"stride is {stride}; it must be at least 1"]
+    files = Counter(shard.file for shard in shards)
+    found = [f"shard {f!r} is listed {n} times; keep one" for f, n in files.items() if n > 1]
+    known = set(manifest.class_names)
+    for shard in shards:
+        name = f"shard {shard.file!r}"
+        match = _SHARD_NAME.fullmatch(shard.file)
+        if not match or match[1] != shard.split:
+            found.append(f"{name}: the name must be {shard.split}-NNNNNN.tar; pack again")
+        if not _SHA256.fullmatch(shard.sha256):
+            found.append(f"{name}: sha256 {shard.sha256!r} is not a checksum; pack again")
+        total = sum(shard.class_counts.values())
+        if total != shard.count or shard.count < 1:
+            found.append(f"{name}: count is {shard.count}, its classes add up to {total}")
+        for stranger in sorted(set(shard.class_counts) - known):
+            found.append(f"{name}: class {stranger!r} is not among the classes; pack again")
+        if shard.offsets and (
+            len(shard.offsets) != math.ceil(shard.count / stride)
+            or sorted(shard.offsets) != shard.offsets
+            or not 0 <= shard.offsets[0] <= shard.offsets[-1] < shard.bytes
+        ):
+            found.append(f"{name}: offsets do not fit its count and bytes; pack again")
+    return found
+
+
+_ALLOWED = {"unseen": ("test_unseen",), "hidden": ()}
+
+
+def _count_problems(manifest: Manifest) -> list[str]:
+    found = []
+    totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for shard in manifest.shards:
+        totals[shard.split].update(shard.class_counts)
+    for entry in manifest.classes:
+        allowed = _ALLOWED.get(entry.role, ("train", "test_seen"))
+        if allowed and not totals[allowed[0]][entry.name]:
+            found.append(f"class {entry.name!r} ({entry.role}) has no images in split {allowed[0]}")
+        kind = entry.role if entry.role in _ALLOWED else "seen"
+        found += [
+            f"class {entry.name!r} is {kind} but has images in split {split}"
+            for split in SPLITS
+            if split not in allowed and totals[split][entry.name]
+        ]
+    return found
 
 
 def file_problems(manifest: Manifest) -> list[str]:
     """Shards that are not there or have another length than the manifest says, a line each."""
     sizes = file_sizes(manifest.url, retry=FIRST)
-    missing = [s.file for s in manifest.shards if s.file not in sizes]
+    missing = [shard.file for shard in manifest.shards if shard.file not in sizes]
     found = []
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         found.append(f"missing shards: {', '.join(missing[:5])}{more}; copy them or pack again")
     for shard in manifest.shards:
-        if shard.file in sizes and sizes[shard.file] != shard.bytes:
+        size = sizes.get(shard.file, shard.bytes)
+        if size != shard.bytes:
             found.append(
-                f"shard {shard.file!r} has {sizes[shard.file]} bytes, not {shard.bytes}: "
+                f"shard {shard.file!r} has {size} bytes, not {shard.bytes}: "
                 "copied in part or changed; copy it again or pack again"
             )
     return found

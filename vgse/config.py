@@ -231,15 +231,21 @@ class RunConfig:
 def validate(config: RunConfig) -> None:
     """Check every number against its range, every choice, and addresses for passwords."""
     refuse_passwords(config)
-    for name, item, kind, value in _walk(config):
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            choices = ", ".join(get_args(kind))
-            raise UserError(f"{name} is {value!r}; it must be one of {choices}")
-        _check_range(name, value, *item.metadata.get("range", (-inf, inf)))
+    check_fields(config)
     workers = config.cluster.num_workers
     _check_range("training.batch_size", config.training.batch_size, workers, inf)
     if config.cluster.min_workers is not None:
         _check_range("cluster.min_workers", config.cluster.min_workers, 1, workers)
+
+
+def check_fields(config: Any) -> None:
+    """Check every number of a dataclass against its range, and every choice."""
+    for name, item, kind, value in _walk(config):
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise UserError(f"{name} is {value!r}; it must be one of {choices}")
+        if value is not None:
+            _check_range(name, value, *item.metadata.get("range", (-inf, inf)))
 
 
 def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any, Any]]:

@@ -14,7 +14,15 @@ import webdataset
 from benchmarks.loader.samples import bare_tar
 from benchmarks.photographs import write_photographs
 from shards.config import PackConfig
-from shards.manifest import FILE, LABELS, ImageSpec, Manifest, ShardEntry, dump, load_manifest
+from shards.manifest import (
+    FILE,
+    LABELS,
+    ImageSpec,
+    Manifest,
+    ShardEntry,
+    load_manifest,
+    manifest_json,
+)
 from shards.pack.pack import pack
 from shards.samples import read_raw
 
@@ -72,7 +80,9 @@ def store_originals(packed: Manifest, photographs: Path, out: Path) -> Manifest:
         )
     image = ImageSpec(0, 0, packed.image.largest)
     shutil.copyfile(Path(packed.url) / LABELS, out / LABELS)
-    (out / FILE).write_text(dump(replace(packed, url=str(out), shards=entries, image=image)))
+    (out / FILE).write_text(
+        manifest_json(replace(packed, url=str(out), shards=entries, image=image))
+    )
     return load_manifest(str(out))
 
 

@@ -6,9 +6,9 @@ from shards.datasets.classes import read_names
 from shards.datasets.layout import (
     Layout,
     find_images,
+    listed_unseen,
     require_folder,
     safe_path,
-    listed_unseen,
     unique_names,
 )
 from vgse.errors import UserError

@@ -19,8 +19,7 @@ _NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")
 
 def hash_key(*parts: object) -> bytes:
     """sha256 of the parts: an order that depends on nothing else, on any machine."""
-    text = "\0".join(str(part) for part in parts)
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
 
 
 def draw(names: Iterable[str], fraction: float, seed: int, purpose: str) -> list[str]:
@@ -33,7 +32,7 @@ def draw(names: Iterable[str], fraction: float, seed: int, purpose: str) -> list
 def read_names(file: str) -> list[str]:
     """Class names from a text file (one a line, also numbered), or a JSON or YAML list.
 
-    `FILE#a.b` takes the list under the keys a, b of a JSON or YAML file. Raises ValueError.
+    `FILE#a.b` takes the list under the keys a, b of a JSON or YAML file.
     """
     path, _, keys = (file, "", "") if Path(file).exists() else file.partition("#")
     if Path(path).suffix not in (".json", ".yaml", ".yml"):
@@ -74,10 +73,10 @@ def make_entries(
     *,
     where: str,
 ) -> list[ClassEntry]:
-    """The classes, sorted by name, with roles and words. Raises ValueError in one line."""
-    require_known(unseen, names, f"{where}: unseen classes")
-    require_known(val, names, f"{where}: validation classes")
-    require_known(words, names, "class_words")
+    """The classes, sorted by name, with roles and words."""
+    _require_known(unseen, names, f"{where}: unseen classes")
+    _require_known(val, names, f"{where}: validation classes")
+    _require_known(words, names, "class_words")
     both = sorted(set(unseen) & set(val))
     if both:
         raise UserError(f"{where}: {_some(both)} both unseen and for validation; keep one role")
@@ -85,18 +84,15 @@ def make_entries(
         raise UserError(f"{where}: no unseen classes; name them with --unseen FILE")
     if not set(names) - set(unseen) - set(val):
         raise UserError(f"{where}: no class is left to train on; shorten the other lists")
-
-    def role(name: str) -> str:
-        return "unseen" if name in unseen else "val" if name in val else "train"
-
+    roles = {**dict.fromkeys(names, "train"), **dict.fromkeys(val, "val")}
+    roles |= dict.fromkeys(unseen, "unseen")
     return [
-        ClassEntry(name, role(name), words.get(name) or words_of(name) or [name.lower()])
+        ClassEntry(name, roles[name], words.get(name) or words_of(name) or [name.lower()])
         for name in sorted(names)
     ]
 
 
-def require_known(wanted: Iterable[str], known: Collection[str], what: str) -> None:
-    """Raises ValueError that lists all wanted names that are not known, with likely ones."""
+def _require_known(wanted: Iterable[str], known: Collection[str], what: str) -> None:
     strange = sorted(set(wanted) - set(known))
     if strange:
         near = difflib.get_close_matches(strange[0], known, 1)

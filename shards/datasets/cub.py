@@ -6,10 +6,10 @@ from pathlib import Path
 from shards.datasets.layout import (
     Layout,
     SourceImage,
+    listed_unseen,
     require_folder,
     safe_path,
     source_of,
-    listed_unseen,
     unique_names,
 )
 from vgse.errors import UserError

@@ -8,9 +8,9 @@ from shards.datasets.layout import (
     Layout,
     SourceImage,
     is_image,
+    listed_unseen,
     safe_path,
     source_of,
-    listed_unseen,
     unique_names,
 )
 from vgse.errors import UserError

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,18 +23,12 @@ _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0bb", "#f03
 
 @dataclass(frozen=True)
 class Findings:
-    """Problems of one shard, and the keys in it."""
+    """Problems of one shard, and the keys and labels in it."""
 
     file: str
     problems: list[str]
     keys: list[str]
     labels: list[int]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    manifest: Manifest
-    shard: ShardEntry
 
 
 def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
@@ -44,8 +39,8 @@ def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
     """
     found = file_problems(manifest)
     there = file_sizes(manifest.url)
-    pieces = [_Piece(manifest, shard) for shard in manifest.shards if shard.file in there]
-    results = sorted(run(check_shard, pieces), key=lambda result: result.file)
+    shards = [shard for shard in manifest.shards if shard.file in there]
+    results = sorted(run(partial(check_shard, manifest), shards), key=lambda result: result.file)
     for result in results:
         found += result.problems
     counts = Counter(key for result in results for key in set(result.keys))
@@ -60,10 +55,9 @@ def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
     return found
 
 
-def check_shard(piece: _Piece) -> Findings:
+def check_shard(manifest: Manifest, shard: ShardEntry) -> Findings:
     """Problems of one shard: checksum, structure, every picture, boxes and class counts."""
-    manifest, shard = piece.manifest, piece.shard
-    found = []
+    found: list[str] = []
     keys: list[str] = []
     seen: list[int] = []
     labels = label_index(manifest)
@@ -97,7 +91,7 @@ def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int =
     sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + 28) + 8), "white")
     for number, (split, sample) in enumerate(samples):
         x, y = 8 + number % columns * (side + 8), 8 + number // columns * (side + 28)
-        sheet.paste(_tile(sample, side), (x, y))
+        sheet.paste(_draw_boxes(sample, side), (x, y))
         name = manifest.class_names[sample.label]
         ImageDraw.Draw(sheet).text((x, y + side + 2), f"{name[:24]}\n{split}", "black", font_size=9)
     with written_whole(Path(path)) as stream:
@@ -105,7 +99,7 @@ def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int =
     return path
 
 
-def _tile(sample: Sample, side: int) -> Image.Image:
+def _draw_boxes(sample: Sample, side: int) -> Image.Image:
     tile = Image.fromarray(sample.image).resize((side, side))
     draw = ImageDraw.Draw(tile)
     # Boxes of a grid overlap: a drift of one pixel a box keeps their edges apart.

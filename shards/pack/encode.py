@@ -14,9 +14,10 @@ import numpy as np
 import webdataset as wds
 from numpy.typing import NDArray
 
-from shards.datasets.layouts import SourceImage
+from shards.datasets.layout import SourceImage
 from shards.images import encode_jpeg, load_rgb
 from shards.manifest import ImageSpec, PatchSpec, ShardEntry
+from vgse.errors import UserError
 from vgse.files import written_whole
 from vgse.images.patches import grid_boxes
 from vgse.images.watershed import watershed_boxes
@@ -66,8 +67,7 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
     part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
     try:
         with open(part, "w+b") as file:
-            packed = _write(spec, file)
-            file.flush()
+            packed = _write_tar(spec, file)
             os.fsync(file.fileno())
         os.replace(part, Path(spec.out, spec.file))
     finally:
@@ -80,13 +80,12 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
 
 def read_record(spec: ShardSpec) -> PackedShard | None:
     """The shard as an earlier run of the same plan finished it; None if it has to be made."""
-    tar = Path(spec.out, spec.file)
     try:
         record = json.loads(Path(spec.out, RECORDS, f"{spec.file}.json").read_text())
         if record.pop("plan") != spec.plan:
             return None
         packed = PackedShard(**{**record, "entry": ShardEntry(**record["entry"])})
-        with open(tar, "rb") as file:
+        with open(Path(spec.out, spec.file), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None
@@ -100,56 +99,60 @@ def make_boxes(image: NDArray[np.uint8], patches: PatchSpec) -> NDArray[np.float
     return watershed_boxes(image, patches.num_patches)
 
 
-def sample_key(number: int, source: str) -> str:
-    """A key that is unique, sorts in packing order and holds nothing of the file's name."""
-    return f"{number:08d}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-
-
-def _write(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
+def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
     cv2.setNumThreads(0)  # one process a core already
     labels = {name: label for label, name in enumerate(spec.class_names)}
+    found: list[int] = []
+    damaged: list[str] = []
+    offsets: list[int] = []
+    largest = 0
     # Constant owner, mode and time: equal samples give equal bytes.
     with wds.TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
-        found: list[int] = []
-        damaged: list[str] = []
-        offsets: list[int] = []
-        largest = 0
         for number, image in enumerate(spec.images, spec.first):
             try:
-                pixels = load_rgb(
-                    image.path,
-                    short_side=spec.image.short_side,
-                    upscale=spec.upscale,
-                    max_pixels=spec.max_pixels,
-                )
-            except ValueError as error:
+                sample, side = _encode(image, number, spec)
+            except UserError as error:
                 damaged.append(f"{image.source}: {error}")
                 continue
-            height, width = pixels.shape[:2]
-            boxes = [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)]
-            meta = {
-                "class": image.class_name,
-                "source": image.source,
-                "boxes": boxes,
-                "size": [width, height],
-            }
             if len(found) % spec.stride == 0:
                 offsets.append(writer.tarstream.offset)
-            key = sample_key(number, image.source)
-            jpeg = encode_jpeg(pixels, spec.image.quality)
-            text = json.dumps(meta, separators=(",", ":")).encode()
-            writer.write({"__key__": key, "jpg": jpeg, "json": text})
+            writer.write(sample)
             found.append(labels[image.class_name])
-            largest = max(largest, min(height, width))
+            largest = max(largest, side)
     file.seek(0)
-    counts = Counter(spec.class_names[label] for label in found)
     entry = ShardEntry(
         file=spec.file,
         split=spec.split,
         count=len(found),
         bytes=os.fstat(file.fileno()).st_size,
         sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-        class_counts=dict(sorted(counts.items())),
+        class_counts=dict(sorted(Counter(spec.class_names[label] for label in found).items())),
         offsets=offsets,
     )
     return PackedShard(entry, found, damaged, largest)
+
+
+def _encode(image: SourceImage, number: int, spec: ShardSpec) -> tuple[dict[str, str | bytes], int]:
+    """WebDataset's sample, and the shorter side of its picture in pixels.
+
+    Its key is unique, sorts in packing order and holds nothing of the file's name.
+    """
+    pixels = load_rgb(
+        image.path,
+        short_side=spec.image.short_side,
+        upscale=spec.upscale,
+        max_pixels=spec.max_pixels,
+    )
+    height, width = pixels.shape[:2]
+    meta = {
+        "class": image.class_name,
+        "source": image.source,
+        "boxes": [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)],
+        "size": [width, height],
+    }
+    sample: dict[str, str | bytes] = {
+        "__key__": f"{number:08d}-{hashlib.sha256(image.source.encode()).hexdigest()[:8]}",
+        "jpg": encode_jpeg(pixels, spec.image.quality),
+        "json": json.dumps(meta, separators=(",", ":")).encode(),
+    }
+    return sample, min(height, width)

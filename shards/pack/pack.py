@@ -14,8 +14,8 @@ import numpy as np
 
 from shards.config import PackConfig, validate
 from shards.datasets.classes import hash_key
-from shards.datasets.layouts import SourceImage
-from shards.datasets.sources import DataSet, read_source
+from shards.datasets.dataset import DataSet, read_source
+from shards.datasets.layout import SourceImage
 from shards.manifest import (
     FILE,
     LABELS,
@@ -24,10 +24,10 @@ from shards.manifest import (
     ImageSpec,
     Manifest,
     PatchSpec,
-    dump,
     file_problems,
+    find_problems,
     load_manifest,
-    problems,
+    manifest_json,
 )
 from shards.pack.encode import (
     RECORDS,
@@ -242,9 +242,9 @@ def _finish(
         plan=plan,
         labels_sha256=hashlib.sha256(labels.getvalue()).hexdigest(),
     )
-    for problem in problems(manifest):
+    for problem in find_problems(manifest):
         raise UserError(f"{out}: {problem}")
     with written_whole(out / FILE) as stream:
-        stream.write(dump(manifest).encode())
+        stream.write(manifest_json(manifest).encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     return manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.loader import Batches, Cut, make_loader
-from shards.loader_health import LoadTimes, explain_stall, total
+from shards.loader_health import LoadTimes, explain_stall
 from shards.manifest import Manifest
 from shards.sampler import order_of, select, split_ranges, start_of
 from shards_trees import flat_tree, pack_tree
@@ -65,12 +65,12 @@ def test_batches_carry_the_time_of_each_part(packed: Manifest, loader_workers: i
     started = time.perf_counter()
     found = list(measure(packed, loader_workers, 0.0))
     wall = time.perf_counter() - started
-    whole = total(found)
+    whole = sum(found, LoadTimes())
     assert len(found) > 3 and min(whole.read, whole.decode, whole.cut) > 0
     assert whole.busy < wall
 
 
 def test_the_trainers_step_counts_as_idle(packed: Manifest) -> None:
-    quick, slow = (total(measure(packed, 0, pause)) for pause in (0.0, 0.05))
+    quick, slow = (sum(measure(packed, 0, pause), LoadTimes()) for pause in (0.0, 0.05))
     steps = len(list(measure(packed, 0, 0.0)))
     assert slow.idle > 0.05 * (steps - 1) > quick.idle

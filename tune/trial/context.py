@@ -20,7 +20,7 @@ from distributed.features.cache import FeatureSpec, Unit, access_of, read_unit, 
 from distributed.features.kmeans_init import make_start
 from distributed.setup import Prepared
 from distributed.train.spec import TrainingJob
-from shards.manifest import FILE, LABELS, Manifest, dump, load_labels
+from shards.manifest import FILE, LABELS, Manifest, load_labels, manifest_json
 from shards.objects import is_remote
 from tune.config import SearchConfig
 from tune.space import with_params
@@ -68,7 +68,7 @@ def write_view(manifest: Manifest, folder: Path) -> str:
     with written_whole(folder / LABELS) as stream:
         stream.write(labels)
     with written_whole(folder / FILE) as stream:
-        stream.write(dump(view).encode())
+        stream.write(manifest_json(view).encode())
     return str(folder.absolute())
 
 

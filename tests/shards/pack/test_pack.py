@@ -13,7 +13,7 @@ import webdataset
 
 from shards.config import PackConfig
 from shards.manifest import Manifest, load_manifest
-from shards.pack.executors import InProcesses
+from shards.pack.executors import choose_run
 from shards.pack.pack import Progress, pack
 from shards.samples import read_shard
 from shards_trees import flat_tree, pack_tree, write
@@ -57,7 +57,7 @@ def test_packing_twice_gives_identical_bytes_in_one_process_or_two(tmp_path: Pat
             num_patches=4,
             patches="watershed",
         ),
-        run=InProcesses(2),
+        run=choose_run(2),
     )
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert one.fingerprint == two.fingerprint
@@ -288,12 +288,12 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tmp_path: Path) -> N
 
 
 BAD = [
-    ({"unseen_fraction": 1.5}, "unseen_fraction is 1.5; it must be at least 0 and below 1"),
-    ({"quality": 0}, "quality is 0; it must be 1 to 100"),
+    ({"unseen_fraction": 1.5}, "unseen_fraction is 1.5; it must be in 0..1"),
+    ({"quality": 0}, "quality is 0; it must be in 1..100"),
     ({"images_per_shard": 0}, "images_per_shard is 0; it must be at least 1"),
     ({"num_patches": 0}, "num_patches is 0; it must be at least 1"),
     ({"overlap": 1.0}, "overlap is 1.0; it must be at least 0 and below 1"),
-    ({"short_side": -1}, "short_side is -1; it must be 0"),
+    ({"short_side": -1}, "short_side is -1; it must be at least 0"),
     ({"splits": "att_splits.mat"}, "splits and features_file belong together"),
     ({"unseen": "u.txt"}, "give either unseen or unseen_fraction"),
 ]

@@ -11,7 +11,7 @@ import pytest
 from shards.config import PackConfig
 from shards.manifest import Manifest
 from shards.pack.encode import PackedShard, ShardSpec, pack_shard
-from shards.pack.executors import OnRay
+from shards.pack.executors import choose_run
 from shards.pack.pack import Progress, pack
 from shards_trees import flat_tree
 
@@ -35,7 +35,9 @@ def contents(manifest: Manifest) -> dict[str, bytes]:
 
 def test_ray_tasks_pack_the_same_bytes_and_report_progress(tree: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    there = pack(config(tree, tmp_path / "ray"), run=OnRay("auto"), on_progress=seen.append)
+    there = pack(
+        config(tree, tmp_path / "ray"), run=choose_run(None, "auto"), on_progress=seen.append
+    )
     here = pack(config(tree, tmp_path / "here"))
     assert contents(there) == contents(here) and len(there.shards) > 8
     assert [p.done for p in seen] == sorted(p.done for p in seen)
@@ -53,7 +55,7 @@ def test_a_killed_worker_is_replaced_and_the_shards_are_the_same(
         return pack_shard(spec)
 
     def run(work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterator[Any]:
-        return OnRay("auto")(die_once, pieces)
+        return choose_run(None, "auto")(die_once, pieces)
 
     out = tmp_path / "ray"
     there = pack(config(tree, out), run=run)
@@ -65,10 +67,10 @@ def test_a_killed_worker_is_replaced_and_the_shards_are_the_same(
 def test_damage_found_by_a_task_is_listed_and_too_much_is_one_line(tmp_path: Path) -> None:
     root = flat_tree(tmp_path / "set", images=12)
     (root / "cat" / "cat_0.png").write_bytes(b"no picture")
-    manifest = pack(config(root, tmp_path / "out", max_damaged=0.02), run=OnRay("auto"))
+    manifest = pack(config(root, tmp_path / "out", max_damaged=0.02), run=choose_run(None, "auto"))
     assert len(manifest.damaged) == 1 and manifest.damaged[0].startswith("cat/cat_0.png: ")
     with pytest.raises(ValueError, match=r"1 of 72 images \(1\.4%\) are damaged") as caught:
-        pack(config(root, tmp_path / "strict"), run=OnRay("auto"))
+        pack(config(root, tmp_path / "strict"), run=choose_run(None, "auto"))
     assert "\n" not in str(caught.value)
 
 
@@ -76,5 +78,5 @@ def test_a_folder_that_tasks_cannot_write_is_one_line(tree: Path, tmp_path: Path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".packing").write_text("in the way")
     with pytest.raises(ValueError, match=r"finished shards are kept") as caught:
-        pack(config(tree, tmp_path / "out"), run=OnRay("auto"))
+        pack(config(tree, tmp_path / "out"), run=choose_run(None, "auto"))
     assert "\n" not in str(caught.value)

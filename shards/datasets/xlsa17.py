@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from shards.datasets.layouts import Layout, SourceImage, safe_path
+from shards.datasets.layout import Layout, SourceImage, safe_path
 from vgse.errors import UserError
 from vgse.formats import Indices
 from vgse.xlsa17 import LOCATIONS, cell_texts, read_mat, zero_based
 
+_PARTS = {"trainval_loc": "train", "test_seen_loc": "test", "test_unseen_loc": "test"}
+
 
 def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
-    """Images and classes below `root` as the two files name them; val is that of val_loc.
-
-    The paths in res101.mat are those of its authors' machine; as many of their last parts
-    are taken as it needs to find the file. Raises ValueError in one line.
-    """
+    """Images and classes below `root` as the two files name them; val is that of val_loc."""
     features = read_mat(Path(features_file), "image_files", "labels")
     att = read_mat(Path(splits), "allclasses_names", *LOCATIONS)
     names = cell_texts(att["allclasses_names"])
@@ -26,43 +24,34 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
         raise UserError(
             f"{features_file}: labels reach beyond the {len(names)} classes of {splits}"
         )
-    rows = {key: _rows(att[key], len(files), f"{splits}: {key}") for key in LOCATIONS}
+    rows = {key: _read_rows(att[key], len(files), f"{splits}: {key}") for key in LOCATIONS}
     classes = {key: {names[label] for label in labels[rows[key]]} for key in LOCATIONS}
     unseen = classes["test_unseen_loc"]
     both = sorted(unseen & (classes["trainval_loc"] | classes["test_seen_loc"]))
     if both:
         raise UserError(f"{splits}: {', '.join(both[:10])} both seen and unseen; correct the file")
-    val = sorted(classes["val_loc"] - classes["train_loc"])
     images = []
     taken: set[int] = set()
-    for key, part in (
-        ("trainval_loc", "train"),
-        ("test_seen_loc", "test"),
-        ("test_unseen_loc", "test"),
-    ):
+    for key, part in _PARTS.items():
         for row in rows[key]:
             if row in taken:
                 raise UserError(f"{splits}: image {row + 1} is in two splits; correct the file")
             taken.add(row)
             images.append(SourceImage("", files[row], names[labels[row]], part))
+    val = sorted(classes["val_loc"] - classes["train_loc"])
     return Layout(_find(root, images, features_file), sorted(names), sorted(unseen), val)
 
 
 def _find(root: Path, images: list[SourceImage], where: str) -> list[SourceImage]:
+    """The images where they are: the paths in res101.mat are those of its authors' machine."""
     bases = [base for base in (root, root / "JPEGImages", root / "images") if base.is_dir()]
     found, missing = [], []
     for image in images:
         parts = [part for part in image.source.split("/") if part]
         # The longest tail that exists: a short one could name another class's file.
-        path = next(
-            (
-                path
-                for first in range(len(parts))
-                for base in bases
-                if (path := safe_path(base, "/".join(parts[first:]), where)).is_file()
-            ),
-            None,
-        )
+        tails = ["/".join(parts[first:]) for first in range(len(parts))]
+        candidates = (safe_path(base, tail, where) for tail in tails for base in bases)
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             missing.append(image.source)
         else:
@@ -76,7 +65,7 @@ def _find(root: Path, images: list[SourceImage], where: str) -> list[SourceImage
     return found
 
 
-def _rows(values: Any, count: int, where: str) -> Indices:
+def _read_rows(values: Any, count: int, where: str) -> Indices:
     rows = zero_based(values, where)
     if len(rows) and rows.max() >= count:
         raise UserError(

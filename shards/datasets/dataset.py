@@ -5,10 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.config import PackConfig
+from shards.datasets.awa2 import read_awa2
 from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words
-from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage
+from shards.datasets.cub import read_cub
+from shards.datasets.folder import read_folder
+from shards.datasets.layout import SUFFIXES, Layout, SourceImage
+from shards.datasets.sun import read_sun
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
+
+LAYOUTS = {"folder": read_folder, "awa2": read_awa2, "cub": read_cub, "sun": read_sun}
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class DataSet:
 
 
 def read_source(config: PackConfig) -> DataSet:
-    """The images and classes of config.source. Raises ValueError in one line."""
+    """The images and classes of config.source."""
     kind, _, folder = config.source.partition(":")
     root = Path(folder).expanduser().absolute()  # Ray tasks start elsewhere
     if kind not in LAYOUTS or not folder:
@@ -32,7 +38,7 @@ def read_source(config: PackConfig) -> DataSet:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; correct --source")
     if config.splits is not None:
-        from shards.datasets.xlsa17_splits import read_xlsa17  # SciPy is slow to import
+        from shards.datasets.xlsa17 import read_xlsa17  # SciPy is slow to import
 
         assert config.features_file is not None
         layout = read_xlsa17(root, config.splits, config.features_file)
@@ -101,11 +107,8 @@ def _val(config: PackConfig, layout: Layout, unseen: list[str]) -> list[str]:
 
 def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: str) -> None:
     counts = Counter((image.class_name, image.part) for image in images)
-    empty = [
-        entry.name
-        for entry in classes
-        if not counts[entry.name, "test_unseen" if entry.role == "unseen" else "train"]
-    ]
+    parts = {"unseen": "test_unseen"}
+    empty = [e.name for e in classes if not counts[e.name, parts.get(e.role, "train")]]
     if empty:
         more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
         raise UserError(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shards.config import PackConfig
-from shards.datasets.sources import DataSet, read_source
+from shards.datasets.dataset import DataSet, read_source
 from shards_trees import (
     NAMES,
     awa2_tree,
