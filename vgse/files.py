@@ -5,13 +5,15 @@ import json
 import math
 import os
 import secrets
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
+import yaml
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -118,17 +120,32 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(stream, **ready)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file; UserError for a file or an array that is not there."""
+def read_mapping(path: Path, *, remedy: str = "correct it") -> dict[str, Any]:
+    """The fields of a .json or .yaml file; none where it is empty or not there."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: is not a mapping of fields; {remedy}")
+    return content or {}
+
+
+def read_arrays(path: Path, *names: str, remedy: str = "make it again") -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file, or all; UserError where the file or one is missing."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             there = list(archive.files)
-            arrays = {name: archive[name] for name in names if name in there}
+            arrays = {name: archive[name] for name in names or there if name in there}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a folder that holds it") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError):
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error, AttributeError, TypeError):
         # ValueError: objects, or no numpy file at all; the last two: .npy in place of .npz.
-        raise UserError(f"{path}: is not a readable .npz of plain arrays; make it again") from None
+        raise UserError(f"{path}: is not a readable .npz of plain arrays; {remedy}") from None
     missing = [name for name in names if name not in there]
     if missing:
         raise UserError(

@@ -1,6 +1,5 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, RelationConfig
 from vgse.errors import UserError
-from vgse.files import read_arrays, write_arrays, write_json, written_whole
+from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
 from vgse.relations import CachedSolver
 from vgse.relations.predict import (
@@ -114,8 +113,8 @@ def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
 
 def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
     """One section of the run's config.yaml as `kind`; its defaults where there is no file."""
-    given = _configuration(run).get(section, {})
     path = run / "config.yaml"
+    given = read_mapping(path).get(section, {})
     if not isinstance(given, dict):
         raise UserError(f"{path}: {section} is not a mapping of fields; correct it")
     unknown = sorted(set(given) - {field.name for field in fields(kind)})
@@ -126,23 +125,10 @@ def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
 
 def read_seed(run: Path) -> int:
     """The seed of the run's config.yaml; 0 where there is no file."""
-    seed = _configuration(run).get("seed", 0)
+    seed = read_mapping(run / "config.yaml").get("seed", 0)
     if not isinstance(seed, int):
         raise UserError(f"{run / 'config.yaml'}: seed is {seed!r}; give a whole number")
     return seed
-
-
-def _configuration(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a mapping of fields; correct it")
-    return content
 
 
 def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related]:
@@ -157,7 +143,7 @@ def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Rela
     embeddings = predict_unseen(own, related, classes.seen, classes.unseen)
     classes = replace(classes, embeddings=embeddings)
     write_classes(run, classes, related)
-    content = {**_configuration(run), "relations": asdict(config)}
+    content = {**read_mapping(run / "config.yaml"), "relations": asdict(config)}
     with written_whole(run / "config.yaml") as stream:
         stream.write(yaml.safe_dump(content, sort_keys=False).encode())
     if (run / EXPORTED).is_file():
@@ -186,11 +172,8 @@ def evaluate_run(
     evaluation = evaluate(
         data, own, words, config, relations, seed, num_seeds=num_seeds, solve=solve
     )
-    if clusters is None and path.is_file():
-        try:
-            clusters = json.loads(path.read_text(encoding="utf-8")).get("clusters")
-        except (json.JSONDecodeError, AttributeError):
-            raise UserError(f"{path}: is not an evaluation; remove it") from None
+    if clusters is None:
+        clusters = read_mapping(path, remedy="remove it").get("clusters")
     if clusters:
         evaluation["clusters"] = clusters
     related = relate(words, data.seen, data.unseen, relations, solve)

@@ -13,53 +13,46 @@ from vgse.report.run_files import Missing, RunFiles, find_missing
 WIDTH, HEIGHT = 300, 132
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
 
-MEANINGS = {
+LOSSES = {
     "loss": "all terms, weighted",
     "classification": "names the class from the clusters",
     "semantic": "finds the word vector from the clusters",
     "consistency": "neighbouring patches share clusters",
     "entropy": "lower when all clusters are in use",
 }
+MEASURES: tuple[tuple[str, str, str, int, tuple[float, float] | None], ...] = (
+    ("nmi", "NMI", "what clusters tell of classes", 3, None),
+    ("used_clusters", "Clusters in use", "with a patch", 0, None),
+    ("usage_entropy", "Evenness of use", "1 when all are used alike", 2, (0.0, 1.05)),
+    ("images_per_second", "Images a second", "all workers together", 0, None),
+)
+"""Field, title, note, digits, and limits of the axis."""
 
 
 def curves_section(run: RunFiles) -> dict[str, Any]:
     """Small multiples of the losses, NMI, cluster use and speed, and the bars of cluster use."""
-    charts = _charts(run)
+    clusters = run.evaluation.get("clusters", {})
+    kmeans, total = clusters.get("nmi_kmeans"), clusters.get("num_clusters")
+    levels = {}
+    if kmeans is not None:
+        levels["nmi"] = (float(kmeans), f"k-means {number(kmeans)}")
+    if total is not None:
+        levels["used_clusters"] = (float(total), f"all {total}")
+    losses = [
+        (field, field.replace("_", " ").capitalize(), LOSSES.get(field, ""), 3, None)
+        for field in ("loss", *loss_symbols())
+    ]
     no_usage = find_missing(run.pictures, "pictures.npz", "cluster_usage")
     return {
-        "charts": charts,
+        "charts": [
+            line_chart(points, title, note, digits, limits, levels.get(field))
+            for field, title, note, digits, limits in (*losses, *MEASURES)
+            if (points := _series(run.metrics, field))
+        ],
         "no_charts": Missing("metrics.jsonl", "loss" if run.metrics else None),
         "no_usage": no_usage,
         "bars": None if no_usage else usage_bars(run.pictures["cluster_usage"]),
     }
-
-
-def _charts(run: RunFiles) -> list[dict[str, Any]]:
-    measures = run.evaluation.get("clusters", {})
-    kmeans, total = measures.get("nmi_kmeans"), measures.get("num_clusters")
-    options: dict[str, dict[str, Any]] = {
-        field: {"title": field.replace("_", " ").capitalize(), "note": MEANINGS.get(field, "")}
-        for field in ("loss", *loss_symbols())
-    }
-    options["nmi"] = {"title": "NMI", "note": "what clusters tell of classes"}
-    if kmeans is not None:
-        options["nmi"]["reference"] = (float(kmeans), f"k-means {number(kmeans)}")
-    options["used_clusters"] = {"title": "Clusters in use", "note": "with a patch", "digits": 0}
-    if total is not None:
-        options["used_clusters"]["reference"] = (float(total), f"all {total}")
-    options["usage_entropy"] = {
-        "title": "Evenness of use",
-        "note": "1 when all are used alike",
-        "limits": (0.0, 1.05),
-        "digits": 2,
-    }
-    options["images_per_second"] = {
-        "title": "Images a second",
-        "note": "all workers together",
-        "digits": 0,
-    }
-    series = {field: _series(run.metrics, field) for field in options}
-    return [line_chart(series[field], **options[field]) for field in options if series[field]]
 
 
 def _series(metrics: list[dict[str, Any]], field: str) -> list[tuple[float, float]]:
@@ -87,10 +80,9 @@ def line_chart(
     points: Sequence[tuple[float, float]],
     title: str,
     note: str,
-    *,
-    limits: tuple[float, float] | None = None,
-    reference: tuple[float, str] | None = None,
-    digits: int = 3,
+    digits: int,
+    limits: tuple[float, float] | None,
+    reference: tuple[float, str] | None,
 ) -> dict[str, Any]:
     """A curve through `points` (epoch, value), with its last value in the caption.
 

@@ -24,7 +24,9 @@ def map_section(run: RunFiles) -> dict[str, Any]:
     content = run.pictures
     need(content, "pictures.npz", "tsne_features", "tsne_cluster", "tsne_class", "tsne_pictures")
     features = np.asarray(content["tsne_features"], np.float32)
-    rows = usable_rows(features)
+    rows = np.flatnonzero(np.isfinite(features).all(axis=1))
+    if len(rows) > MAX_POINTS:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_POINTS).astype(int)]
     if len(rows) < MIN_POINTS or float(features[rows].std(axis=0).max(initial=0)) < 1e-9:
         return {"groups": []}
     clusters = content["tsne_cluster"][rows].astype(int)
@@ -63,14 +65,6 @@ def map_section(run: RunFiles) -> dict[str, Any]:
             "columns": SHEET_COLUMNS,
         },
     }
-
-
-def usable_rows(features: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Finite rows of features [T, D], at most MAX_POINTS of them, evenly spread."""
-    rows = np.flatnonzero(np.isfinite(features).all(axis=1))
-    if len(rows) > MAX_POINTS:
-        rows = rows[np.linspace(0, len(rows) - 1, MAX_POINTS).astype(np.int64)]
-    return rows
 
 
 def patch_map(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -147,7 +147,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_cut_off_file_is_named_with_the_remedy(run: Path, file: str) -> None:
     content = (run / file).read_bytes()
     (run / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{file}: cannot be read .*write it again") as error:
+    with pytest.raises(ValueError, match=rf"{file}: .*write it again") as error:
         write_report(run)
     assert "\n" not in str(error.value)
     assert not (run / "report.html").exists()
@@ -162,7 +162,7 @@ def test_the_last_line_of_a_killed_run_is_passed_over(run: Path) -> None:
 def test_a_broken_line_in_the_middle_is_refused(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([lines[0], "{", lines[1]]))
-    with pytest.raises(ValueError, match=r"metrics.jsonl: cannot be read \(line 2: "):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: cannot be read \(line 2 "):
         write_report(run)
 
 
