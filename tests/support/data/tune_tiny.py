@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import make_tiny
 
 from distributed.features.cache import cache_folder, feature_spec, units_of
 from distributed.features.extract import compute_unit
 from distributed.setup import prepare
+from tiny import make_tiny
 from tune.config import SearchConfig
 from tune.space import Dimension
 from tune.trial.context import Material, gather, trial_base
