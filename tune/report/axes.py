@@ -1,10 +1,12 @@
-"""The axes of a search: where a value of a hyper-parameter lies, and how it is written."""
+"""The axes of a search: the range of a hyper-parameter, and how its values are written."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune.report.search_files import Search, Trial, finite
+from tune.report.search_files import Search, finite
+from tune.study import TrialRecord
 
 LABELS = {
     "loss.classification": "λ_cls",
@@ -73,22 +75,16 @@ def plain(value: Any) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _axis(name: str, spec: dict[str, Any], trials: list[Trial]) -> Axis:
-    values = [trial.params[name] for trial in trials if name in trial.params]
+def _axis(name: str, spec: dict[str, Any], trials: Sequence[TrialRecord]) -> Axis:
+    values = [trial.params[name] for trial in trials if trial.params.get(name) is not None]
     numbers = [number for value in values if (number := finite(value)) is not None]
     choices = spec.get("choices")
-    if isinstance(choices, list) or len(numbers) < len(values):
+    if isinstance(choices, list) or not values or len(numbers) < len(values):
         known = list(choices) if isinstance(choices, list) else []
         known += sorted({value for value in values if value not in known}, key=str)
         if all(finite(choice) is not None for choice in known):
             known.sort()
         return Axis(name, 0.0, 1.0, False, tuple(known))
-    low = min([*numbers, *_bound(spec, "low")])
-    high = max([*numbers, *_bound(spec, "high")])
-    wide = low > 0 and high / low >= 100 and not spec
-    return Axis(name, low, high, low > 0 and (spec.get("log") is True or wide))
-
-
-def _bound(spec: dict[str, Any], end: str) -> list[float]:
-    number = finite(spec.get(end))
-    return [] if number is None else [number]
+    bounds = [bound for end in ("low", "high") if (bound := finite(spec.get(end))) is not None]
+    low, high = min(numbers + bounds), max(numbers + bounds)
+    return Axis(name, low, high, low > 0 and spec.get("log") is True)

@@ -2,17 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from tune.report.axes import Axis
-from tune.report.search_files import Trial
+from tune.study import TrialRecord
 
 TOO_FEW = 10
 NUM_TREES = 32
@@ -38,7 +40,7 @@ class Importance:
 
 
 def importance(
-    trials: Sequence[Trial], axes: Sequence[Axis], *, seed: int = 0
+    trials: Sequence[TrialRecord], axes: Sequence[Axis], *, seed: int = 0
 ) -> Importance | None:
     """fANOVA (Hutter et al., ICML 2014) of the carried objectives; None below TOO_FEW trials.
 
@@ -72,7 +74,7 @@ def importance(
     return Importance({axes[a].name: shares[a] for a in order}, floor, len(whole))
 
 
-def carried_objectives(trials: Sequence[Trial]) -> dict[str, float]:
+def carried_objectives(trials: Sequence[TrialRecord]) -> dict[str, float]:
     """Name -> objective, carried to the last epoch of the search, of every measured trial.
 
     A trial that was stopped early scored low for two reasons, its parameters and its epoch. So
@@ -80,18 +82,22 @@ def carried_objectives(trials: Sequence[Trial]) -> dict[str, float]:
     from that epoch to the last: prod_e sum_t y[t, e'] / sum_t y[t, e] over the trials t that
     measured both of the epochs e and e' that follow one another.
     """
-    curves = {trial.name: dict(trial.curve) for trial in trials if trial.curve}
+    curves = {
+        trial.name: {row["epoch"]: row["objective"] for row in trial.history}
+        for trial in trials
+        if trial.history
+    }
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
     growth = dict.fromkeys(epochs, 1.0)
     for early, late in reversed(list(pairwise(epochs))):
         both = [curve for curve in curves.values() if early in curve and late in curve]
         before, after = (sum(curve[epoch] for curve in both) for epoch in (early, late))
         growth[early] = growth[late] * (after / before if before > 0 and after > 0 else 1.0)
-    carried = {}
-    for trial in trials:
-        if trial.curve and trial.objective is not None:
-            carried[trial.name] = trial.objective * growth[trial.epoch]
-    return carried
+    return {
+        trial.name: trial.objective * growth[trial.epoch]
+        for trial in trials
+        if trial.objective is not None
+    }
 
 
 def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> list[float]:
@@ -101,24 +107,14 @@ def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> 
     is the last decade; their places on the axis weigh every decade alike.
     """
     names = [f"column {n}" for n in range(places.shape[1])]
-    distributions: dict[str, optuna.distributions.BaseDistribution] = {}
-    for name, axis in zip(names, axes, strict=True):
-        if axis.ordered:
-            distributions[name] = optuna.distributions.FloatDistribution(0.0, 1.0)
-        else:
-            places_of_choices = [axis.place(choice) for choice in axis.choices]
-            distributions[name] = optuna.distributions.CategoricalDistribution(places_of_choices)
-    study = _silent_study()
-    study.add_trials(
-        [
-            optuna.trial.create_trial(
-                params=dict(zip(names, map(float, row), strict=True)),
-                distributions=distributions,
-                value=float(value),
-            )
-            for row, value in zip(places, values, strict=True)
-        ]
-    )
+    distributions: dict[str, BaseDistribution] = {
+        name: FloatDistribution(0.0, 1.0)
+        if axis.ordered
+        else CategoricalDistribution([axis.place(c) for c in axis.choices])
+        for name, axis in zip(names, axes, strict=True)
+    }
+    rows = [dict(zip(names, map(float, row), strict=True)) for row in places]
+    study = study_of([(r, float(v), {}) for r, v in zip(rows, values, strict=True)], distributions)
     evaluator = FanovaImportanceEvaluator(n_trees=NUM_TREES, max_depth=MAX_DEPTH, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -126,14 +122,21 @@ def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> 
     return [float(found[name]) if math.isfinite(found[name]) else 0.0 for name in names]
 
 
-def _silent_study() -> optuna.Study:
-    """A study in memory; Optuna would tell the terminal of every new one."""
-    verbosity = optuna.logging.get_verbosity()
+def study_of(
+    rows: Iterable[tuple[dict[str, Any], float, dict[int, float]]],
+    distributions: Mapping[str, BaseDistribution],
+) -> optuna.Study:
+    """A study in memory of complete trials: parameters, objective, and objectives by epoch."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.create_study(direction="maximize")
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+    study = optuna.create_study(direction="maximize")
+    for params, value, curve in rows:
+        known = {name: distributions[name] for name in params}
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=known, value=value, intermediate_values=curve
+            )
+        )
+    return study
 
 
 def _shuffled(places: Floats, generator: np.random.Generator) -> Floats:

@@ -1,134 +1,126 @@
 (() => {
-  const block = document.getElementById("search-data");
+  const block = document.getElementById("search-figures");
   if (!block) return;
-  const { tips } = JSON.parse(block.textContent);
-  const marks = tips.map(() => []);
-  for (const mark of document.querySelectorAll("[data-t]")) marks[+mark.dataset.t].push(mark);
-  const parallel = document.getElementById("parallel");
-  const drawings = [...new Set([...document.querySelectorAll("svg [data-t]")].map((m) => m.ownerSVGElement))];
+  const rows = new Map([...document.querySelectorAll("#trials-table [data-t]")].map((row) => [+row.dataset.t, row]));
+  const heads = [...document.querySelectorAll("#trials-table thead th")].map((head) => head.textContent);
+  const plots = [...document.querySelectorAll("[data-figure]")];
+  const parallel = plots.find((plot) => plot.dataset.figure === "parallel");
+  const all = document.getElementById("all");
   const off = new Set();
-  let lit = -1;
+  let pointer = null; // the last event of the pointer: plotly tells where lines are, but not it
+  let lit = null;
+
+  // The type and colours of the page, for all figures.
+  const small = { color: "var(--muted)", size: 12 };
+  const axis = {
+    fixedrange: true, exponentformat: "e", gridcolor: "var(--line)", linecolor: "var(--line)", tickfont: small, title: { font: small },
+    zeroline: false,
+  };
+  const template = {
+    layout: {
+      dragmode: false, font: { color: "var(--ink)", family: getComputedStyle(document.body).fontFamily, size: 13 },
+      hovermode: "closest", margin: { b: 28, l: 34, r: 12, t: 8 }, paper_bgcolor: "transparent",
+      plot_bgcolor: "transparent", showlegend: false, uirevision: "kept", xaxis: { ...axis, showgrid: false }, yaxis: axis,
+    },
+    data: {
+      parcoords: [{
+        labelfont: { size: 14 }, rangefont: { color: "transparent", size: 1 }, tickfont: small,
+        line: {
+          cmin: 0, cmax: 1.2, // shares of trials that are worse; above 1: the default, the best
+          colorscale: [
+            [0, "var(--faint)"], [0.35, "var(--faint)"], [0.84, "var(--accent)"],
+            [0.85, "var(--ink)"], [0.95, "var(--ink)"], [0.96, "var(--best)"], [1, "var(--best)"],
+          ],
+        },
+        unselected: { line: { color: "var(--faint)", opacity: 0.12 } },
+      }],
+    },
+  };
+
+  function draw() {
+    const style = getComputedStyle(document.documentElement);
+    const resolve = (text) => JSON.parse(text.replace(/var\((--[a-z]+)\)/g, (_, name) => style.getPropertyValue(name).trim()));
+    const [figures, look] = [resolve(block.textContent), resolve(JSON.stringify(template))];
+    for (const plot of plots) {
+      const { data, layout } = figures[plot.dataset.figure];
+      layout.template = look;
+      Plotly.react(plot, data, layout, { displayModeBar: false, doubleClick: false, responsive: true });
+    }
+  }
+
+  // Plotly draws every point, or line of a trial, as an element: give each its trial's number.
+  function tag(plot) {
+    const mark = (element, t) => {
+      element.dataset.t = t;
+      element.classList.add(...rows.get(t).classList);
+      element.classList.toggle("off", off.has(t));
+    };
+    plot.querySelectorAll(".scatterlayer .trace").forEach((trace, i) => {
+      const trials = plot.data[i].customdata;
+      if (plot.dataset.figure === "curves") mark(trace, trials[0]);
+      if (plot.dataset.figure.startsWith("slice")) {
+        trace.querySelectorAll(".point").forEach((point, j) => mark(point, trials[j]));
+      }
+    });
+  }
 
   // Hovering: one trial stands out in every chart and in the table.
   function light(t) {
     if (t === lit) return;
-    for (const mark of marks[lit] || []) mark.classList.remove("on");
-    for (const mark of marks[t] || []) mark.classList.add("on");
-    for (const svg of drawings) svg.classList.toggle("lit", t >= 0);
     lit = t;
+    for (const mark of document.querySelectorAll("[data-t].on")) mark.classList.remove("on");
+    for (const mark of document.querySelectorAll(`[data-t="${t}"]`)) mark.classList.add("on");
+    for (const plot of plots) plot.classList.toggle("lit", t !== null);
   }
 
-  function tell(event, t) {
-    light(t);
-    if (t >= 0) show(event, tips[t]);
-    else tip.hidden = true;
+  function words(t) {
+    const [name, state, objective, epochs, , ...values] = [...rows.get(t).cells].map((cell) => cell.textContent);
+    const params = values.map((value, i) => `\n${heads[i + 5]} ${value}`);
+    return `trial ${name}, ${state}\nobjective ${objective}% at epoch ${epochs}${params.join("")}`;
   }
 
-  // Of the lines of one chart, the nearest to the pointer; each is a list of runs of points.
-  function hover(svg, paths) {
-    const lines = paths.map((path) => [
-      +path.dataset.t,
-      path.getAttribute("d").slice(1).split("M").map((run) => run.split("L").map((p) => p.split(" ").map(Number))),
-    ]);
-    watch(svg, (event) => {
-      const box = svg.viewBox.baseVal;
-      const [across, down] = inside(event, svg);
-      const [x, y] = [across * box.width, down * box.height];
-      let [found, least] = [-1, (16 * box.width) / svg.getBoundingClientRect().width];
-      for (const [t, runs] of lines) {
-        if (off.has(t)) continue;
-        for (const run of runs) {
-          for (let i = 0; i < run.length; i += 1) {
-            const [[a, b], [c, d]] = [run[i], run[Math.min(i + 1, run.length - 1)]];
-            if (x < a - 6 || x > c + 6) continue;
-            const along = c > a ? Math.min(1, Math.max(0, (x - a) / (c - a))) : 0;
-            const slope = c > a ? (d - b) / (c - a) : 0;
-            const distance = Math.abs(b + along * (d - b) - y) / Math.hypot(1, slope);
-            if (distance < least) [found, least] = [t, distance];
-          }
-        }
-      }
-      tell(event, found);
-    }, () => light(-1));
+  function leave() {
+    light(null);
+    tip.hidden = true;
   }
-
-  function hoverPoints(svg) {
-    const circles = [...svg.querySelectorAll("circle[data-t]")];
-    const points = circles.map((c) => [+c.getAttribute("cx"), +c.getAttribute("cy")]);
-    watch(svg, (event) => {
-      const box = svg.viewBox.baseVal;
-      const [across, down] = inside(event, svg);
-      const there = points.map((p, i) => (off.has(+circles[i].dataset.t) ? [Infinity, Infinity] : p));
-      const [i, distance] = nearest(there, across * box.width, down * box.height);
-      tell(event, distance < 14 ? +circles[i].dataset.t : -1);
-    }, () => light(-1));
-  }
-
-  hover(parallel, [...parallel.querySelectorAll("path[data-t]")]);
-  const curves = document.getElementById("curves-chart");
-  if (curves) hover(curves, [...curves.querySelectorAll("path[data-t]")]);
-  for (const svg of document.querySelectorAll(".slice svg")) hoverPoints(svg);
-  for (const dot of document.querySelectorAll("[data-tip]")) watch(dot, (event) => show(event, dot.dataset.tip));
 
   // Brushing: a range on an axis keeps the trials inside it, here and everywhere below.
-  const [top, bottom] = [+parallel.dataset.top, +parallel.dataset.bottom];
-  const ranges = new Map();
-  const kept = document.getElementById("kept");
-  const all = document.getElementById("all");
-  const places = new Map();
-  for (const path of parallel.querySelectorAll("path[data-t]")) {
-    const points = path.getAttribute("d").slice(1).split(/[ML]/).map((p) => p.split(" ").map(Number));
-    places.set(+path.dataset.t, new Map(points));
-  }
-
   function filter() {
     off.clear();
-    marks.forEach((own, t) => {
-      for (const [x, [low, high]] of ranges) {
-        const y = places.has(t) ? places.get(t).get(x) : undefined;
-        if (y === undefined || y < low || y > high) off.add(t);
-      }
-      for (const mark of own) mark.classList.toggle("off", off.has(t));
-    });
-    kept.textContent = ranges.size ? `${tips.length - off.size} of ${tips.length} trials kept` : "";
-    all.hidden = !ranges.size;
+    const { dimensions, customdata } = parallel.data[0];
+    const brushed = dimensions.filter((dimension) => dimension.constraintrange);
+    const within = (value, range) => range[0] <= value && value <= range[1];
+    const kept = customdata.filter((_, row) => brushed.every(({ values, constraintrange }) =>
+      [constraintrange].flat(Array.isArray(constraintrange[0]) ? 1 : 0).some((range) => within(values[row], range))));
+    if (brushed.length) for (const t of rows.keys()) if (!kept.includes(t)) off.add(t);
+    for (const mark of document.querySelectorAll("[data-t]")) mark.classList.toggle("off", off.has(+mark.dataset.t));
+    document.getElementById("kept").textContent = brushed.length ? `${kept.length} of ${rows.size} trials kept` : "";
+    all.hidden = !brushed.length;
   }
 
-  for (const axis of parallel.querySelectorAll(".axis")) {
-    const grip = axis.querySelector(".grip");
-    const brush = axis.querySelector(".brush");
-    const x = +axis.dataset.x;
-    let start = null;
-    const height = (event) => {
-      const y = inside(event, parallel)[1] * parallel.viewBox.baseVal.height;
-      return Math.min(bottom + 1, Math.max(top - 1, y));
-    };
-    const clear = () => {
-      ranges.delete(x);
-      brush.setAttribute("visibility", "hidden");
-    };
-    grip.addEventListener("pointerdown", (event) => {
-      start = height(event);
-      // Only a real pointer can be held; a script's own events have none.
-      if (event.isTrusted) grip.setPointerCapture(event.pointerId);
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const plot of plots) {
+    tag(plot);
+    plot.on("plotly_afterplot", () => tag(plot));
+    for (const kind of ["pointermove", "pointerdown"]) plot.addEventListener(kind, (event) => (pointer = event), true);
+    plot.addEventListener("pointerleave", leave);
+    plot.on("plotly_unhover", leave);
+    plot.on("plotly_hover", ({ points, curveNumber }) => {
+      const told = points ? points[0].customdata : parallel.data[0].customdata[curveNumber];
+      const trial = typeof told === "number";
+      if (trial && off.has(told)) return;
+      if (trial) light(told);
+      show(pointer, trial ? words(told) : told);
     });
-    grip.addEventListener("pointermove", (event) => {
-      if (start === null) return;
-      const [low, high] = [start, height(event)].sort((a, b) => a - b);
-      if (high - low < 3) return;
-      ranges.set(x, [low, high]);
-      brush.setAttribute("y", low);
-      brush.setAttribute("height", high - low);
-      brush.setAttribute("visibility", "visible");
+  }
+  if (parallel) {
+    parallel.on("plotly_restyle", filter);
+    all.addEventListener("click", () => {
+      const names = parallel.data[0].dimensions.map((_, i) => `dimensions[${i}].constraintrange`);
+      Plotly.restyle(parallel, Object.fromEntries(names.map((name) => [name, null])));
       filter();
     });
-    grip.addEventListener("pointerup", (event) => {
-      if (start !== null && Math.abs(height(event) - start) < 3) clear();
-      start = null;
-      filter();
-    });
-    grip.addEventListener("pointercancel", () => (start = null));
-    all.addEventListener("click", () => (clear(), filter()));
   }
 })();
 

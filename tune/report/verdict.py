@@ -1,13 +1,13 @@
 """What a search is worth, in sentences that also say so when it is worth nothing."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from itertools import permutations
 
-import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, permutation_test, rankdata
 
 from tune.report.search_files import FinalRow, Search
+from tune.study import TrialRecord
 from vgse.report.page import number, percent
 
 OBJECTIVES = {
@@ -16,12 +16,41 @@ OBJECTIVES = {
     "seen": "accuracy on seen classes",
     "unseen": "accuracy on unseen classes",
 }
+STATE_WORDS = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "collapsed": "collapsed",
+    "failed": "failed",
+    "running": "running",
+}
 NUM_ORDERS = 20_000
+
+
+def counts(trials: Sequence[TrialRecord]) -> str:
+    """The number of trials of every state that occurs."""
+    found = Counter(trial.state for trial in trials)
+    return ", ".join(f"{found[s]:,} {word}" for s, word in STATE_WORDS.items() if found[s])
+
+
+def causes(trials: Sequence[TrialRecord]) -> list[tuple[str, str, list[str]]]:
+    """(state, cause, names of trials), the most frequent first, of failed and collapsed trials."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for trial in trials:
+        if trial.state in ("failed", "collapsed"):
+            cause = trial.cause or "no cause was recorded"
+            groups.setdefault((trial.state, cause), []).append(trial.name)
+    order = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [(state, cause, names) for (state, cause), names in order]
 
 
 def winner_of(search: Search) -> FinalRow | None:
     """The row with the highest validation that is not the default."""
     return next((row for row in search.final if not row.is_default), None)
+
+
+def tested_rows(search: Search) -> list[FinalRow]:
+    """The rows that have both results, of validation and of test."""
+    return [r for r in search.final if r.validation is not None and search.objective in r.test]
 
 
 def headline(search: Search) -> list[str]:
@@ -33,7 +62,7 @@ def headline(search: Search) -> list[str]:
         return [f"{trials}, and none has finished an epoch yet."]
     what = OBJECTIVES.get(search.objective, search.objective)
     unfinished = "" if best.state == "finished" else ", though it was stopped early"
-    running = len(search.with_state("running"))
+    running = sum(trial.state == "running" for trial in search.trials)
     so_far = f" so far, with {running:,} still running" if running else ""
     first = (
         f"{trials}{so_far}. Best on the validation classes: trial {best.name} with "
@@ -74,18 +103,15 @@ def _on_test(search: Search, what: str) -> str:
 
 def judge_ranks(search: Search) -> str:
     """The rank correlation of validation and test, and how often chance gives as much."""
-    pairs = [
-        (row.validation, row.test[search.objective])
-        for row in search.final
-        if row.validation is not None and search.objective in row.test
-    ]
-    if len(pairs) < 3:
+    rows = tested_rows(search)
+    if len(rows) < 3:
         return "Fewer than three configurations have both figures: their ranks say nothing."
-    rho, chance = spearman([v for v, _ in pairs], [t for _, t in pairs])
+    test = [row.test[search.objective] for row in rows]
+    rho, chance = spearman([row.validation or 0.0 for row in rows], test)
     if math.isnan(rho):
         return "All validation or all test figures are equal: their ranks say nothing."
     start = f"Rank correlation (Spearman) of validation and test: {number(rho)}"
-    odds = f"{len(pairs)} configurations in random order reach that in {percent(chance)}% of cases"
+    odds = f"{len(rows)} configurations in random order reach that in {percent(chance)}% of cases"
     if rho <= 0:
         return f"{start}. Among these, validation did not predict test."
     if chance > 0.05:
@@ -96,17 +122,18 @@ def judge_ranks(search: Search) -> str:
 def spearman(one: Sequence[float], two: Sequence[float]) -> tuple[float, float]:
     """Spearman's ρ, and the share of random orders with at least that ρ.
 
-    All orders are counted up to seven pairs, beyond that 20,000 drawn ones. NaN for constants.
+    All orders are counted up to seven pairs, beyond that NUM_ORDERS drawn ones. NaN for constants.
     """
-    first, second = (rankdata(values) for values in (one, two))
-    first, second = first - first.mean(), second - second.mean()
-    scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
-    if scale == 0:
+    if len(set(one)) == 1 or len(set(two)) == 1:
         return math.nan, math.nan
-    if len(first) <= 7:
-        orders = np.array(list(permutations(second)))  # [n!, n]
-    else:
-        drawn = np.tile(second, (NUM_ORDERS, 1))
-        orders = np.random.default_rng(0).permuted(drawn, axis=1)
-    rho = float(first @ second) / scale
-    return rho, float(np.mean(orders @ first / scale >= rho - 1e-12))
+    first, second = rankdata(one), rankdata(two)
+    orders = permutation_test(
+        (first,),
+        lambda ranks, axis: (ranks * second).sum(axis=axis),
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=NUM_ORDERS,
+        vectorized=True,
+        rng=0,
+    )
+    return float(pearsonr(first, second).statistic), float(orders.pvalue)

@@ -40,17 +40,25 @@ def render(template: str, content: dict[str, Any], *, package: str = "vgse.repor
 
 
 def page(
-    title: str, style: str, head: str, sections: Sequence[tuple[str, str, str]], script: str
+    title: str,
+    style: str,
+    head: str,
+    sections: Sequence[tuple[str, str, str]],
+    script: str,
+    *,
+    library: str = "",
 ) -> str:
     """The whole document; `sections` are (ident, title, body), `head` and bodies are HTML.
 
-    `style` comes after the sheet that all pages share, `script` after pointer.js.
+    `style` comes after the sheet that all pages share, `script` after pointer.js. `library` is a
+    script before it that compiles functions of its own, such as plotly.js.
     """
-    script = resource("pointer.js") + script
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = [text for text in (library, resource("pointer.js") + script) if text]
+    digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in scripts]
+    allowed = [f"'sha256-{digest}'" for digest in digests] + ["'unsafe-eval'"] * bool(library)
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"script-src {' '.join(allowed)}; base-uri 'none'; form-action 'none'"
     )
     content = {
         "title": title,
@@ -58,7 +66,7 @@ def page(
         "style": Markup(resource("style.css") + style),
         "head": Markup(head),
         "sections": [(ident, heading, Markup(body)) for ident, heading, body in sections],
-        "script": Markup(script),
+        "scripts": [Markup(text) for text in scripts],
     }
     # Names of files may hold lone surrogates, which no page can.
     return render("page", content).encode("utf-8", "replace").decode()

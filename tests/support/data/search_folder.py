@@ -2,15 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune.study import open_journal, open_study, row_key
 
@@ -21,6 +20,13 @@ SPACE: dict[str, dict[str, Any]] = {
     "model.num_clusters": {"choices": [50, 100, 200]},
 }
 EPOCHS = 6
+STATES = {
+    "running": TrialState.RUNNING,
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "collapsed": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 DEFAULT = {
     "model.temperature": 0.3,
     "loss.entropy": 0.5,
@@ -49,26 +55,19 @@ def make_search(
     """
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    study_of(folder)
     content = {"objective": "zsl", "trials": trials, "space": SPACE}
     (folder / "search.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    made = []
     for number in range(trials):
         params = drawn(generator) if number else DEFAULT
         score = value(params)
         epochs = range(1, (reaches(score) if number else EPOCHS) + 1)
-        history = [
-            {
-                "epoch": epoch,
-                "objective": score * (1 - math.exp(-epoch / 2)) + 0.005 * generator.normal(),
-                "loss": 3.0,
-                "used_clusters": 40,
-                "nmi": 0.3,
-                "seconds": 1.5,
-            }
-            for epoch in epochs
+        curve = [
+            score * (1 - math.exp(-epoch / 2)) + 0.005 * generator.normal() for epoch in epochs
         ]
-        state = "finished" if len(history) == EPOCHS else "stopped"
-        write_trial(folder, number, params=params, history=history, state=state)
+        state = "finished" if len(curve) == EPOCHS else "stopped"
+        made.append(one_trial(params, curve, state))
+    write_trials(folder, made)
     if finals is not None:
         write(folder / "final.json", {"version": 1, "objective": "zsl", "rows": finals})
     (folder / "best.yaml").write_text("loss:\n  entropy: 0.5\n")
@@ -88,46 +87,48 @@ def drawn(generator: np.random.Generator) -> dict[str, Any]:
     return params
 
 
-def study_of(folder: Path) -> optuna.Study:
-    """The study of a search whose trials have EPOCHS epochs."""
-    folder.mkdir(exist_ok=True)
-    attributes = {"epochs": EPOCHS, "source": "cache"}
-    return open_study(open_journal(folder, write=True), folder.name, attributes)
-
-
-def write_trial(
-    folder: Path,
-    number: int,
-    *,
+def one_trial(
+    params: dict[str, Any] | None = None,
+    curve: Sequence[float] = (),
     state: str = "finished",
-    cause: str = "",
-    params: dict[str, Any] = DEFAULT,
-    history: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Add a trial to the journal; `number` is how many there are."""
-    states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL}
-    states |= {"running": TrialState.RUNNING}
-    rows = {row_key(row["epoch"]): dict(row) for row in history}
-    study = study_of(folder)
-    study.add_trial(
-        create_trial(
-            state=states.get(state, TrialState.PRUNED),
-            value=history[-1]["objective"] if state == "finished" else None,
-            params=params,
-            distributions={name: distribution(name, value) for name, value in params.items()},
-            user_attrs=rows | ({state: cause} if cause or state == "collapsed" else {}),
-            intermediate_values={row["epoch"]: row["objective"] for row in history},
+    cause: str = "told",
+) -> FrozenTrial:
+    """A trial with the objectives of its epochs, as the driver of a search records it."""
+    params = DEFAULT if params is None else params
+    attributes: dict[str, Any] = {
+        row_key(epoch): {"loss": 3.0, "used_clusters": 40, "nmi": 0.3, "seconds": 1.5}
+        for epoch in range(1, len(curve) + 1)
+    }
+    if state in ("failed", "collapsed"):
+        attributes[state] = cause
+    distributions: dict[str, BaseDistribution] = {}
+    for name, value in params.items():
+        spec = SPACE.get(name, {"choices": [value]})
+        distributions[name] = (
+            CategoricalDistribution(spec["choices"])
+            if "choices" in spec
+            else FloatDistribution(spec["low"], spec["high"], log=True)
         )
+    return create_trial(
+        state=STATES[state],
+        value=curve[-1] if state == "finished" else None,
+        params=params,
+        distributions=distributions,
+        user_attrs=attributes,
+        intermediate_values=dict(enumerate(curve, 1)),
     )
-    assert len(study.get_trials(deepcopy=False)) == number + 1
 
 
-def distribution(name: str, value: Any) -> BaseDistribution:
-    """What a parameter is drawn from."""
-    spec = SPACE.get(name, {"choices": [value]})
-    if "choices" in spec:
-        return CategoricalDistribution(spec["choices"])
-    return FloatDistribution(spec["low"], spec["high"], log=True)
+def write_trials(folder: Path, trials: Iterable[FrozenTrial], study: str = "search") -> None:
+    """Append trials to the journal of a search."""
+    attributes = {"epochs": EPOCHS, "source": "cache"}
+    opened = open_study(open_journal(folder, write=True), study, attributes)
+    opened.add_trials(trials)
+
+
+def write_trial(folder: Path, *args: Any, **fields: Any) -> None:
+    """Append one trial, see `one_trial`."""
+    write_trials(folder, [one_trial(*args, **fields)])
 
 
 def final_row(name: str, validation: float, test: float | None, **fields: Any) -> dict[str, Any]:

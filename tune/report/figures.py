@@ -1,0 +1,187 @@
+"""The figures of a search, by Optuna and plotly; the page's script puts its colours in."""
+
+import html
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from tune.report.axes import Axis, plain
+from tune.report.importance import study_of
+from tune.report.search_files import FinalRow, Search
+from tune.report.verdict import tested_rows, winner_of
+from tune.study import TrialRecord, trial_name
+from vgse.report.page import percent
+
+ACCENT, BEST, MUTED = "var(--accent)", "var(--best)", "var(--muted)"
+DEFAULT = trial_name(0)
+
+
+def figures(search: Search, axes: Sequence[Axis]) -> dict[str, go.Figure]:
+    """All figures by name; points carry the number of their trial, or a text, as customdata."""
+    found = {}
+    if len(rows := tested_rows(search)) > 1:
+        found["tested"] = validation_against_test(rows, search)
+    measured = [t for t, trial in enumerate(search.trials) if trial.history]
+    if measured:
+        study = _study([search.trials[t] for t in measured], axes)
+        found["curves"] = learning_curves(search, measured, study)
+        tried = {name for trial in study.trials for name in trial.params}
+        found |= {
+            f"slice {a.name}": slice_plot(measured, study, a) for a in axes if a.name in tried
+        }
+        found["parallel"] = parallel_coordinates(search, axes)
+    for figure in found.values():
+        figure.update_layout(template="none", title=None)
+    return found
+
+
+def learning_curves(search: Search, measured: Sequence[int], study: optuna.Study) -> go.Figure:
+    """The objective by epoch, one line a trial; those that finished above, the best on top."""
+    figure = optuna.visualization.plot_intermediate_values(study)
+    for t, trace in zip(measured, figure.data, strict=True):
+        trace.update(customdata=[t] * len(trace.x), hoverinfo="none", marker={"maxdisplayed": 0})
+
+    def height(trace: Any) -> tuple[bool, bool]:
+        trial = search.trials[trace.customdata[0]]
+        return trial is search.best, trial.state == "finished"
+
+    figure.data = sorted(figure.data, key=height)
+    longest = max(len(trace.x) for trace in figure.data)
+    step = 1 if longest <= 12 else None  # else plotly would number halves of epochs
+    figure.update_layout(hoverdistance=40, xaxis={"dtick": step, "title": "epoch"}, yaxis_title="")
+    return figure
+
+
+def slice_plot(measured: Sequence[int], study: optuna.Study, axis: Axis) -> go.Figure:
+    """The objective against one hyper-parameter."""
+    figure = optuna.visualization.plot_slice(study, [axis.name], target_name="")
+    trace = figure.data[0]
+    trace.customdata = [measured[number] for number in trace.marker.color]
+    trace.update(hoverinfo="none", marker={"color": ACCENT, "showscale": False, "size": 6.5})
+    figure.update_layout(xaxis_title="", yaxis_nticks=4)
+    if axis.choices:
+        labels = [_text(plain(choice)) for choice in axis.choices]
+        figure.update_xaxes(tickmode="array", tickvals=list(range(len(labels))), ticktext=labels)
+    elif axis.log and axis.high / axis.low >= 100:
+        figure.update_xaxes(dtick=1)
+    return figure
+
+
+def parallel_coordinates(search: Search, axes: Sequence[Axis]) -> go.Figure:
+    """One line a trial through its hyper-parameters and, at the right, its objective.
+
+    Optuna's figure has no brushes; plotly's has. Colours go by rank and not by value: a search
+    that works ends with most trials close to the best.
+    """
+    shown = [
+        t
+        for t, trial in enumerate(search.trials)
+        if trial.objective is not None
+        and all(axis.place(trial.params.get(axis.name)) is not None for axis in axes)
+    ]
+    trials = [search.trials[t] for t in shown]
+    scores = [100 * (trial.objective or 0) for trial in trials]
+    order = sorted(scores)
+    ranks = [bisect_left(order, score) / max(1, len(order) - 1) for score in scores]
+    dimensions = [_dimension(axis, [trial.params[axis.name] for trial in trials]) for axis in axes]
+    dimensions.append({"label": "objective, %", "values": scores})
+    colours = [
+        1.2 if trial is search.best else 1.1 if trial.name == DEFAULT else rank
+        for trial, rank in zip(trials, ranks, strict=True)
+    ]
+    trace = go.Parcoords(customdata=shown, dimensions=dimensions, line={"color": colours})
+    return go.Figure(trace, {"margin": {"b": 20, "l": 50, "r": 50, "t": 56}})
+
+
+def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figure:
+    """A point for each of `rows`, which all have both results."""
+    across = [100 * (row.validation or 0) for row in rows]
+    up = [100 * row.test[search.objective] for row in rows]
+    winner = winner_of(search)
+    colours = [BEST if row is winner else MUTED if row.is_default else ACCENT for row in rows]
+    tips = [
+        f"{row.name}\nvalidation {percent(row.validation)}%\ntest {percent(y / 100)}%"
+        for row, y in zip(rows, up, strict=True)
+    ]
+    symbols = ["diamond" if row.is_default else "circle" for row in rows]
+    middle = (min(across) + max(across)) / 2
+    trace = go.Scatter(
+        x=across,
+        y=up,
+        cliponaxis=False,
+        customdata=tips,
+        hoverinfo="none",
+        marker={"color": colours, "size": 11, "symbol": symbols},
+        mode="markers+text",
+        text=[_text(row.name) for row in rows],
+        textposition=[f"middle {'left' if x > middle else 'right'}" for x in across],
+    )
+    titles = {"xaxis_title": "validation, %", "yaxis_title": "test, %"}
+    return go.Figure(trace, {"margin": {"b": 44, "l": 52}, **titles})
+
+
+def _study(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> optuna.Study:
+    """A study of measured trials, in percent; all as complete ones, Optuna draws no others."""
+    distributions = {
+        axis.name: CategoricalDistribution(axis.choices)
+        if axis.choices
+        else FloatDistribution(axis.low, axis.high, log=axis.log)
+        for axis in axes
+    }
+    rows = [
+        (
+            {name: value for name, value in trial.params.items() if value is not None},
+            100 * (trial.objective or 0),
+            {row["epoch"]: 100 * row["objective"] for row in trial.history},
+        )
+        for trial in trials
+    ]
+    return study_of(rows, distributions)
+
+
+def _dimension(axis: Axis, values: Sequence[Any]) -> dict[str, Any]:
+    head, _, tail = _text(axis.label).partition("_")
+    label = f"{head}<sub>{tail}</sub>" if tail else head
+    if axis.choices:
+        return {
+            "label": label,
+            "values": [axis.choices.index(value) for value in values],
+            "range": [-0.2, len(axis.choices) - 0.8],
+            "tickvals": list(range(len(axis.choices))),
+            "ticktext": _unlike([plain(choice)[:14] for choice in axis.choices]),
+        }
+    if not axis.log:
+        return {"label": label, "values": values, "range": [axis.low, axis.high]}
+    places, texts = zip(*_decades(axis.low, axis.high), strict=True)
+    return {
+        "label": f"{label} (log)",
+        "values": [math.log10(value) for value in values],
+        "range": [math.log10(axis.low), math.log10(axis.high)],
+        "tickvals": places,
+        "ticktext": _unlike(texts),
+    }
+
+
+def _decades(low: float, high: float) -> list[tuple[float, str]]:
+    """(log10, text) of 1, 2 … 9 times the powers of ten in low..high; most texts are empty."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{power}") for power in powers for digit in range(1, 10)]
+    values = [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+    shown = "1" if high / low > 99 else "125"
+    return [(math.log10(v), plain(v) if f"{v:e}"[0] in shown else "") for v in values]
+
+
+def _unlike(texts: Sequence[str]) -> list[str]:
+    """`texts` that differ by blanks: plotly draws two equal ones at one place."""
+    return [text + " " * n for n, text in enumerate(texts, 1)]
+
+
+def _text(text: str) -> str:
+    """A stranger's text, cut, without the tags that plotly would take for its own."""
+    text = text if len(text) <= 14 else f"{text[:13]}…"
+    return html.escape(text.encode("utf-8", "replace").decode(), quote=False)
