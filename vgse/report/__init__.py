@@ -56,7 +56,7 @@ def render_report(run: RunFiles) -> str:
         try:
             content = prepare()
         except Missing as missing:
-            body = render("notice", {"missing": missing})
+            body = render("notice", {"file": missing.file, "field": missing.field})
         else:
             style += content.pop("style", "")
             body = render(ident, content)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vgse.config import loss_symbols
 from vgse.report.page import MINUS, number, percent
-from vgse.report.run_files import Missing, RunFiles, find_missing
+from vgse.report.run_files import RunFiles
 
 WIDTH, HEIGHT = 300, 132
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
@@ -42,16 +42,16 @@ def curves_section(run: RunFiles) -> dict[str, Any]:
         (field, field.replace("_", " ").capitalize(), LOSSES.get(field, ""), 3, None)
         for field in ("loss", *loss_symbols())
     ]
-    no_usage = find_missing(run.pictures, "pictures.npz", "cluster_usage")
     return {
         "charts": [
             line_chart(points, title, note, digits, limits, levels.get(field))
             for field, title, note, digits, limits in (*losses, *MEASURES)
             if (points := _series(run.metrics, field))
         ],
-        "no_charts": Missing("metrics.jsonl", "loss" if run.metrics else None),
-        "no_usage": no_usage,
-        "bars": None if no_usage else usage_bars(run.pictures["cluster_usage"]),
+        "has_metrics": bool(run.metrics),
+        "has_pictures": bool(run.pictures),
+        "has_usage": "cluster_usage" in run.pictures,
+        "bars": usage_bars(run.pictures.get("cluster_usage", np.zeros(0))),
     }
 
 

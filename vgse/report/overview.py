@@ -7,7 +7,7 @@ import numpy as np
 
 from vgse.report.page import number
 from vgse.report.pictures import ClassPictures
-from vgse.report.run_files import Missing, RunFiles
+from vgse.report.run_files import RunFiles
 
 NUM_MOSAIC = 30
 
@@ -73,19 +73,12 @@ def _part(config: dict[str, Any], field: str) -> dict[str, Any]:
 def health_section(run: RunFiles) -> dict[str, Any]:
     """Findings, then how the clusters compare with k-means and the relations' certificate."""
     return {
-        "no_health": None if run.health else Missing("health.json"),
-        "findings": [
-            {"cause": finding.get("cause", ""), "sentence": finding.get("sentence", "")}
-            for finding in run.health.get("findings") or []
-        ],
-        "speed": run.health.get("images_per_second"),
+        "health": run.health,
         "clusters": run.evaluation.get("clusters"),
-        "no_clusters": Missing("evaluation.json", "clusters"),
         "relations": run.evaluation.get("relations"),
-        "no_relations": Missing("evaluation.json", "relations"),
     }
 
 
 def files_section(run: RunFiles) -> dict[str, Any]:
     """The folded configuration."""
-    return {"config": run.config_text, "no_config": Missing("config.yaml")}
+    return {"config": run.config_text}

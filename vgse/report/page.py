@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vgse.report.run_files import MADE_BY
+
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 
@@ -29,8 +31,9 @@ def environment(package: str = "vgse.report") -> Environment:
         lstrip_blocks=True,
     )
     found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    for written in (number, magnitude, percent, unrounded):
+    for written in (number, magnitude, percent):
         found.filters[written.__name__] = written
+    found.globals["made_by"] = MADE_BY
     return found
 
 
@@ -96,11 +99,6 @@ def magnitude(value: object) -> str:
         return NONE
     figure = float(str(value))
     return "0" if figure == 0 else f"{figure:.1e}".replace("-", MINUS)
-
-
-def unrounded(value: object) -> str:
-    """A number with the digits that it has; an en dash for none."""
-    return NONE if value is None else f"{float(str(value)):g}".replace("-", MINUS)
 
 
 def percent(value: object) -> str:

@@ -32,7 +32,6 @@ class Missing(Exception):
         super().__init__(file, field)
         self.file = file
         self.field = field
-        self.command = MADE_BY[file]
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,11 @@ def load_run(run: Path) -> RunFiles:
 
 def need(content: dict[str, Any], file: str, *fields: str) -> None:
     """Raise Missing unless `content`, read from `file`, has every one of `fields`."""
-    if missing := find_missing(content, file, *fields):
-        raise missing
-
-
-def find_missing(content: dict[str, Any], file: str, *fields: str) -> Missing | None:
-    """What `content`, read from `file`, lacks of `fields`."""
     if not content:
-        return Missing(file)
-    return next((Missing(file, field) for field in fields if field not in content), None)
+        raise Missing(file)
+    for field in fields:
+        if field not in content:
+            raise Missing(file, field)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -24,26 +24,36 @@ def similarity_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]
     need(content, "class_embeddings.npz", "class_names", "embeddings", "seen", "unseen")
     seen, unseen = _spread(content["seen"], MAX_SEEN), _spread(content["unseen"], MAX_UNSEEN)
     if len(seen) < 2:
-        return {"maps": []}
+        return {"maps": {}}
     visual = centred_cosine(content["embeddings"], content["seen"], scale=True)
     order = np.concatenate([_ordered(visual, seen), _ordered(visual, unseen)])
     names = [str(name) for name in content["class_names"][order]]
     looks = visual[np.ix_(order, order)]
-    matrices = [("By pictures", "class embeddings", looks)]
-    agreement: dict[str, float] = {}
-    columns = []
+    matrices = {"class embeddings": looks}
+    compared: dict[str, Any] = {"agreement": {}, "alike": [], "close": []}
     if "word_vectors" in content:
         words = centred_cosine(content["word_vectors"], content["seen"], scale=False)
-        words = words[np.ix_(order, order)]
-        matrices.append(("By words", "word vectors", words))
-        agreement = _agreement(looks, words, len(seen))
-        columns = _odd_columns(looks, words, names, len(seen), pictures)
-    limit = _limit([matrix for _, _, matrix in matrices])
-    return {
-        "maps": [
-            {"title": title, "of": of, "src": _heatmap(matrix / limit)}
-            for title, of, matrix in matrices
-        ],
+        words = matrices["word vectors"] = words[np.ix_(order, order)]
+        difference = (looks - words)[: len(seen), : len(seen)]
+
+        def show(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "tiles": [pictures.tile(names[a]), pictures.tile(names[b])],
+                    "looks": looks[a, b],
+                    "words": words[a, b],
+                }
+                for a, b in pairs
+            ]
+
+        compared = {
+            "agreement": _agreement(looks, words, len(seen)),
+            "alike": show(odd_pairs(difference, NUM_PAIRS)),
+            "close": show(odd_pairs(-difference, NUM_PAIRS)),
+        }
+    limit = _limit(list(matrices.values()))
+    return compared | {
+        "maps": {of: _heatmap(matrix / limit) for of, matrix in matrices.items()},
         "data": {
             "names": names,
             "seen": len(seen),
@@ -51,9 +61,7 @@ def similarity_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]
             "palette": palette().tobytes().hex(),
         },
         "anchors": ANCHORS.tolist(),
-        "agreement": agreement,
         "left": len(content["class_names"]) - len(order),
-        "columns": columns,
     }
 
 
@@ -127,25 +135,3 @@ def _agreement(looks: Matrix, words: Matrix, seen: int) -> dict[str, float]:
         if len(a) > 2 and a.std() > 0 and b.std() > 0:
             found[role] = float(np.corrcoef(a, b)[0, 1])
     return found
-
-
-def _odd_columns(
-    looks: Matrix, words: Matrix, names: list[str], seen: int, pictures: ClassPictures
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    difference = (looks - words)[:seen, :seen]
-    columns = []
-    for title, matrix in (
-        ("Look alike, though the words are far apart", difference),
-        ("Close in words, though they look different", -difference),
-    ):
-        pairs = [
-            {
-                "tiles": [pictures.tile(names[a]), pictures.tile(names[b])],
-                "looks": looks[a, b],
-                "words": words[a, b],
-            }
-            for a, b in odd_pairs(matrix, NUM_PAIRS)
-        ]
-        if pairs:
-            columns.append((title, pairs))
-    return columns
