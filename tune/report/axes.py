@@ -7,17 +7,13 @@ from typing import Any
 
 from tune.report.search_files import Search, finite
 from tune.study import TrialRecord
+from vgse.config import loss_symbols
 
 LABELS = {
-    "loss.classification": "λ_cls",
-    "loss.semantic": "λ_sem",
-    "loss.consistency": "λ_clu",
-    "loss.entropy": "λ_ent",
     "model.num_clusters": "D_v",
     "model.temperature": "τ",
     "relations.alpha": "α",
-    "training.learning_rate": "learning rate",
-}
+} | {f"loss.{name}": f"λ_{symbol}" for name, symbol in loss_symbols().items()}
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import html
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from scipy.stats import rankdata
 
 from tune.report.axes import Axis, plain
 from tune.report.importance import study_of
@@ -22,46 +22,46 @@ DEFAULT = trial_name(0)
 
 
 def figures(search: Search, axes: Sequence[Axis]) -> dict[str, go.Figure]:
-    """All figures by name; points carry the number of their trial, or a text, as customdata."""
+    """All figures by name; points carry the name of their trial, or a text, as customdata."""
     found = {}
     if len(rows := tested_rows(search)) > 1:
         found["tested"] = validation_against_test(rows, search)
-    measured = [t for t, trial in enumerate(search.trials) if trial.history]
+    measured = [trial for trial in search.trials if trial.history]
     if measured:
-        study = _study([search.trials[t] for t in measured], axes)
+        study = _study(measured, axes)
         found["curves"] = learning_curves(search, measured, study)
         tried = {name for trial in study.trials for name in trial.params}
         found |= {
             f"slice {a.name}": slice_plot(measured, study, a) for a in axes if a.name in tried
         }
-        found["parallel"] = parallel_coordinates(search, axes)
+        found["parallel"] = parallel_coordinates(search, measured, axes)
     for figure in found.values():
         figure.update_layout(template="none", title=None)
     return found
 
 
-def learning_curves(search: Search, measured: Sequence[int], study: optuna.Study) -> go.Figure:
+def learning_curves(
+    search: Search, measured: Sequence[TrialRecord], study: optuna.Study
+) -> go.Figure:
     """The objective by epoch, one line a trial; those that finished above, the best on top."""
     figure = optuna.visualization.plot_intermediate_values(study)
-    for t, trace in zip(measured, figure.data, strict=True):
-        trace.update(customdata=[t] * len(trace.x), hoverinfo="none", marker={"maxdisplayed": 0})
-
-    def height(trace: Any) -> tuple[bool, bool]:
-        trial = search.trials[trace.customdata[0]]
-        return trial is search.best, trial.state == "finished"
-
-    figure.data = sorted(figure.data, key=height)
+    heights = {}
+    for trial, trace in zip(measured, figure.data, strict=True):
+        names = [trial.name] * len(trace.x)
+        trace.update(customdata=names, hoverinfo="none", marker={"maxdisplayed": 0})
+        heights[trial.name] = (trial is search.best, trial.state == "finished")
+    figure.data = sorted(figure.data, key=lambda trace: heights[trace.customdata[0]])
     longest = max(len(trace.x) for trace in figure.data)
     step = 1 if longest <= 12 else None  # else plotly would number halves of epochs
     figure.update_layout(hoverdistance=40, xaxis={"dtick": step, "title": "epoch"}, yaxis_title="")
     return figure
 
 
-def slice_plot(measured: Sequence[int], study: optuna.Study, axis: Axis) -> go.Figure:
+def slice_plot(measured: Sequence[TrialRecord], study: optuna.Study, axis: Axis) -> go.Figure:
     """The objective against one hyper-parameter."""
     figure = optuna.visualization.plot_slice(study, [axis.name], target_name="")
     trace = figure.data[0]
-    trace.customdata = [measured[number] for number in trace.marker.color]
+    trace.customdata = [measured[number].name for number in trace.marker.color]
     trace.update(hoverinfo="none", marker={"color": ACCENT, "showscale": False, "size": 6.5})
     figure.update_layout(xaxis_title="", yaxis_nticks=4)
     if axis.choices:
@@ -72,29 +72,29 @@ def slice_plot(measured: Sequence[int], study: optuna.Study, axis: Axis) -> go.F
     return figure
 
 
-def parallel_coordinates(search: Search, axes: Sequence[Axis]) -> go.Figure:
+def parallel_coordinates(
+    search: Search, measured: Sequence[TrialRecord], axes: Sequence[Axis]
+) -> go.Figure:
     """One line a trial through its hyper-parameters and, at the right, its objective.
 
     Optuna's figure has no brushes; plotly's has. Colours go by rank and not by value: a search
     that works ends with most trials close to the best.
     """
-    shown = [
-        t
-        for t, trial in enumerate(search.trials)
-        if trial.objective is not None
-        and all(axis.place(trial.params.get(axis.name)) is not None for axis in axes)
+    trials = [
+        trial
+        for trial in measured
+        if all(axis.place(trial.params.get(axis.name)) is not None for axis in axes)
     ]
-    trials = [search.trials[t] for t in shown]
     scores = [100 * (trial.objective or 0) for trial in trials]
-    order = sorted(scores)
-    ranks = [bisect_left(order, score) / max(1, len(order) - 1) for score in scores]
+    ranks = (rankdata(scores, "min") - 1) / max(1, len(scores) - 1)
     dimensions = [_dimension(axis, [trial.params[axis.name] for trial in trials]) for axis in axes]
     dimensions.append({"label": "objective, %", "values": scores})
     colours = [
-        1.2 if trial is search.best else 1.1 if trial.name == DEFAULT else rank
+        1.2 if trial is search.best else 1.1 if trial.name == DEFAULT else float(rank)
         for trial, rank in zip(trials, ranks, strict=True)
     ]
-    trace = go.Parcoords(customdata=shown, dimensions=dimensions, line={"color": colours})
+    names = [trial.name for trial in trials]
+    trace = go.Parcoords(customdata=names, dimensions=dimensions, line={"color": colours})
     return go.Figure(trace, {"margin": {"b": 20, "l": 50, "r": 50, "t": 56}})
 
 

@@ -18,7 +18,7 @@ from tune.report.verdict import (
     judge_ranks,
     winner_of,
 )
-from tune.study import TrialRecord, ranked
+from tune.study import ranked
 from vgse.files import written_whole
 from vgse.report.page import page, render
 
@@ -57,6 +57,7 @@ def render_search(search: Search, axes: Sequence[Axis], found: Importance | None
     drawn = figures(search, falling[::-1])
     tested = {name for row in search.final for name in row.test}
     measures = [name for name in MEASURES if name in tested] + sorted(tested - MEASURES.keys())
+    best = ranked(search.trials)
     content = {
         "search": search,
         "axes": axes,
@@ -68,7 +69,7 @@ def render_search(search: Search, axes: Sequence[Axis], found: Importance | None
         "causes": causes(search.trials),
         "found": found,
         "limits": {"few": TOO_FEW, "most": MOST_TRIALS, "controls": NUM_CONTROLS},
-        "ranking": _ranking(search),
+        "ranking": best + [trial for trial in search.trials if trial not in best],
         "winner": winner_of(search),
         "opened": any(row.test or row.cause for row in search.final),
         "measures": {name: MEASURES.get(name, name) for name in measures},
@@ -108,9 +109,3 @@ def _facts(search: Search) -> list[tuple[str, str, str]]:
     if sources := sorted({trial.source for trial in search.trials if trial.source}):
         rows.append(("Features from", " and ".join(sources), ""))
     return rows
-
-
-def _ranking(search: Search) -> list[tuple[int, TrialRecord]]:
-    """(number, trial), the best first, those that cannot be compared last."""
-    order = {trial.name: place for place, trial in enumerate(ranked(search.trials))}
-    return sorted(enumerate(search.trials), key=lambda each: order.get(each[1].name, len(order)))

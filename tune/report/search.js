@@ -1,7 +1,7 @@
 (() => {
   const block = document.getElementById("search-figures");
   if (!block) return;
-  const rows = new Map([...document.querySelectorAll("#trials-table [data-t]")].map((row) => [+row.dataset.t, row]));
+  const rows = new Map([...document.querySelectorAll("#trials-table [data-t]")].map((row) => [row.dataset.t, row]));
   const heads = [...document.querySelectorAll("#trials-table thead th")].map((head) => head.textContent);
   const plots = [...document.querySelectorAll("[data-figure]")];
   const parallel = plots.find((plot) => plot.dataset.figure === "parallel");
@@ -93,7 +93,7 @@
     const kept = customdata.filter((_, row) => brushed.every(({ values, constraintrange }) =>
       [constraintrange].flat(Array.isArray(constraintrange[0]) ? 1 : 0).some((range) => within(values[row], range))));
     if (brushed.length) for (const t of rows.keys()) if (!kept.includes(t)) off.add(t);
-    for (const mark of document.querySelectorAll("[data-t]")) mark.classList.toggle("off", off.has(+mark.dataset.t));
+    for (const mark of document.querySelectorAll("[data-t]")) mark.classList.toggle("off", off.has(mark.dataset.t));
     document.getElementById("kept").textContent = brushed.length ? `${kept.length} of ${rows.size} trials kept` : "";
     all.hidden = !brushed.length;
   }
@@ -108,7 +108,7 @@
     plot.on("plotly_unhover", leave);
     plot.on("plotly_hover", ({ points, curveNumber }) => {
       const told = points ? points[0].customdata : parallel.data[0].customdata[curveNumber];
-      const trial = typeof told === "number";
+      const trial = rows.has(told);
       if (trial && off.has(told)) return;
       if (trial) light(told);
       show(pointer, trial ? words(told) : told);

@@ -76,8 +76,7 @@ def _on_test(search: Search, what: str) -> str:
     default = next((row for row in search.final if row.is_default), None)
     if winner is None or not any(row.test for row in search.final):
         return "The test images have not been opened."
-    beaten = default is not None and (default.validation or 0) >= (winner.validation or 0)
-    if beaten:
+    if default is not None and (default.validation or 0) >= (winner.validation or 0):
         return (
             "No trial was above the default configuration on the validation classes: keep the "
             "default."
@@ -91,14 +90,13 @@ def _on_test(search: Search, what: str) -> str:
         return f"{text}; the default configuration was not measured beside it."
     text += f", the default configuration {percent(theirs)}%"
     gain = round(100 * (ours - theirs), 1)
-    if gain > 0:
-        return f"{text}: the search gained {number(gain, 1)} points."
     if gain < 0:
         return (
             f"{text}: the search lost {number(-gain, 1)} points. What it gained on validation "
             "did not carry over."
         )
-    return f"{text}: the search gained nothing on test."
+    points = f"{number(gain, 1)} points" if gain else "nothing on test"
+    return f"{text}: the search gained {points}."
 
 
 def judge_ranks(search: Search) -> str:

@@ -72,7 +72,7 @@ def test_no_two_elements_share_an_id(page: str) -> None:
 
 def test_every_trial_is_in_every_figure_and_in_the_table(page: str) -> None:
     figures = data_of(page, "search-figures")
-    measured = [t for t in range(64) if t != 60]  # which failed at once
+    measured = [f"{t:04d}" for t in range(64) if t != 60]  # which failed at once
     assert len(re.findall(r'<tr class="[^"]*" data-t=', page)) == 64
     assert figures["parallel"]["data"][0]["customdata"] == measured
     lines = figures["curves"]["data"]
@@ -157,6 +157,6 @@ def test_a_trial_without_a_hyper_parameter_is_left_out_of_its_figures_alone(tmp_
     folder = make_search(tmp_path / "s", trials=12)
     write_trial(folder, {"model.temperature": 0.1}, [0.3])
     figures = data_of(write_page(folder).read_text(encoding="utf-8"), "search-figures")
-    assert 12 in figures["slice model.temperature"]["data"][0]["customdata"]
-    assert 12 not in figures["slice loss.entropy"]["data"][0]["customdata"]
-    assert 12 not in figures["parallel"]["data"][0]["customdata"]
+    assert "0012" in figures["slice model.temperature"]["data"][0]["customdata"]
+    assert "0012" not in figures["slice loss.entropy"]["data"][0]["customdata"]
+    assert "0012" not in figures["parallel"]["data"][0]["customdata"]
