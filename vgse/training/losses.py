@@ -1,12 +1,16 @@
-"""The four losses of VGSE, right over the global batch of a distributed run.
+"""The losses of VGSE, right over the global batch of a distributed run.
 
-Every function returns this worker's share, scaled so that the mean over workers (which is what
+Each returns this worker's share, scaled so that the mean over workers (which is what
 DistributedDataParallel takes of gradients) is the gradient of the loss over the global batch.
 Losses: Xu et al., "VGSE", CVPR 2022, eq. 1-4; the neighbour term follows Van Gansbeke et al.,
 "SCAN", ECCV 2020.
+
+To add a loss, write a function here under `@loss()` and give `LossConfig` a float of its name.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,46 +26,6 @@ def world_size() -> int:
 def _floats(values: Tensor) -> Tensor:
     """At least float32: half precision comes from autocast, float64 from tests."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor, total: int) -> Tensor:
-    """Σ wᵢ · cross-entropy(Q aᵢ, yᵢ) / total · W.
-
-    Args:
-        logits: [n, S], Q a.
-        labels: int64 [n], in 0..S-1.
-        weights: [n], 0 for padding and 1 otherwise.
-        total: patches in the step over all workers.
-    """
-    losses = F.cross_entropy(_floats(logits), labels, reduction="none")
-    return (losses * weights).sum() * (world_size() / total)
-
-
-def semantic_loss(predicted: Tensor, words: Tensor, weights: Tensor, total: int) -> Tensor:
-    """Σ wᵢ · ‖S aᵢ - w(yᵢ)‖₂ / total · W.
-
-    Args:
-        predicted: [n, D_w], S a.
-        words: [n, D_w], the word vector of each patch's class.
-        weights: [n].
-        total: patches in the step over all workers.
-    """
-    squares = (_floats(predicted) - words).square().sum(1)
-    return ((squares + 1e-12).sqrt() * weights).sum() * (world_size() / total)
-
-
-def consistency_loss(
-    assignments: Tensor, neighbours: Tensor, weights: Tensor, total: int
-) -> Tensor:
-    """-Σ wᵢ · ln⟨aᵢ, a(neighbour of i)⟩ / total · W (SCAN, the first term of its eq. 2).
-
-    Args:
-        assignments, neighbours: [n, D_v], rows that sum to 1.
-        weights: [n].
-        total: patches in the step over all workers.
-    """
-    agreement = (_floats(assignments) * _floats(neighbours)).sum(1).clamp_min(1e-8)
-    return -(agreement.log() * weights).sum() * (world_size() / total)
 
 
 @dataclass(frozen=True)
@@ -96,29 +60,73 @@ def sum_assignments(assignments: Tensor, weights: Tensor) -> AssignmentSum:
     return AssignmentSum(own, everywhere, work)
 
 
-def entropy_of(mean: Tensor) -> Tensor:
-    """Σₖ āₖ ln āₖ of mean assignments [D_v]; in -ln D_v..0, lowest when all clusters are used
+@dataclass(frozen=True)
+class StepTensors:
+    """What losses are made from: this worker's n patches of a step."""
+
+    embedded: Tensor  # [n, D_p], rows of length 1
+    assignments: Tensor  # [n, D_v], rows that sum to 1
+    logits: Tensor  # [n, S], Q a
+    predicted: Tensor  # [n, D_w], S a
+    labels: Tensor  # int64 [n], in 0..S-1
+    words: Tensor  # [n, D_w], the word vector of each patch's class
+    weights: Tensor  # [n], 0 for padding and 1 otherwise
+    total: int  # patches of the step over all workers
+    assignment_sum: AssignmentSum | None = None  # where a loss uses the mean
+    neighbours: Tensor | None = None  # [n, D_v], where a loss uses them and there are any yet
+    has_neighbour: Tensor | None = None  # bool [n]
+
+    def mean_over_patches(self, values: Tensor) -> Tensor:
+        """Σ wᵢ · valuesᵢ / total · W of values [n]."""
+        return (values * self.weights).sum() * (world_size() / self.total)
+
+
+Loss = Callable[[StepTensors], Tensor]
+Uses = Literal["mean", "neighbours"]
+
+LOSSES: dict[str, Loss] = {}
+"""Every loss by the name of its weight in `LossConfig`, in the order in which they are added up."""
+USES: dict[str, tuple[Uses, ...]] = {}
+"""What must be prepared for a loss: the mean over all workers, or neighbours from the queue."""
+
+
+def loss(*uses: Uses) -> Callable[[Loss], Loss]:
+    """Register a function under its name."""
+
+    def register(function: Loss) -> Loss:
+        LOSSES[function.__name__], USES[function.__name__] = function, uses
+        return function
+
+    return register
+
+
+@loss()
+def classification(step: StepTensors) -> Tensor:
+    """Σ wᵢ · cross-entropy(Q aᵢ, yᵢ) / total · W."""
+    logits = _floats(step.logits)
+    return step.mean_over_patches(F.cross_entropy(logits, step.labels, reduction="none"))
+
+
+@loss()
+def semantic(step: StepTensors) -> Tensor:
+    """Σ wᵢ · ‖S aᵢ - w(yᵢ)‖₂ / total · W."""
+    squares = (_floats(step.predicted) - step.words).square().sum(1)
+    return step.mean_over_patches((squares + 1e-12).sqrt())
+
+
+@loss("neighbours")
+def consistency(step: StepTensors) -> Tensor:
+    """-Σ wᵢ · ln⟨aᵢ, a(neighbour of i)⟩ / total · W (SCAN, the first term of its eq. 2)."""
+    if step.neighbours is None or step.has_neighbour is None:
+        return 0.0 * step.assignments.sum()
+    agreement = (_floats(step.assignments) * _floats(step.neighbours)).sum(1).clamp_min(1e-8)
+    return -step.mean_over_patches(agreement.log() * step.has_neighbour)
+
+
+@loss("mean")
+def entropy(step: StepTensors) -> Tensor:
+    """Σₖ āₖ ln āₖ of the mean assignments ā; in -ln D_v..0, lowest when all clusters are used
     alike."""
+    assert step.assignment_sum is not None
+    mean = step.assignment_sum.mean(step.total)
     return (mean * mean.clamp_min(1e-12).log()).sum()
-
-
-def nearest_in_queue(
-    features: Tensor, images: Tensor, queue_features: Tensor, queue_images: Tensor
-) -> Tensor:
-    """Index of the queue's most similar patch (cosine) that is not of the same image.
-
-    Args:
-        features: [n, D], rows of length 1.
-        images: int64 [n], an id of each patch's image.
-        queue_features: [m, D], rows of length 1.
-        queue_images: int64 [m]; below 0 where the queue holds nothing.
-
-    Returns:
-        int64 [n], -1 where the queue holds no other image.
-    """
-    with torch.no_grad():
-        similarity = features.detach() @ queue_features.T
-        barred = (images[:, None] == queue_images) | (queue_images < 0)
-        similarity.masked_fill_(barred, -2.0)
-        best, index = similarity.max(1)
-        return index.masked_fill_(best <= -2.0, -1)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgse.clusters import Projection
 from vgse.config import LossConfig, ModelConfig
 from vgse.images.backbones import Backbone
-from vgse.training import losses
+from vgse.training.losses import LOSSES, USES, StepTensors, Uses, sum_assignments
+from vgse.training.neighbours import NeighbourQueue, nearest_in_queue
 
 
 class ClusterHead(nn.Module):
@@ -60,106 +60,9 @@ class ClusterHead(nn.Module):
         return self.assign(self.embed(features))
 
 
-class NeighbourQueue:
-    """Embedded patches of recent steps from all workers, the oldest dropped first.
-
-    Neighbours are sought here, so that streaming needs no random access to the data. Nothing in
-    it waits for the device: padding keeps a place, marked by an image number below 0, until
-    newer patches push it out.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._features: Tensor | None = None  # [m, D_p]
-        self._images: Tensor | None = None  # int64 [m]
-        self._arriving: _Arriving | None = None
-
-    def push(
-        self, features: Tensor, images: Tensor, weights: Tensor, most_rows: int | None = None
-    ) -> None:
-        """Begin to append this step's patches of all workers (a collective call).
-
-        Args:
-            features: [n, D_p], rows of length 1.
-            images: int64 [n], an id of each patch's image.
-            weights: [n], 0 for padding.
-            most_rows: the largest n of all workers; none where it is the same on all.
-        """
-        self._settle()
-        images = images.masked_fill(weights <= 0, -1)
-        rows = most_rows if losses.world_size() > 1 else None
-        self._arriving = _gather(features.detach(), images, rows or len(images))
-
-    def content(self) -> tuple[Tensor, Tensor] | None:
-        """Features [m, D_p] and images [m] of the queue, or None while it holds nothing.
-
-        Rows whose image number is below 0 hold nothing.
-        """
-        self._settle()
-        if self._features is None or self._images is None or len(self._images) == 0:
-            return None
-        return self._features, self._images
-
-    def state(self) -> dict[str, Tensor]:
-        """The queue's tensors for a checkpoint; empty before the first step."""
-        self._settle()
-        if self._features is None or self._images is None:
-            return {}
-        real = self._images >= 0
-        return {"features": self._features[real], "images": self._images[real]}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        self._features, self._images = state.get("features"), state.get("images")
-        self._arriving = None
-
-    def _settle(self) -> None:
-        """Append what was pushed last."""
-        if self._arriving is None:
-            return
-        for work in self._arriving.works:
-            work.wait()
-        features, images = self._arriving.features, self._arriving.images
-        self._arriving = None
-        if self._features is not None and self._images is not None:
-            features = torch.cat([self._features, features])
-            images = torch.cat([self._images, images])
-        # Padding goes to the front, to be dropped first: how much there is, only the device knows.
-        order = torch.argsort((images >= 0).to(torch.uint8), stable=True)
-        order = order[max(0, len(images) - self.capacity) :]
-        self._features, self._images = features[order], images[order]
-
-
-@dataclass(frozen=True)
-class _Arriving:
-    """Rows of all workers, in rank order; complete once `works` are done."""
-
-    features: Tensor  # [W · rows, D_p]
-    images: Tensor  # int64 [W · rows]
-    works: list[dist.Work]
-
-
-def _gather(features: Tensor, images: Tensor, rows: int) -> _Arriving:
-    """Begin to gather the rows of all workers, each padded to `rows`."""
-    if losses.world_size() == 1:
-        return _Arriving(features, images, [])
-    short = rows - len(images)
-    assert short >= 0, (rows, len(images))
-    works: list[dist.Work] = []
-
-    def begin(values: Tensor) -> Tensor:
-        joined = values.new_empty(losses.world_size() * rows, *values.shape[1:])
-        parts = list(joined.chunk(losses.world_size()))
-        works.append(dist.all_gather(parts, values, async_op=True))
-        return joined
-
-    padded = F.pad(images, [0, short], value=-1)
-    return _Arriving(begin(F.pad(features, [0, 0, 0, short])), begin(padded), works)
-
-
 @dataclass
 class StepOutput:
-    """What a step gives: the loss to differentiate, and detached figures to log."""
+    """What a step gives: the loss to differentiate, and detached values to log."""
 
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # loss name -> detached scalar, this worker's share
@@ -217,7 +120,7 @@ class TrainingModel(nn.Module):
         )
         total = total_images * num_patches
         embedded, output = self.losses_of(features, labels, images, weights, total)
-        if self.training and self.config.consistency:
+        if self.training and self._uses("neighbours"):
             most_rows = None if most_images is None else most_images * num_patches
             self.queue.push(embedded, images, weights, most_rows)
         return output
@@ -235,38 +138,45 @@ class TrainingModel(nn.Module):
         Labels, images and weights are given for each patch, `total` counts the patches of the
         step over all workers. The queue is read and left as it is.
         """
-        config, head = self.config, self.head
+        head = self.head
         embedded = head.embed(features)
         assignments = head.assign(embedded)
         # Begun first and needed last: it travels while the rest is computed.
-        everywhere = losses.sum_assignments(assignments, weights) if config.entropy else None
-        terms: dict[str, Tensor] = {}
-        # A loss of weight 0 is left out, but its layer stays in the graph for DDP.
+        everywhere = sum_assignments(assignments, weights) if self._uses("mean") else None
         logits, predicted = head.classifier(assignments), head.regressor(assignments)
+        neighbours = self._neighbours(embedded, images) if self._uses("neighbours") else None
+        step = StepTensors(
+            embedded,
+            assignments,
+            logits,
+            predicted,
+            labels,
+            self.word_vectors[labels],
+            weights,
+            total,
+            everywhere,
+            *(neighbours or ()),
+        )
+        # A loss of weight 0 is left out, but its layer stays in the graph for DDP.
         loss = 0.0 * (logits.sum() + predicted.sum())
-        if config.classification:
-            terms["classification"] = losses.classification_loss(logits, labels, weights, total)
-        if config.semantic:
-            words = self.word_vectors[labels]
-            terms["semantic"] = losses.semantic_loss(predicted, words, weights, total)
-        if config.consistency:
-            terms["consistency"] = self._consistency(embedded, assignments, images, weights, total)
-        if everywhere is not None:
-            terms["entropy"] = losses.entropy_of(everywhere.mean(total))
+        terms = {name: compute(step) for name, compute in LOSSES.items() if self._weight(name)}
         for name, term in terms.items():
-            loss = loss + getattr(config, name) * term
+            loss = loss + self._weight(name) * term
         cells = labels * assignments.shape[1] + assignments.detach().argmax(1)
         detached = {name: term.detach() for name, term in terms.items()}
         return embedded, StepOutput(loss, detached, cells, weights)
 
-    def _consistency(
-        self, embedded: Tensor, assignments: Tensor, images: Tensor, weights: Tensor, total: int
-    ) -> Tensor:
+    def _weight(self, loss: str) -> float:
+        return float(getattr(self.config, loss))
+
+    def _uses(self, what: Uses) -> bool:
+        return any(self._weight(name) and what in USES[name] for name in LOSSES)
+
+    def _neighbours(self, embedded: Tensor, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Assignments [n, D_v] of each patch's neighbour, and whether it has one [n]."""
         content = self.queue.content()
         if content is None:
-            return 0.0 * assignments.sum()
+            return None
         features, queue_images = content
-        index = losses.nearest_in_queue(embedded, images, features, queue_images)
-        neighbours = self.head.assign(features[index.clamp_min(0)])
-        found = weights * (index >= 0)
-        return losses.consistency_loss(assignments, neighbours, found, total)
+        index = nearest_in_queue(embedded, images, features, queue_images)
+        return self.head.assign(features[index.clamp_min(0)]), index >= 0

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distributed.train.ray_trainer import ddp_options
+from step_tensors import entropy_loss
 from vgse.config import LossConfig, ModelConfig
 from vgse.images.backbones import Backbone
-from vgse.training.losses import entropy_of, sum_assignments
 from vgse.training.model import ClusterHead, TrainingModel
 from vgse.training.step import StepData, run_step
 
@@ -53,11 +53,6 @@ def build() -> TrainingModel:
         classification=1.0, semantic=0.7, consistency=0.5, entropy=0.9, queue_size=CAPACITY
     )
     return TrainingModel(None, head, torch.randn(CLASSES, WORD_SIZE), weights)
-
-
-def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
-    """The entropy term of a step, in the two parts between which a model does other work."""
-    return entropy_of(sum_assignments(assignments, weights).mean(total))
 
 
 def naive_entropy(assignments: Tensor, weights: Tensor, total: int) -> Tensor:

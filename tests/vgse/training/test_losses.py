@@ -9,13 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from gloo_workers import entropy_loss
-from vgse.training.losses import (
-    classification_loss,
-    consistency_loss,
-    nearest_in_queue,
-    semantic_loss,
-)
+from step_tensors import entropy_loss, step_tensors
+from vgse.training.losses import classification, consistency, semantic
+from vgse.training.neighbours import nearest_in_queue
 
 ROWS, CLUSTERS, CLASSES, WORD_SIZE = 7, 5, 4, 3
 WEIGHTS = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
@@ -66,22 +62,26 @@ def written_entropy(shares: NDArray[np.float64]) -> float:
     return total
 
 
+def classification_of(logits: Tensor, weights: Tensor = WEIGHT) -> Tensor:
+    return classification(step_tensors(logits=logits, labels=LABELS, weights=weights, total=TOTAL))
+
+
+def semantic_of(predicted: Tensor, weights: Tensor = WEIGHT) -> Tensor:
+    return semantic(step_tensors(predicted=predicted, words=WORDS, weights=weights, total=TOTAL))
+
+
+def consistency_of(
+    shares: Tensor, weights: Tensor = WEIGHT, neighbours: Tensor = NEIGHBOURS
+) -> Tensor:
+    tensors = {"assignments": shares, "neighbours": neighbours, "weights": weights}
+    every = torch.ones(ROWS, dtype=torch.bool)
+    return consistency(step_tensors(**tensors, has_neighbour=every, total=TOTAL))
+
+
 LOSSES = {
-    "classification": (
-        lambda x, w=WEIGHT: classification_loss(x, LABELS, w, TOTAL),
-        LOGITS,
-        written_classification,
-    ),
-    "semantic": (
-        lambda x, w=WEIGHT: semantic_loss(x, WORDS, w, TOTAL),
-        PREDICTED,
-        written_semantic,
-    ),
-    "consistency": (
-        lambda x, w=WEIGHT: consistency_loss(x, NEIGHBOURS, w, TOTAL),
-        SHARES,
-        written_consistency,
-    ),
+    "classification": (classification_of, LOGITS, written_classification),
+    "semantic": (semantic_of, PREDICTED, written_semantic),
+    "consistency": (consistency_of, SHARES, written_consistency),
     "entropy": (lambda x, w=WEIGHT: entropy_loss(x, w, TOTAL), SHARES, written_entropy),
 }
 
@@ -101,7 +101,7 @@ def test_the_gradient_of_a_loss_is_that_of_finite_differences(name: str) -> None
 
 def test_the_consistency_loss_pulls_at_both_sides() -> None:
     def loss(neighbours: Tensor) -> Tensor:
-        return consistency_loss(SHARES, neighbours, WEIGHT, TOTAL)
+        return consistency_of(SHARES, neighbours=neighbours)
 
     assert gradcheck(loss, NEIGHBOURS.clone().requires_grad_())
 
@@ -132,7 +132,7 @@ def test_half_precision_is_summed_in_float32(name: str) -> None:
 
 def test_the_semantic_loss_has_a_gradient_where_the_prediction_is_exact() -> None:
     exact = WORDS.clone().requires_grad_()
-    semantic_loss(exact, WORDS, WEIGHT, TOTAL).backward()
+    semantic_of(exact).backward()
     assert exact.grad is not None
     assert exact.grad.isfinite().all()
 

@@ -9,15 +9,9 @@ import gloo_workers
 from vgse.clusters import Projection
 from vgse.config import LossConfig, ModelConfig
 from vgse.images.backbones import build_backbone
-from vgse.training.losses import (
-    classification_loss,
-    consistency_loss,
-    entropy_of,
-    nearest_in_queue,
-    semantic_loss,
-    sum_assignments,
-)
-from vgse.training.model import ClusterHead, NeighbourQueue, StepOutput, TrainingModel
+from vgse.training.losses import LOSSES, StepTensors, sum_assignments
+from vgse.training.model import ClusterHead, StepOutput, TrainingModel
+from vgse.training.neighbours import NeighbourQueue, nearest_in_queue
 
 PATCHES, FEATURES, CLASSES, CLUSTERS = 3, 8, 4, 6
 
@@ -117,13 +111,21 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_the_four() -> None:
     embedded, shares = head.embed(flat), head(flat)
     similarity = embedded @ queue["features"].T  # no image of step 1 comes again
     neighbours = head.assign(queue["features"][similarity.argmax(1)])
-    words = model.word_vectors[labels]
-    terms = {
-        "classification": classification_loss(head.classifier(shares), labels, ones, 18),
-        "semantic": semantic_loss(head.regressor(shares), words, ones, 18),
-        "consistency": consistency_loss(shares, neighbours, ones, 18),
-        "entropy": entropy_of(sum_assignments(shares, ones).mean(18)),
-    }
+    tensors = StepTensors(
+        embedded,
+        shares,
+        head.classifier(shares),
+        head.regressor(shares),
+        labels,
+        model.word_vectors[labels],
+        ones,
+        18,
+        sum_assignments(shares, ones),
+        neighbours,
+        ones > 0,
+    )
+    terms = {name: loss(tensors) for name, loss in LOSSES.items()}
+    assert list(terms) == list(weights)
     for name, term in terms.items():
         torch.testing.assert_close(output.terms[name], term.detach())
     total = sum(weights[name] * float(term.detach()) for name, term in terms.items())

@@ -1,0 +1,129 @@
+"""Neighbours of patches among those of recent steps, from all workers."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from vgse.training.losses import world_size
+
+
+def nearest_in_queue(
+    features: Tensor, images: Tensor, queue_features: Tensor, queue_images: Tensor
+) -> Tensor:
+    """Index of the queue's most similar patch (cosine) that is not of the same image.
+
+    Args:
+        features: [n, D], rows of length 1.
+        images: int64 [n], an id of each patch's image.
+        queue_features: [m, D], rows of length 1.
+        queue_images: int64 [m]; below 0 where the queue holds nothing.
+
+    Returns:
+        int64 [n], -1 where the queue holds no other image.
+    """
+    with torch.no_grad():
+        similarity = features.detach() @ queue_features.T
+        barred = (images[:, None] == queue_images) | (queue_images < 0)
+        similarity.masked_fill_(barred, -2.0)
+        best, index = similarity.max(1)
+        return index.masked_fill_(best <= -2.0, -1)
+
+
+class NeighbourQueue:
+    """Embedded patches of recent steps from all workers, the oldest dropped first.
+
+    Neighbours are sought here, so that streaming needs no random access to the data. Nothing in
+    it waits for the device: padding keeps a place, marked by an image number below 0, until
+    newer patches push it out.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._features: Tensor | None = None  # [m, D_p]
+        self._images: Tensor | None = None  # int64 [m]
+        self._arriving: _Arriving | None = None
+
+    def push(
+        self, features: Tensor, images: Tensor, weights: Tensor, most_rows: int | None = None
+    ) -> None:
+        """Begin to append this step's patches of all workers (a collective call).
+
+        Args:
+            features: [n, D_p], rows of length 1.
+            images: int64 [n], an id of each patch's image.
+            weights: [n], 0 for padding.
+            most_rows: the largest n of all workers; none where it is the same on all.
+        """
+        self._settle()
+        images = images.masked_fill(weights <= 0, -1)
+        rows = most_rows if world_size() > 1 else None
+        self._arriving = _gather(features.detach(), images, rows or len(images))
+
+    def content(self) -> tuple[Tensor, Tensor] | None:
+        """Features [m, D_p] and images [m] of the queue, or None while it holds nothing.
+
+        Rows whose image number is below 0 hold nothing.
+        """
+        self._settle()
+        if self._features is None or self._images is None or len(self._images) == 0:
+            return None
+        return self._features, self._images
+
+    def state(self) -> dict[str, Tensor]:
+        """The queue's tensors for a checkpoint; empty before the first step."""
+        self._settle()
+        if self._features is None or self._images is None:
+            return {}
+        real = self._images >= 0
+        return {"features": self._features[real], "images": self._images[real]}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        self._features, self._images = state.get("features"), state.get("images")
+        self._arriving = None
+
+    def _settle(self) -> None:
+        """Append what was pushed last."""
+        if self._arriving is None:
+            return
+        for work in self._arriving.works:
+            work.wait()
+        features, images = self._arriving.features, self._arriving.images
+        self._arriving = None
+        if self._features is not None and self._images is not None:
+            features = torch.cat([self._features, features])
+            images = torch.cat([self._images, images])
+        # Padding goes to the front, to be dropped first: how much there is, only the device knows.
+        order = torch.argsort((images >= 0).to(torch.uint8), stable=True)
+        order = order[max(0, len(images) - self.capacity) :]
+        self._features, self._images = features[order], images[order]
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """Rows of all workers, in rank order; complete once `works` are done."""
+
+    features: Tensor  # [W · rows, D_p]
+    images: Tensor  # int64 [W · rows]
+    works: list[dist.Work]
+
+
+def _gather(features: Tensor, images: Tensor, rows: int) -> _Arriving:
+    """Begin to gather the rows of all workers, each padded to `rows`."""
+    if world_size() == 1:
+        return _Arriving(features, images, [])
+    short = rows - len(images)
+    assert short >= 0, (rows, len(images))
+    works: list[dist.Work] = []
+
+    def begin(values: Tensor) -> Tensor:
+        joined = values.new_empty(world_size() * rows, *values.shape[1:])
+        parts = list(joined.chunk(world_size()))
+        works.append(dist.all_gather(parts, values, async_op=True))
+        return joined
+
+    padded = F.pad(images, [0, short], value=-1)
+    return _Arriving(begin(F.pad(features, [0, 0, 0, short])), begin(padded), works)
