@@ -83,10 +83,6 @@ def fit_projection(features: NDArray[np.floating], size: int) -> Projection:
     Args:
         features: [n, D_f].
         size: D_p, at most D_f.
-
-    Raises:
-        ValueError: `size` exceeds the number of features or of samples, or features are not
-            finite.
     """
     num_samples, num_features = features.shape
     if size > min(num_samples, num_features):
@@ -154,9 +150,6 @@ def fit_centroids(
         max_points_per_centroid: a subsample is drawn above this.
         num_iterations: Lloyd iterations.
         method: one of the two, to compare them.
-
-    Raises:
-        ValueError: fewer distinct rows than clusters, or features that are not finite.
     """
     if not np.isfinite(features).all():
         raise UserError(_NOT_FINITE)

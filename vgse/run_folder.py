@@ -1,6 +1,7 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from vgse.xlsa17 import (
     write_res101,
 )
 from vgse.zsl.data import ZslData, with_validation
+from vgse.zsl.rows import table_rows
 from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
@@ -169,9 +171,8 @@ def evaluate_run(
     data = with_validation(zsl_data_of(classes, read_image_features(run)))
     words = classes.word_vectors.astype(np.float64)
     own, solve = classes.own_embeddings, CachedSolver()
-    evaluation = evaluate(
-        data, own, words, config, relations, seed, num_seeds=num_seeds, solve=solve
-    )
+    rows = partial(table_rows, relations)
+    evaluation = evaluate(data, rows, own, words, config, seed, num_seeds=num_seeds, solve=solve)
     if clusters is None:
         clusters = read_mapping(path, remedy="remove it").get("clusters")
     if clusters:

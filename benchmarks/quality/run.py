@@ -29,7 +29,8 @@ from vgse.formats import ClassEmbeddings
 from vgse.images.devices import resolve_precision
 from vgse.run_folder import ImageFeatures, zsl_data_of
 from vgse.zsl.data import ZslData, with_validation
-from vgse.zsl.table import evaluate_rows
+from vgse.zsl.rows import Row
+from vgse.zsl.table import evaluate
 
 VERSION = 1  # of what a stored result means: a new one computes everything anew
 KEPT = ("zsl", "seen", "unseen", "harmonic_mean", "val_zsl")
@@ -176,12 +177,15 @@ def _embed(job: TrainingJob, head: Any, prepared: Prepared) -> Embedded:
 def _evaluate(task: Task, embedded: Embedded) -> dict[str, Any]:
     config, prepared = task.config, task.prepared
     own = own_embeddings(prepared, embedded).astype(np.float32)
-    rows = relation_rows(config.relations, config.seed)
-    if not task.setting.every_row:
-        rows = [row for row in rows if row.name in ("smo", "oracle")]
+
+    def make_rows(seed: int) -> list[Row]:
+        rows = relation_rows(config.relations, seed)
+        every = task.setting.every_row
+        return [row for row in rows if every or row.name in ("smo", "oracle")]
+
     data = _zsl_data(prepared, embedded, own)
     words = prepared.word_vectors
-    return evaluate_rows(data, rows, own, words, config.evaluation, config.seed, config.relations)
+    return evaluate(data, make_rows, own, words, config.evaluation, config.seed)
 
 
 def _zsl_data(prepared: Prepared, embedded: Embedded, own: Any) -> ZslData:

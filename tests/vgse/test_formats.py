@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from vgse.run_folder import (
 )
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
 from vgse.zsl.data import TestGuard
+from vgse.zsl.rows import table_rows
 from vgse.zsl.table import evaluate
 from zsl_toy import make_toy
 
@@ -452,7 +454,8 @@ def test_files_of_other_authors_give_the_table_of_the_same_arrays(tmp_path):
         for row in json.loads((tmp_path / "table.json").read_text())["rows"]
     }
     config = EvaluationConfig(models=["eszsl", "prototype"])
-    ours = evaluate(DATA, TOY.own, TOY.words, config, RelationConfig(), 0)
+    default = partial(table_rows, RelationConfig())
+    ours = evaluate(DATA, default, TOY.own, TOY.words, config, 0)
     rows = {row["name"]: row["results"] for row in ours["rows"]}
     assert found["given"] == rows["oracle"]
     assert found["random"] == rows["random"]

@@ -153,8 +153,8 @@ def _embeddings(
 ) -> Embeddings:
     known = np.full_like(own, np.nan)
     known[fold.seen] = own[fold.seen]
-    inputs = RowInputs(known, word_vectors, None, solve)
-    blocks = smo_row(inputs, fold.seen, fold.unseen, relations.alpha, relations.ridge)
+    inputs = RowInputs(fold.seen, fold.unseen, known, word_vectors, solve=solve)
+    blocks = smo_row(inputs, relations.alpha, relations.ridge)
     return assembled(blocks, len(fold.seen), normalise)
 
 

@@ -214,9 +214,6 @@ def build_backbone(name: str, weights: str = "default") -> Backbone:
             or any torchvision classification model; its last linear layer is removed.
         weights: "default" (pretrained), "none" (random), or a file with a state dict: .safetensors,
             or one of torch.save, of which torch's weights_only loader reads tensors alone.
-
-    Raises:
-        ValueError: unknown name, unreadable weights, or weights of another model.
     """
     backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
     return backbone.eval()

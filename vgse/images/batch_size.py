@@ -28,9 +28,6 @@ def find_batch_size(
         start: size to begin with.
         limit: size never exceeded.
         clock: gives seconds.
-
-    Raises:
-        torch.OutOfMemoryError: not even `start` fits.
     """
     size, best, rate = min(start, limit), 0, 0.0
     while True:

@@ -29,9 +29,6 @@ def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
 
     Returns:
         float32 [N, 4], (x0, y0, x1, y1) in 0..1.
-
-    Raises:
-        ValueError: num_patches < 1, or overlap outside [0, 1).
     """
     if not 0 <= overlap < 1:
         raise UserError(f"overlap is {overlap}; it must be at least 0 and below 1")

@@ -105,9 +105,6 @@ def read_rows(stream: BinaryIO, path: str, keep: Callable[[str], bool]) -> Rows:
         path: its name or URL, whose ending tells the format: .bin (word2vec), .npz, .mat, and
             text (word2vec, GloVe or fastText) for any other.
         keep: tells the words whose numbers are wanted; .npz and .mat, which are small, give all.
-
-    Raises:
-        ValueError: a damaged file, or one of another format.
     """
     endings = [ending.lower() for ending in PurePosixPath(path).suffixes]
     if endings and endings[-1] in _COMPRESSED:

@@ -78,10 +78,6 @@ def load_word_vectors(
 
     Returns:
         float32 vectors [C, D_w] as they stand in the file.
-
-    Raises:
-        ValueError: naming all classes without a vector at once, a class whose vector is zero or
-            not finite, or two classes with the same vector.
     """
     wanted = _wanted(class_words)
     table: dict[str, NDArray[np.float32]] = {}

@@ -1,5 +1,6 @@
 """The table for class embeddings, features and splits that others made."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from vgse.formats import read_safetensors
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
 from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
 from vgse.zsl.data import with_validation
-from vgse.zsl.table import evaluate_given
+from vgse.zsl.rows import given_rows
+from vgse.zsl.table import evaluate
 
 
 def evaluate_files(
@@ -26,7 +28,7 @@ def evaluate_files(
     *,
     num_seeds: int = 1,
 ) -> dict[str, Any]:
-    """The table of `embeddings` on the images of `features`; see `evaluate_given`.
+    """The table of `embeddings` on the images of `features`, beside random vectors and words.
 
     `embeddings` is a .mat like att_splits.mat, or an .npz or .safetensors file with class_names
     and embeddings; the latter two need `splits`, an att_splits.mat whose class order counts.
@@ -47,7 +49,8 @@ def evaluate_files(
     if words is not None:
         found = load_word_vectors(words, {name: words_of(name) for name in names})
         vectors = normalise_words(found.vectors, data.seen)
-    return evaluate_given(data, rows, vectors, config, seed, num_seeds=num_seeds)
+    make_rows = partial(given_rows, vectors is not None)
+    return evaluate(data, make_rows, rows, vectors, config, seed, num_seeds=num_seeds)
 
 
 def _rows_by_name(path: Path, class_names: list[str]) -> NDArray[np.floating]:

@@ -7,7 +7,6 @@ fold only, so that validation meets the same difficulty as the final table.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +22,23 @@ Blocks = list[Embeddings]
 
 @dataclass(frozen=True)
 class RowInputs:
-    """What rows are made from, each with a row a class; NaN where a class may not be looked at."""
+    """What the rows of a fold are made from; NaN where a class may not be looked at."""
 
+    seen: Indices  # [S]
+    unseen: Indices  # [U]
     own: Embeddings  # [C, D_v] embeddings of every class from its own images
-    words: Embeddings | None  # [C, D_w] centred, unit length
-    image_means: Embeddings | None  # [C, D_f] means of whole-image features
+    words: Embeddings | None = None  # [C, D_w] centred, unit length
+    image_means: Embeddings | None = None  # [C, D_f] means of whole-image features
     solve: Callable[..., Relations] = solve_relations
 
+    def of_classes(self, table: Embeddings | None) -> Embeddings:
+        """[S + U, D] rows of the fold's classes."""
+        assert table is not None, "rows are left out where what they need is missing"
+        return table[np.concatenate([self.seen, self.unseen])]
 
-Embed = Callable[[RowInputs, Indices, Indices], Blocks]
-"""(inputs, seen [S], unseen [U]) -> blocks [S + U, D_e], to be normalised and then concatenated."""
+
+Embed = Callable[[RowInputs], Blocks]
+"""inputs -> blocks [S + U, D_e], to be normalised and then concatenated."""
 
 
 @dataclass(frozen=True)
@@ -45,95 +51,49 @@ class Row:
     embed: Embed
 
 
-def _words(inputs: RowInputs) -> Embeddings:
-    assert inputs.words is not None, "rows that need word vectors are left out where there are none"
-    return inputs.words
+def smo_weights(inputs: RowInputs, alpha: float, ridge: float) -> Embeddings:
+    """r [U, S] by the semantic relations of the least squares problem (SMO)."""
+    words = inputs.of_classes(inputs.words)
+    num_seen = len(inputs.seen)
+    return inputs.solve(words[num_seen:], words[:num_seen], alpha=alpha, ridge=ridge).weights
 
 
-def _image_means(inputs: RowInputs) -> Embeddings:
-    assert inputs.image_means is not None, "rows of image means need image features"
-    return inputs.image_means
+def wavg_weights(inputs: RowInputs, num_neighbours: int, eta: float) -> Embeddings:
+    """r [U, S] of weighted averages of the nearest seen classes (WAvg)."""
+    words = inputs.of_classes(inputs.words)
+    num_seen = len(inputs.seen)
+    count = min(num_neighbours, num_seen)
+    return weighted_average(words[num_seen:], words[:num_seen], num_neighbours=count, eta=eta)
 
 
-def _smo_weights(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
-) -> Embeddings:
-    words = _words(inputs)
-    return inputs.solve(words[unseen], words[seen], alpha=alpha, ridge=ridge).weights
+def related(weights: Embeddings, of_seen: Embeddings) -> Embeddings:
+    """[S + U, D]: Φ_unseen = r Φ_seen after Φ_seen."""
+    return np.concatenate([of_seen, weights @ of_seen])
 
 
-def _predicted(weights: Embeddings, of_seen: Embeddings) -> Embeddings:
-    return np.concatenate([of_seen, weights @ of_seen])  # Φ_unseen = r Φ_seen
+def smo_row(inputs: RowInputs, alpha: float, ridge: float) -> Blocks:
+    """VGSE-SMO."""
+    return [related(smo_weights(inputs, alpha, ridge), inputs.own[inputs.seen])]
 
 
-def random_row(inputs: RowInputs, seen: Indices, unseen: Indices, seed: int) -> Blocks:
+def wavg_row(inputs: RowInputs, num_neighbours: int, eta: float) -> Blocks:
+    """VGSE-WAvg."""
+    return [related(wavg_weights(inputs, num_neighbours, eta), inputs.own[inputs.seen])]
+
+
+def random_row(inputs: RowInputs, seed: int) -> Blocks:
     """Gaussian vectors, the same for a class in every fold."""
-    vectors = np.random.default_rng(seed).standard_normal(inputs.own.shape)
-    return [vectors[np.concatenate([seen, unseen])]]
+    return [inputs.of_classes(np.random.default_rng(seed).standard_normal(inputs.own.shape))]
 
 
-def words_row(inputs: RowInputs, seen: Indices, unseen: Indices) -> Blocks:
+def words_row(inputs: RowInputs) -> Blocks:
     """Word vectors as they are."""
-    return [_words(inputs)[np.concatenate([seen, unseen])]]
+    return [inputs.of_classes(inputs.words)]
 
 
-def own_row(inputs: RowInputs, seen: Indices, unseen: Indices) -> Blocks:
+def own_row(inputs: RowInputs) -> Blocks:
     """Embeddings from each class's own images, unseen ones included."""
-    return [inputs.own[np.concatenate([seen, unseen])]]
-
-
-def own_images_row(inputs: RowInputs, seen: Indices, unseen: Indices) -> Blocks:
-    """Means of each class's own image features, unseen ones included."""
-    return [_image_means(inputs)[np.concatenate([seen, unseen])]]
-
-
-def smo_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
-) -> Blocks:
-    """Unseen classes by the semantic relations of the least squares problem (SMO)."""
-    weights = _smo_weights(inputs, seen, unseen, alpha, ridge)
-    return [_predicted(weights, inputs.own[seen])]
-
-
-def wavg_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, num_neighbours: int, eta: float
-) -> Blocks:
-    """Unseen classes as weighted averages of their nearest seen classes (WAvg)."""
-    words = _words(inputs)
-    count = min(num_neighbours, len(seen))
-    weights = weighted_average(words[unseen], words[seen], num_neighbours=count, eta=eta)
-    return [_predicted(weights, inputs.own[seen])]
-
-
-def words_smo_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
-) -> Blocks:
-    """Word vectors beside SMO, each a block of the same weight."""
-    return words_row(inputs, seen, unseen) + smo_row(inputs, seen, unseen, alpha, ridge)
-
-
-def onehot_smo_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
-) -> Blocks:
-    """No vision at all: every seen class its own dimension, unseen classes by SMO."""
-    return [_predicted(_smo_weights(inputs, seen, unseen, alpha, ridge), np.eye(len(seen)))]
-
-
-def image_smo_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float
-) -> Blocks:
-    """No clusters: seen classes as means of image features, unseen classes by SMO."""
-    weights = _smo_weights(inputs, seen, unseen, alpha, ridge)
-    return [_predicted(weights, _image_means(inputs)[seen])]
-
-
-def permuted_row(
-    inputs: RowInputs, seen: Indices, unseen: Indices, alpha: float, ridge: float, seed: int
-) -> Blocks:
-    """SMO with every unseen row given to another unseen class: has to fail."""
-    (block,) = smo_row(inputs, seen, unseen, alpha, ridge)
-    moved = len(seen) + derangement(len(unseen), seed)
-    return [block[np.concatenate([np.arange(len(seen)), moved])]]
+    return [inputs.of_classes(inputs.own)]
 
 
 def derangement(count: int, seed: int) -> Indices:
@@ -146,28 +106,40 @@ def derangement(count: int, seed: int) -> Indices:
 
 def table_rows(relations: RelationConfig, seed: int) -> list[Row]:
     """The rows of the default table in their order."""
-    smo: dict[str, Any] = {"alpha": relations.alpha, "ridge": relations.ridge}
-    negative: dict[str, Any] = {"alpha": -1.0, "ridge": relations.ridge}
-    wavg: dict[str, Any] = {"num_neighbours": relations.num_neighbours, "eta": relations.eta}
+    alpha, ridge = relations.alpha, relations.ridge
+    smo = partial(smo_row, alpha=alpha, ridge=ridge)
+    wavg = partial(wavg_row, num_neighbours=relations.num_neighbours, eta=relations.eta)
+
+    def one_hot(inputs: RowInputs) -> Blocks:
+        return [related(smo_weights(inputs, alpha, ridge), np.eye(len(inputs.seen)))]
+
+    def image_means(inputs: RowInputs) -> Blocks:
+        of_seen = inputs.of_classes(inputs.image_means)[: len(inputs.seen)]
+        return [related(smo_weights(inputs, alpha, ridge), of_seen)]
+
+    def permuted(inputs: RowInputs) -> Blocks:  # has to fail
+        (block,) = smo(inputs)
+        num_seen = len(inputs.seen)
+        moved = num_seen + derangement(len(inputs.unseen), seed)
+        return [block[np.concatenate([np.arange(num_seen), moved])]]
+
     return [
         Row("random", "random vectors", "baseline", partial(random_row, seed=seed)),
         Row("words", "word vectors", "baseline", words_row),
-        Row("wavg", "VGSE-WAvg", "ours", partial(wavg_row, **wavg)),
-        Row("smo", "VGSE-SMO", "ours", partial(smo_row, **smo)),
-        Row("smo_negative", "VGSE-SMO, alpha = -1", "ours", partial(smo_row, **negative)),
-        Row("words_smo", "words + VGSE-SMO", "ours", partial(words_smo_row, **smo)),
-        Row("onehot_smo", "no vision: one-hot + SMO", "control", partial(onehot_smo_row, **smo)),
-        Row(
-            "image_smo", "no clusters: image means + SMO", "control", partial(image_smo_row, **smo)
-        ),
-        Row(
-            "permuted",
-            "VGSE-SMO, unseen rows permuted",
-            "control",
-            partial(permuted_row, **smo, seed=seed),
-        ),
+        Row("wavg", "VGSE-WAvg", "ours", wavg),
+        Row("smo", "VGSE-SMO", "ours", smo),
+        Row("smo_negative", "VGSE-SMO, alpha = -1", "ours", partial(smo, alpha=-1.0)),
+        Row("words_smo", "words + VGSE-SMO", "ours", lambda fold: words_row(fold) + smo(fold)),
+        Row("onehot_smo", "no vision: one-hot + SMO", "control", one_hot),
+        Row("image_smo", "no clusters: image means + SMO", "control", image_means),
+        Row("permuted", "VGSE-SMO, unseen rows permuted", "control", permuted),
         Row("oracle", "VGSE, own images", "oracle", own_row),
-        Row("image_oracle", "image means, own images", "oracle", own_images_row),
+        Row(
+            "image_oracle",
+            "image means, own images",
+            "oracle",
+            lambda fold: [fold.of_classes(fold.image_means)],
+        ),
     ]
 
 

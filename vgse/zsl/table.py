@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.config import EvaluationConfig, RelationConfig
+from vgse.config import EvaluationConfig
 from vgse.errors import UserError
 from vgse.relations import CachedSolver, Relations
 from vgse.zsl.data import TestGuard, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
 from vgse.zsl.models import Model, find_model
 from vgse.zsl.models.bilinear import Embeddings
-from vgse.zsl.rows import Row, RowInputs, assembled, given_rows, table_rows
+from vgse.zsl.rows import Row, RowInputs, assembled
 from vgse.zsl.select import Choice, choose, final_result
 from vgse.zsl.summary import summary_sentence
 
@@ -23,64 +23,29 @@ _SEEDED_ROWS = ("random", "permuted")
 
 def evaluate(
     data: ZslData,
-    own_embeddings: NDArray[np.floating],
-    word_vectors: NDArray[np.floating],
-    config: EvaluationConfig,
-    relations: RelationConfig,
-    seed: int,
-    *,
-    num_seeds: int = 1,
-    solve: Callable[..., Relations] | None = None,
-) -> dict[str, Any]:
-    """The default table: baselines, VGSE by each relation, controls and oracles.
-
-    Args:
-        data: features, labels and splits; `data.val` must name some seen classes.
-        own_embeddings: [C, D_v], every class from its own images.
-        word_vectors: [C, D_w], centred and at unit length.
-        config: models, normalisation and the share held out.
-        relations: how SMO and WAvg are solved.
-        seed: seed of random rows, permutations, held-out images and stochastic models.
-        num_seeds: repetitions of whatever is random, with seeds `seed`, `seed + 1`, …; above 1
-            each result is a mean and holds `std`, its standard deviation over the seeds.
-        solve: `solve_relations`, or a `CachedSolver` that is shared with others.
-
-    Returns:
-        The contents of evaluation.json without its keys `clusters` and `relations`; whoever adds
-        them calls `summary_sentence` again. All accuracies lie in 0..1.
-    """
-    rows = table_rows(relations, seed)
-    return evaluate_rows(
-        data, rows, own_embeddings, word_vectors, config, seed, relations, num_seeds, solve
-    )
-
-
-def evaluate_given(
-    data: ZslData,
-    embeddings: NDArray[np.floating],
-    word_vectors: NDArray[np.floating] | None,
-    config: EvaluationConfig,
-    seed: int,
-    *,
-    num_seeds: int = 1,
-) -> dict[str, Any]:
-    """The table of class embeddings [C, D_e] from elsewhere, beside random vectors and words."""
-    rows = given_rows(word_vectors is not None, seed)
-    return evaluate_rows(data, rows, embeddings, word_vectors, config, seed, None, num_seeds)
-
-
-def evaluate_rows(
-    data: ZslData,
-    rows: list[Row],
+    make_rows: Callable[[int], list[Row]],
     own: NDArray[np.floating],
     words: NDArray[np.floating] | None,
     config: EvaluationConfig,
     seed: int,
-    relations: RelationConfig | None = None,
+    *,
     num_seeds: int = 1,
     solve: Callable[..., Relations] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates `rows`; `evaluate` and `evaluate_given` say what the arguments hold."""
+    """The contents of evaluation.json, without its keys `clusters` and `relations`.
+
+    Args:
+        data: features, labels and splits; `data.val` must name some seen classes.
+        make_rows: the rows by seed, such as `partial(table_rows, relations)`.
+        own: [C, D_v], every class from its own images, or embeddings from elsewhere.
+        words: [C, D_w], centred and at unit length, where rows need them.
+        config: models, normalisation and the share held out.
+        seed: seed of random rows, permutations, held-out images and stochastic models.
+        num_seeds: repetitions of whatever is random, with seeds `seed`, `seed + 1`, …; above 1
+            each result is a mean and holds `std`, its standard deviation over the seeds.
+        solve: `solve_relations`, or a `CachedSolver` that is shared with others.
+    """
+    rows = make_rows(seed)
     models = [find_model(name) for name in config.models]
     if not models:
         raise UserError("evaluation.models is empty: name at least one, such as eszsl")
@@ -93,7 +58,7 @@ def evaluate_rows(
     inputs = _inputs(data, fold, own, words, solve)
     choices = {
         (row.name, model.name): choose(
-            model, prepared, _embeddings(row, inputs, fold, data, config), seed
+            model, prepared, _embeddings(row, inputs, data, config), seed
         )
         for row in rows
         for model in models
@@ -118,11 +83,10 @@ def evaluate_rows(
         },
         "test_opened": guard.log,
     }
-    for row in rows:
-        variants = [row]
-        if row.name in _SEEDED_ROWS and num_seeds > 1:
-            variants += [_reseeded(row, relations, seed + i) for i in range(1, num_seeds)]
-        embeddings = [_embeddings(r, inputs, fold, data, config) for r in variants]
+    for index, row in enumerate(rows):
+        repeats = num_seeds if row.name in _SEEDED_ROWS else 1
+        variants = [make_rows(seed + i)[index] for i in range(repeats)]
+        embeddings = [_embeddings(r, inputs, data, config) for r in variants]
         evaluation["rows"].append(
             {
                 "name": row.name,
@@ -161,36 +125,28 @@ def _inputs(
 ) -> RowInputs:
     """What rows may look at in `fold`: classes outside of it are NaN."""
     images = np.concatenate([fold.train, fold.test_unseen])
-    outside = np.setdiff1d(np.arange(len(data.class_names)), np.union1d(fold.seen, fold.unseen))
-    hidden = []
-    for array in (own, words):
-        copy = None if array is None else np.array(array, np.float64)
-        if copy is not None:
-            copy[outside] = np.nan
-        hidden.append(copy)
-    assert hidden[0] is not None
-    means = class_means(data.features, data.labels, images, len(data.class_names))
-    return RowInputs(hidden[0], hidden[1], means, solve)
+    inside = np.isin(np.arange(len(data.class_names)), np.union1d(fold.seen, fold.unseen))[:, None]
+    return RowInputs(
+        fold.seen,
+        fold.unseen,
+        np.where(inside, np.asarray(own, np.float64), np.nan),
+        None if words is None else np.where(inside, np.asarray(words, np.float64), np.nan),
+        class_means(data.features, data.labels, images, len(data.class_names)),
+        solve,
+    )
 
 
-def _embeddings(
-    row: Row, inputs: RowInputs, fold: Fold, data: ZslData, config: EvaluationConfig
-) -> Embeddings:
-    blocks = row.embed(inputs, fold.seen, fold.unseen)
+def _embeddings(row: Row, inputs: RowInputs, data: ZslData, config: EvaluationConfig) -> Embeddings:
+    blocks = row.embed(inputs)
     bad = ~np.isfinite(np.concatenate(blocks, axis=1)).all(axis=1)
     if bad.any():
-        missing = np.concatenate([fold.seen, fold.unseen])[bad]
+        missing = np.concatenate([inputs.seen, inputs.unseen])[bad]
         names = ", ".join(data.class_names[c] for c in missing[:5])
         raise UserError(
             f"row {row.name!r}: no finite embedding for {names}: "
             "give these classes images and word vectors, or leave them out"
         )
-    return assembled(blocks, len(fold.seen), config.normalise)
-
-
-def _reseeded(row: Row, relations: RelationConfig | None, seed: int) -> Row:
-    rows = given_rows(False, seed) if relations is None else table_rows(relations, seed)
-    return next(other for other in rows if other.name == row.name)
+    return assembled(blocks, len(inputs.seen), config.normalise)
 
 
 def _result(

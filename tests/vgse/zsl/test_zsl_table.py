@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +11,15 @@ from rich.console import Console
 
 from vgse.config import EvaluationConfig, RelationConfig
 from vgse.relations import solve_relations
+from vgse.zsl import table as zsl_table
 from vgse.zsl.data import TestGuard
 from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
 from vgse.zsl.metrics import calibrated_stacking
 from vgse.zsl.models import MODELS
-from vgse.zsl.rows import RowInputs, assembled, derangement, table_rows
+from vgse.zsl.rows import RowInputs, assembled, derangement, given_rows, table_rows
 from vgse.zsl.select import Choice, final_result, generalised_scores
 from vgse.zsl.show import evaluation_table
 from vgse.zsl.summary import summary_sentence
-from vgse.zsl.table import evaluate, evaluate_given
 from zsl_toy import make_toy
 
 TOY = make_toy()
@@ -26,6 +27,11 @@ DATA = TOY.data
 CONFIG = EvaluationConfig(models=["eszsl", "prototype"])
 RELATIONS = RelationConfig()
 ROWS = {row.name: row for row in table_rows(RELATIONS, 0)}
+
+
+def evaluate(data, own, words, config, relations, seed, **options):
+    rows = partial(table_rows, relations)
+    return zsl_table.evaluate(data, rows, own, words, config, seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +99,11 @@ def test_validation_without_validation_classes_is_refused():
 def test_predicted_rows_do_not_look_at_the_unseen_classes_own_embeddings(name):
     fold = validation_fold(DATA, 0.2)
     means = class_means(DATA.features, DATA.labels, DATA.train, 40)
-    inputs = RowInputs(TOY.own, TOY.words, means)
+    inputs = RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words, means)
     own, other = TOY.own.copy(), means.copy()
     own[DATA.val], other[DATA.val] = np.nan, np.nan
-    blinded = RowInputs(own, TOY.words, other)
-    arguments = fold.seen, fold.unseen
-    found = ROWS[name].embed(blinded, *arguments)
-    for block, expected in zip(found, ROWS[name].embed(inputs, *arguments), strict=True):
+    found = ROWS[name].embed(replace(inputs, own=own, image_means=other))
+    for block, expected in zip(found, ROWS[name].embed(inputs), strict=True):
         assert np.isfinite(block).all()
         assert np.array_equal(block, expected)
 
@@ -108,31 +112,28 @@ def test_the_oracle_does_look_at_them():
     fold = validation_fold(DATA, 0.2)
     own = TOY.own.copy()
     own[DATA.val] = np.nan
-    (block,) = ROWS["oracle"].embed(RowInputs(own, None, None), fold.seen, fold.unseen)
+    (block,) = ROWS["oracle"].embed(RowInputs(fold.seen, fold.unseen, own))
     assert np.isnan(block[len(fold.seen) :]).all()
 
 
 def test_validation_rows_are_mixtures_of_the_remaining_seen_classes():
     fold = validation_fold(DATA, 0.2)
-    inputs = RowInputs(TOY.own, TOY.words, None)
-    (block,) = ROWS["smo"].embed(inputs, fold.seen, fold.unseen)
+    (block,) = ROWS["smo"].embed(RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words))
     weights = solve_relations(TOY.words[DATA.val], TOY.words[fold.seen]).weights
     assert_allclose(block[len(fold.seen) :], weights @ TOY.own[fold.seen], atol=1e-12)
     assert_allclose(block[: len(fold.seen)], TOY.own[fold.seen])
 
 
 def test_the_one_hot_control_holds_the_relation_alone():
-    inputs = RowInputs(TOY.own, TOY.words, None)
-    (block,) = ROWS["onehot_smo"].embed(inputs, DATA.seen, DATA.unseen)
+    (block,) = ROWS["onehot_smo"].embed(RowInputs(DATA.seen, DATA.unseen, TOY.own, TOY.words))
     weights = solve_relations(TOY.words[DATA.unseen], TOY.words[DATA.seen]).weights
     assert np.array_equal(block[: len(DATA.seen)], np.eye(len(DATA.seen)))
     assert_allclose(block[len(DATA.seen) :], weights)
 
 
 def test_random_rows_of_a_class_are_the_same_in_every_fold():
-    inputs = RowInputs(TOY.own, None, None)
-    (final,) = ROWS["random"].embed(inputs, DATA.seen, DATA.unseen)
-    (other,) = ROWS["random"].embed(inputs, DATA.seen[3:], DATA.unseen)
+    (final,) = ROWS["random"].embed(RowInputs(DATA.seen, DATA.unseen, TOY.own))
+    (other,) = ROWS["random"].embed(RowInputs(DATA.seen[3:], DATA.unseen, TOY.own))
     assert np.array_equal(final[3:], other)
 
 
@@ -222,7 +223,7 @@ def test_repeating_over_seeds_gives_means_and_deviations_of_what_is_random():
 
 
 def test_given_embeddings_are_compared_with_random_ones():
-    found = evaluate_given(DATA, TOY.own, None, CONFIG, 0)
+    found = zsl_table.evaluate(DATA, partial(given_rows, False), TOY.own, None, CONFIG, 0)
     assert [row["name"] for row in found["rows"]] == ["random", "given"]
     assert _zsl(found, "given") > 0.75
     assert "above random vectors" in found["summary"]
