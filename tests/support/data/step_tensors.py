@@ -17,6 +17,4 @@ def step_tensors(**given: Any) -> StepTensors:
 def entropy_loss(assignments: Tensor, weights: Tensor, total: int) -> Tensor:
     """The entropy term of a step."""
     everywhere = sum_assignments(assignments, weights)
-    return LOSSES["entropy"](
-        step_tensors(weights=weights, total=total, assignment_sum=everywhere)
-    )
+    return LOSSES["entropy"](step_tensors(weights=weights, total=total, assignment_sum=everywhere))
