@@ -58,7 +58,7 @@ def _best_table(search: Search, axes: Sequence[Axis], width: int) -> Table:
         values = (trial.params.get(axis.name) for trial in trials)
         columns.append([axis.label, *("" if v is None else plain(v) for v in values)])
     columns = [[_printable(cell) for cell in column] for column in columns]
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0))
     shown = []
     for n, column in enumerate(columns):
         needed = max(map(cell_len, column))

@@ -67,8 +67,9 @@ def slice_plot(measured: Sequence[TrialRecord], study: optuna.Study, axis: Axis)
     if axis.choices:
         labels = [_text(plain(choice)) for choice in axis.choices]
         figure.update_xaxes(tickmode="array", tickvals=list(range(len(labels))), ticktext=labels)
-    elif axis.log and axis.high / axis.low >= 100:
-        figure.update_xaxes(dtick=1)
+    elif axis.log:
+        ticks = {10**place: text for place, text in _decades(axis.low, axis.high) if text}
+        figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()))
     return figure
 
 
@@ -109,7 +110,9 @@ def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figu
         for row, y in zip(rows, up, strict=True)
     ]
     symbols = ["diamond" if row.is_default else "circle" for row in rows]
-    middle = (min(across) + max(across)) / 2
+    sides = ["middle left", "middle right"] * len(rows)  # in turn, or close names would overlap
+    heights = rankdata(up, "ordinal")
+    room = max(max(across) - min(across), 1.0) / 3
     trace = go.Scatter(
         x=across,
         y=up,
@@ -119,10 +122,10 @@ def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figu
         marker={"color": colours, "size": 11, "symbol": symbols},
         mode="markers+text",
         text=[_text(row.name) for row in rows],
-        textposition=[f"middle {'left' if x > middle else 'right'}" for x in across],
+        textposition=[sides[int(height)] for height in heights],
     )
-    titles = {"xaxis_title": "validation, %", "yaxis_title": "test, %"}
-    return go.Figure(trace, {"margin": {"b": 44, "l": 52}, **titles})
+    wide = {"range": [min(across) - room, max(across) + room], "title": "validation, %"}
+    return go.Figure(trace, {"margin": {"b": 44, "l": 52}, "xaxis": wide, "yaxis_title": "test, %"})
 
 
 def _study(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> optuna.Study:

@@ -13,7 +13,7 @@
   // The type and colours of the page, for all figures.
   const small = { color: "var(--muted)", size: 12 };
   const axis = {
-    fixedrange: true, exponentformat: "e", gridcolor: "var(--line)", linecolor: "var(--line)", tickfont: small, title: { font: small },
+    fixedrange: true, gridcolor: "var(--line)", linecolor: "var(--line)", tickfont: small, title: { font: small },
     zeroline: false,
   };
   const template = {
