@@ -165,13 +165,13 @@ def find_clusters(config: RunConfig) -> None:
     """k-means into the folder that both sides start from."""
     from distributed.cluster import ray_cluster
     from distributed.display import Display
-    from distributed.features.extract_stage import run_features
-    from distributed.features.kmeans_stage import run_start
+    from distributed.features.extract import run_features
+    from distributed.features.kmeans_init import run_kmeans
 
     prepared = prepare(config)
     with ray_cluster(config.cluster), Display() as display:
         spec, folder = run_features(config, prepared, False, display)
-        run_start(config, prepared, spec, folder, start_folder(config), False, display)
+        run_kmeans(config, prepared, spec, folder, start_folder(config), False, display)
 
 
 def start_folder(config: RunConfig) -> Path:

@@ -34,7 +34,7 @@ import yaml
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.features.extract_stage import run_features
+from distributed.features.extract import run_features
 from distributed.setup import prepare
 from tune.__main__ import make_parser
 from tune.callbacks import percent

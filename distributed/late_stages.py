@@ -15,7 +15,7 @@ from distributed.embedding.pictures import gather_pictures
 from distributed.embedding.results import cluster_measures, relate_classes, write_health
 from distributed.features.cache import access_of
 from distributed.setup import Prepared
-from distributed.stages import RunFolder, digest, fetch, run_stage
+from distributed.stages import RunFolder, digest, download, run_stage
 from vgse.config import RunConfig, to_dict
 from vgse.files import write_arrays
 from vgse.report import write_report
@@ -43,21 +43,15 @@ def write_results(
     *,
     redo: bool,
 ) -> None:
-    """Relate, evaluate and report, as far as it is not done.
+    """Relate, evaluate and report, as far as it is not done or where it is to be done again.
 
-    Args:
-        config: the run's configuration.
-        prepared: its data.
-        run: the run folder, with the embedding pass's files.
-        embedding: digest of what those were made from.
-        display: where lines go.
-        redo: do also what is done.
+    `embedding` is the digest of what the embedding pass's files were made from.
     """
     folder, num_clusters = run.local, config.model.num_clusters
 
     @functools.cache
     def embedded() -> Embedded:
-        fetch(run, *embedding_files.FILES)
+        download(run, *embedding_files.FILES)
         return load_embedded(folder)
 
     def relations(stage: Stage) -> None:
@@ -82,13 +76,13 @@ def write_results(
         stage.summary = f"{shown} clusters, {classes} classes"
 
     def health_file(stage: Stage) -> None:
-        fetch(run, "metrics.jsonl")
+        download(run, "metrics.jsonl")
         clusters = cluster_measures(prepared, embedded(), num_clusters)
         found = write_health(folder, config, prepared, clusters)
         stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
 
     def evaluation(stage: Stage) -> None:
-        fetch(run, "class_embeddings.npz", "image_features.npz", "health.json")
+        download(run, "class_embeddings.npz", "image_features.npz", "health.json")
         content = evaluate_run(
             folder,
             config.evaluation,
@@ -100,7 +94,7 @@ def write_results(
         stage.summary = f"{rows} rows by {models} zero-shot models"
 
     def report(stage: Stage) -> None:
-        fetch(run, *_REPORT_READS)
+        download(run, *_REPORT_READS)
         write_report(folder)
         stage.summary = "report.html"
 
@@ -117,7 +111,7 @@ def write_results(
         ("report", digest(pictured, healthy, evaluated), ["report.html"], report),
     ):
         run_stage(run, name, inputs, files, work, display, redo=redo)
-    fetch(run, "evaluation.json", "health.json", "report.html")
+    download(run, "evaluation.json", "health.json", "report.html")
     _show(read_json(folder / "evaluation.json"), read_json(folder / "health.json"), display)
 
 

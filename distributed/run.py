@@ -9,27 +9,27 @@ from rich.markup import escape
 from distributed.cluster import ray_cluster, wants_gpu
 from distributed.display import Display
 from distributed.embedding import files as embedding_files
-from distributed.embedding.embed_stage import run_embedding
+from distributed.embedding.embed import run_embedding
 from distributed.embedding.files import save_embedded
 from distributed.features.cache import units_of
-from distributed.features.extract_stage import run_features
-from distributed.features.kmeans_stage import run_start
+from distributed.features.extract import run_features
+from distributed.features.kmeans_init import run_kmeans
 from distributed.late_stages import write_results
 from distributed.setup import Prepared, learned, prepare
 from distributed.stages import (
     RunFolder,
     digest,
+    finished_stages,
     is_done,
-    keep,
     mark_done,
-    read_record,
+    upload,
     working_folder,
 )
-from distributed.storage import absolute, file_sizes, join, read, write
+from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
 from distributed.train.checkpoint import damage, drop_damaged
 from distributed.train.ray_trainer import run_training, training_job
 from shards.manifest import SPLITS
-from shards.objects import FIRST
+from shards.objects import FIRST, join_url
 from vgse.config import RunConfig, check_name, leaves, to_dict
 from vgse.errors import UserError
 
@@ -40,48 +40,37 @@ _RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", LAST)
 def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
     """Make the run folder, or see that it holds a run of the same configuration and data.
 
-    Args:
-        run: folder or URL.
-        config: the configuration, to name what differs.
-        fingerprint: of all that decides what is learned.
-        resume: allow a finished run.
-
-    Returns:
-        Whether the run was finished.
-
-    Raises:
-        ValueError: a finished run without `resume`, one of another configuration or other data,
-            or a store that cannot be reached or written.
+    `resume` allows a finished run; returns whether it was one.
     """
-    there = file_sizes(run, retry=FIRST)
-    finished = LAST in there
+    present = file_sizes(run, retry=FIRST)
+    finished = LAST in present
     if finished and not resume:
         raise UserError(
-            f"{run}: this run is finished ({', '.join(n for n in _RESULTS if n in there)} are "
+            f"{run}: this run is finished ({', '.join(n for n in _RESULTS if n in present)} are "
             "there already); choose another --run-id, or add --resume to redo what follows "
             "the embedding"
         )
-    mark = join(run, "init/fingerprint")
+    mark = join_url(run, "init/fingerprint")
     try:
-        before = read(mark, retry=FIRST).decode(errors="replace")
+        before = read_bytes(mark, retry=FIRST).decode(errors="replace")
     except FileNotFoundError:
         before = fingerprint
     if before != fingerprint:
         raise UserError(f"{run}: {_difference(run, config)}; choose another --run-id")
-    write(mark, fingerprint.encode(), retry=FIRST)
+    write_bytes(mark, fingerprint.encode(), retry=FIRST)
     return finished
 
 
 def write_config(config: RunConfig, run: str) -> None:
     """Write the resolved configuration beside the results."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
-    write(join(absolute(run), "config.yaml"), text.encode(), retry=FIRST)
+    write_bytes(join_url(absolute(run), "config.yaml"), text.encode(), retry=FIRST)
 
 
 def _difference(run: str, config: RunConfig) -> str:
     """What a run was made with, in comparison."""
     try:
-        content = yaml.safe_load(read(join(run, "config.yaml"), retry=FIRST))
+        content = yaml.safe_load(read_bytes(join_url(run, "config.yaml"), retry=FIRST))
         old, new = (dict(leaves(learned(tree))) for tree in (content, to_dict(config)))
     except (FileNotFoundError, yaml.YAMLError, AttributeError, TypeError):
         return "made with another configuration or other data"
@@ -99,22 +88,13 @@ def _difference(run: str, config: RunConfig) -> str:
 def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool = False) -> Path:
     """Run everything that is not done yet, and return the run folder.
 
-    A folder that holds an unfinished run is resumed: training from its last committed
-    checkpoint, and after that with the first stage whose files are not there.
-
-    Args:
-        config: the run's configuration.
-        run_id: name of the run folder below `config.storage`.
-        resume: allow a run folder that is finished already; what follows its embedding pass is
-            done again.
-        verbose: let Ray's own log through.
-
-    Returns:
-        The run folder, or for one at a URL a folder with a copy of its report.
+    An unfinished run goes on from its last committed checkpoint, or with the first stage whose
+    files are not there; of a finished one `resume` redoes what follows the embedding pass. For a
+    run folder at a URL, returns a local folder with a copy of its report.
     """
     check_name("--run-id", run_id)
     prepared = prepare(config)
-    url = join(absolute(config.storage), run_id)
+    url = join_url(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
     with working_folder(url) as run, Display() as display:
         write_config(config, url)
@@ -127,11 +107,8 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
 def learn_and_embed(
     config: RunConfig, prepared: Prepared, run: RunFolder, display: Display, verbose: bool
 ) -> str:
-    """All that needs the cluster, which is not started if it is done.
-
-    Returns:
-        A digest of what the embedding was made from.
-    """
+    """All that needs the cluster, which is not started if it is done; returns a digest of what the
+    embedding was made from."""
     checkpoint = finished_training(run.url, prepared.fingerprint)
     if checkpoint and is_done(run.url, "embedding", digest(prepared.fingerprint, checkpoint)):
         for stage, files in (("training", [checkpoint]), ("embedding", embedding_files.FILES)):
@@ -143,9 +120,9 @@ def learn_and_embed(
             gpu = wants_gpu(config.cluster, stage_.say)
             stage_.summary = f"{config.cluster.num_workers} {'GPU' if gpu else 'CPU'} workers"
         spec, folder = run_features(config, prepared, gpu, display)
-        run_start(config, prepared, spec, folder, run.url, gpu, display)
+        run_kmeans(config, prepared, spec, folder, run.url, gpu, display)
         job = training_job(config, prepared, spec, folder, run.url)
-        if checkpoint and damage(join(run.url, checkpoint)) is None:
+        if checkpoint and damage(join_url(run.url, checkpoint)) is None:
             display.line(f"training    there already: {checkpoint}")
         else:
             for line in drop_damaged(run.url):
@@ -153,17 +130,17 @@ def learn_and_embed(
             checkpoint = run_training(job, gpu, display).rpartition("/")[2]
             mark_done(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
         units = units_of(prepared.manifest, SPLITS)
-        embedded = run_embedding(job, join(run.url, checkpoint), gpu, display, units)
+        embedded = run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
     inputs = digest(prepared.fingerprint, checkpoint)
     save_embedded(run.local, embedded)
-    keep(run, *embedding_files.FILES)
+    upload(run, *embedding_files.FILES)
     mark_done(run, "embedding", inputs, embedding_files.FILES)
     return inputs
 
 
 def finished_training(run: str, fingerprint: str) -> str | None:
     """Name of the last checkpoint of a training that ended; None if it did not."""
-    entry = read_record(run).get("training")
+    entry = finished_stages(run).get("training")
     if not isinstance(entry, dict) or entry.get("inputs") != fingerprint:
         return None
     return str(entry.get("checkpoint"))

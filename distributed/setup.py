@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distributed.storage import absolute, is_remote, join
+from distributed.storage import absolute
 from distributed.train.loggers import check_tracking
 from shards.manifest import Manifest, load_manifest
+from shards.objects import is_remote, join_url
 from vgse.config import RunConfig, to_dict, validate
 from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
@@ -130,8 +131,8 @@ def _cache_root(config: RunConfig) -> str:
     if config.data.cache:
         return absolute(config.data.cache)
     if is_remote(config.data.shards):
-        return join(absolute(config.storage), "cache")
-    return join(absolute(config.data.shards.removesuffix("manifest.json")), "features")
+        return join_url(absolute(config.storage), "cache")
+    return join_url(absolute(config.data.shards.removesuffix("manifest.json")), "features")
 
 
 def learned(content: dict[str, Any]) -> dict[str, Any]:

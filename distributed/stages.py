@@ -15,14 +15,13 @@ from typing import Any
 
 from distributed.display import Display, Stage
 from distributed.storage import (
-    fetch_all,
+    download_existing,
     file_sizes,
-    is_remote,
-    join,
-    put_file,
-    read,
-    write,
+    read_bytes,
+    upload_file,
+    write_bytes,
 )
+from shards.objects import is_remote, join_url
 from vgse.files import sole_user
 
 FILE = "stages.json"
@@ -38,11 +37,8 @@ class RunFolder:
 
 @contextmanager
 def working_folder(url: str) -> Iterator[RunFolder]:
-    """The run folder with a place to work in; of one at a URL only report.html stays here.
-
-    Raises:
-        ValueError: another process works in this folder; at a URL nobody can tell.
-    """
+    """The run folder with a place to work in, for this process alone; of one at a URL, where
+    nobody can tell who else works there, only report.html stays here."""
     if not is_remote(url):
         Path(url).mkdir(parents=True, exist_ok=True)
         with sole_user(Path(url)):
@@ -62,24 +58,24 @@ def working_folder(url: str) -> Iterator[RunFolder]:
             local.parent.rmdir()
 
 
-def fetch(run: RunFolder, *names: str) -> None:
-    """Bring files of the run folder here, unless they are here; what there is none of is left."""
+def download(run: RunFolder, *names: str) -> None:
+    """Bring those files of the run folder here that are there and not here yet."""
     missing = [name for name in names if not (run.local / name).is_file()]
     if is_remote(run.url) and missing:
-        fetch_all(run.url, missing, run.local)
+        download_existing(run.url, missing, run.local)
 
 
-def keep(run: RunFolder, *names: str) -> None:
+def upload(run: RunFolder, *names: str) -> None:
     """Send files that were made here to the run folder."""
     if is_remote(run.url):
         for name in names:
-            put_file(run.local / name, join(run.url, name))
+            upload_file(run.local / name, join_url(run.url, name))
 
 
-def read_record(url: str) -> dict[str, Any]:
-    """What is known of finished stages; nothing if the record is missing or damaged."""
+def finished_stages(url: str) -> dict[str, Any]:
+    """The content of stages.json; nothing if it is missing or damaged."""
     try:
-        content = json.loads(read(join(url, FILE)))
+        content = json.loads(read_bytes(join_url(url, FILE)))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -93,19 +89,19 @@ def digest(*inputs: Any) -> str:
 
 def is_done(url: str, stage: str, inputs: str) -> bool:
     """Whether a stage was finished with these inputs and its files have their length."""
-    entry = read_record(url).get(stage)
+    entry = finished_stages(url).get(stage)
     if not isinstance(entry, dict) or entry.get("inputs") != inputs:
         return False
-    there = file_sizes(url)
-    return all(there.get(name) == size for name, size in entry.get("files", {}).items())
+    present = file_sizes(url)
+    return all(present.get(name) == size for name, size in entry.get("files", {}).items())
 
 
 def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **more: Any) -> None:
     """Note that a stage is finished and its files are in the run folder."""
     sizes = {name: (run.local / name).stat().st_size for name in files}
     entry = {"inputs": inputs, "files": sizes, **more}
-    record = {**read_record(run.url), stage: entry}
-    write(join(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
+    record = {**finished_stages(run.url), stage: entry}
+    write_bytes(join_url(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
 
 
 def run_stage(
@@ -128,6 +124,6 @@ def run_stage(
         return False
     with display.stage(stage, total) as shown:
         work(shown)
-        keep(run, *files)
+        upload(run, *files)
         mark_done(run, stage, inputs, files)
     return True

@@ -14,7 +14,7 @@ from ray import tune
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.features.extract_stage import run_features
+from distributed.features.extract import run_features
 from distributed.setup import Prepared, prepare
 from tune.callbacks import Live, TrialCallback
 from tune.config import SearchConfig, check, search_folder

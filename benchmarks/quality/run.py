@@ -200,10 +200,10 @@ def _zsl_data(prepared: Prepared, embedded: Embedded, own: Any) -> ZslData:
         prepared.val,
     )
     features = ImageFeatures(
-        np.concatenate(images.features),
-        np.concatenate(images.labels),
+        images.features,
+        images.labels,
         np.array([SPLITS.index(name) for name in images.splits], np.uint8),
         images.keys,
-        np.concatenate(images.assignments).astype(np.float16),
+        images.assignments.astype(np.float16),
     )
     return with_validation(zsl_data_of(classes, features))

@@ -1,19 +1,31 @@
-"""The embedding pass: every image once, class sums reduced exactly, nearest patches noted."""
+"""The embedding pass: every image once, class sums reduced exactly."""
 
+import functools
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distributed.features.cache import FeatureSpec, Unit, UnitFeatures, read_unit
+from distributed.display import Display
+from distributed.features.actors import remote_results
+from distributed.features.cache import FeatureSpec, Unit, access_of, read_unit
 from distributed.features.extract import patch_features
+from distributed.train.checkpoint import load_module
+from distributed.train.spec import TrainingJob, build_model
 from shards.objects import ACCESS, Access
 from vgse.embeddings import ClassSums, add_images, empty_sums
 from vgse.images.backbones import Backbone
 from vgse.training.model import ClusterHead
+
+_UNITS_A_TASK = 4
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -32,32 +44,23 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class TopPatches:
-    """For each of K clusters, the m patches it holds most strongly; -1 where there are fewer."""
-
-    score: NDArray[np.float32]  # [K, m], assignment in 0..1
-    image: NDArray[np.int64]  # [K, m], row in EmbeddedImages
-    patch: NDArray[np.int64]  # [K, m]
-
-
-@dataclass
 class EmbeddedImages:
     """One row an image, in the order of the units."""
 
-    keys: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)  # paths in the data set, "" where not known
-    shards: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    rows: list[NDArray[np.int64]] = field(default_factory=list)  # place in the shard
-    labels: list[NDArray[np.int64]] = field(default_factory=list)
-    features: list[NDArray[np.float16]] = field(default_factory=list)  # [n, D_f]
-    assignments: list[NDArray[np.float32]] = field(default_factory=list)  # a_n, [n, D_v]
-    strongest: list[NDArray[np.int32]] = field(default_factory=list)  # [n, N]
-    scores: list[NDArray[np.float32]] = field(default_factory=list)  # [n, N], of the strongest
-    start_assignments: list[NDArray[np.float32]] = field(default_factory=list)
+    keys: list[str]
+    sources: list[str]  # paths in the data set, "" where not known
+    shards: list[str]
+    splits: list[str]
+    rows: NDArray[np.int64]  # [M], place in the shard
+    labels: NDArray[np.int64]  # [M]
+    features: NDArray[np.float16]  # [M, D_f], of whole pictures
+    assignments: NDArray[np.float32]  # a_n, [M, D_v]
+    strongest: NDArray[np.int32]  # [M, N], the cluster of each patch
+    scores: NDArray[np.float32]  # [M, N], its assignment in 0..1
+    start_assignments: NDArray[np.float32] | None  # [M, D_v] at k-means, where known
 
 
-@dataclass
+@dataclass(frozen=True)
 class Embedded:
     """What the pass over some units gave."""
 
@@ -66,93 +69,128 @@ class Embedded:
     images: EmbeddedImages
 
 
-def merge(parts: Sequence[Embedded]) -> Embedded:
-    """Join the results of disjoint units, adding sums in the order given."""
-    joined = Embedded({}, {}, EmbeddedImages())
-    for part in parts:
-        for own, other in ((joined.sums, part.sums), (joined.start_sums, part.start_sums)):
-            for split, sums in other.items():
-                own[split] = own[split] + sums if split in own else sums
-        for name in EmbeddedImages.__dataclass_fields__:
-            getattr(joined.images, name).extend(getattr(part.images, name))
-    return joined
+def run_embedding(
+    job: TrainingJob, checkpoint: str | Path, gpu: bool, display: Display, units: Sequence[Unit]
+) -> Embedded:
+    """Embed every image of some units once, with the model of a checkpoint's folder or URL."""
+    model = build_model(job)
+    start = build_model(job).head.eval() if model.backbone is None else None
+    load_module(checkpoint, "head", model.head)
+    if model.backbone is not None:
+        load_module(checkpoint, "backbone", model.backbone)
+    gpu = gpu and model.backbone is not None  # a head alone on cached features needs none
+    encoder = Encoder(
+        url=job.url,
+        folder=job.folder,
+        spec=job.spec,
+        num_classes=job.num_classes,
+        head=model.head.eval(),
+        start=start,
+        backbone=None if model.backbone is None else model.backbone.eval(),
+        device="cuda" if gpu else "cpu",
+        access=access_of(job.config.data),
+    )
+    shared = [ray.put(encoder)]  # in a list: a reference, which processes look up once
+    groups = [units[i : i + _UNITS_A_TASK] for i in range(0, len(units), _UNITS_A_TASK)]
+    calls = [(shared, group, number) for number, group in enumerate(groups)]
+    parts: dict[int, Embedded] = {}
+    with display.stage("embedding", sum(u.stop - u.start for u in units)) as stage:
+        for number, part in remote_results(_embed_numbered, calls, job.config.cluster, gpu):
+            parts[number] = part
+            stage.advance(len(part.images.keys))
+        embedded = merge_embedded([parts.pop(number) for number in range(len(groups))])
+        stage.summary = f"{len(embedded.images.keys):,} images, each once"
+        if nameless := embedded.images.sources.count(""):
+            stage.summary += f"; the feature cache knows {nameless:,} of them by their keys alone"
+    return embedded
 
 
-@torch.inference_mode()
+def _embed_numbered(encoder: list[Any], units: Sequence[Unit], number: int) -> tuple[int, Embedded]:
+    with _ONE_AT_A_TIME:
+        here = _encoder(encoder[0])
+    return number, embed_units(here, units)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(reference: Any) -> Encoder:
+    """The encoder on its device, which the driver's machine need not have."""
+    encoder: Encoder = ray.get(reference)
+    return replace(
+        encoder,
+        head=encoder.head.to(encoder.device),
+        start=None if encoder.start is None else encoder.start.to(encoder.device),
+        backbone=None if encoder.backbone is None else encoder.backbone.to(encoder.device),
+    )
+
+
 def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
     """Embed all images of some units.
 
     Sums are float64, so the reduced class embeddings do not depend on how units are dealt out
     beyond rounding of the last bit.
     """
-    size = encoder.head.centroids.shape[0]
-    result = Embedded({}, {}, EmbeddedImages())
-    for unit in units:
-        content = read_unit(encoder.folder, unit, encoder.access)
-        labels = content.labels.numpy()
-        features = _features(encoder, unit, content)  # [n, N, D_f]
-        assignments = _assign(encoder.head, features)
-        sums = result.sums.setdefault(unit.split, empty_sums(encoder.num_classes, size))
-        means = add_images(sums, assignments.numpy(), labels)
-        images = result.images
-        images.keys += content.keys
-        images.sources += content.sources
-        images.shards += [unit.shard] * len(labels)
-        images.splits += [unit.split] * len(labels)
-        images.rows.append(content.rows.numpy().copy())
-        images.labels.append(labels.copy())
-        images.features.append(content.images.numpy().copy())
-        images.assignments.append(means.astype(np.float32))
-        score, strongest = assignments.max(2)
-        images.strongest.append(strongest.numpy().astype(np.int32))
-        images.scores.append(score.numpy())
-        if encoder.start is not None:
-            before = _assign(encoder.start, features).numpy()
-            start = result.start_sums.setdefault(unit.split, empty_sums(encoder.num_classes, size))
-            images.start_assignments.append(add_images(start, before, labels).astype(np.float32))
-    return result
+    sums: dict[str, ClassSums] = {}
+    start_sums: dict[str, ClassSums] = {}
+    images = [_embed_unit(encoder, unit, sums, start_sums) for unit in units]
+    return Embedded(sums, start_sums, _concatenated(images))
 
 
-def _features(encoder: Encoder, unit: Unit, content: UnitFeatures) -> Tensor:
+@torch.inference_mode()
+def _embed_unit(
+    encoder: Encoder, unit: Unit, sums: dict[str, ClassSums], start_sums: dict[str, ClassSums]
+) -> EmbeddedImages:
+    """The images of a unit, which are added to the sums."""
+    content = read_unit(encoder.folder, unit, encoder.access)
     if encoder.backbone is None:
-        return content.patches.float()
-    return patch_features(
-        encoder.url, unit, encoder.spec, encoder.backbone, encoder.device, encoder.access
+        features = content.patches.float()  # [n, N, D_f]
+    else:
+        features = patch_features(
+            encoder.url, unit, encoder.spec, encoder.backbone, encoder.device, encoder.access
+        )
+    labels = content.labels.numpy()
+
+    def add(head: ClusterHead, total: dict[str, ClassSums]) -> tuple[Tensor, NDArray[np.float32]]:
+        flat = head(features.flatten(0, 1).to(head.centroids.device)).float().cpu()
+        assignments = flat.view(*features.shape[:2], -1)  # [n, N, D_v]
+        if unit.split not in total:
+            total[unit.split] = empty_sums(encoder.num_classes, len(head.centroids))
+        means = add_images(total[unit.split], assignments.numpy(), labels)
+        return assignments, means.astype(np.float32)
+
+    assignments, means = add(encoder.head, sums)
+    scores, strongest = assignments.max(2)
+    return EmbeddedImages(
+        keys=content.keys,
+        sources=content.sources,
+        shards=[unit.shard] * len(labels),
+        splits=[unit.split] * len(labels),
+        rows=content.rows.numpy(),
+        labels=labels,
+        features=content.images.numpy(),
+        assignments=means,
+        strongest=strongest.numpy().astype(np.int32),
+        scores=scores.numpy(),
+        start_assignments=None if encoder.start is None else add(encoder.start, start_sums)[1],
     )
 
 
-def _assign(head: ClusterHead, features: Tensor) -> Tensor:
-    count, num_patches, _ = features.shape
-    device = head.centroids.device
-    flat = head(features.flatten(0, 1).to(device)).float().cpu()
-    return flat.view(count, num_patches, -1)
+def merge_embedded(parts: Sequence[Embedded]) -> Embedded:
+    """The results of disjoint units as one, sums added in the order given."""
+    sums: dict[str, ClassSums] = {}
+    start_sums: dict[str, ClassSums] = {}
+    for part in parts:
+        for total, own in ((sums, part.sums), (start_sums, part.start_sums)):
+            for split, added in own.items():
+                total[split] = total[split] + added if split in total else added
+    return Embedded(sums, start_sums, _concatenated([part.images for part in parts]))
 
 
-def nearest_patches(
-    images: EmbeddedImages,
-    classes: NDArray[np.integer],
-    clusters: NDArray[np.integer],
-    count: int,
-) -> TopPatches:
-    """The `count` patches of some classes that each of `clusters` holds most strongly.
-
-    At most one patch of an image is taken for a cluster, so that a montage shows variety.
-    """
-    labels = np.concatenate(images.labels)
-    strongest, scores = np.concatenate(images.strongest), np.concatenate(images.scores)
-    candidates = np.where(np.isin(labels, classes)[:, None], scores, -1.0)
-    top = TopPatches(
-        np.zeros((len(clusters), count), np.float32),
-        np.full((len(clusters), count), -1, np.int64),
-        np.full((len(clusters), count), -1, np.int64),
-    )
-    for row, cluster in enumerate(clusters):
-        own = np.where(strongest == cluster, candidates, -1.0)  # [M, N]
-        best_patch = own.argmax(1)
-        best = own[np.arange(len(own)), best_patch]
-        order = np.argsort(-best, kind="stable")[:count]
-        order = order[best[order] > 0]
-        top.score[row, : len(order)] = best[order]
-        top.image[row, : len(order)] = order
-        top.patch[row, : len(order)] = best_patch[order]
-    return top
+def _concatenated(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:
+    columns: dict[str, Any] = {}
+    for field in fields(EmbeddedImages):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], list):
+            columns[field.name] = [value for part in values for value in part]
+        else:
+            columns[field.name] = None if values[0] is None else np.concatenate(values)
+    return EmbeddedImages(**columns)

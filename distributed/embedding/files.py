@@ -22,24 +22,22 @@ def save_embedded(folder: Path, embedded: Embedded) -> None:
     The second holds per image its shard and place, exact assignments, and per split the sums.
     """
     images = embedded.images
-    assignments = np.concatenate(images.assignments)
     write_image_features(
         folder,
         ImageFeatures(
-            features=np.concatenate(images.features),
-            labels=np.concatenate(images.labels),
+            features=images.features,
+            labels=images.labels,
             split=np.array([SPLITS.index(name) for name in images.splits], np.uint8),
             keys=images.keys,
-            assignments=assignments.astype(np.float16),
+            assignments=images.assignments.astype(np.float16),
             sources=images.sources,
         ),
     )
     files, codes = np.unique(np.array(images.shards), return_inverse=True)
     arrays: dict[str, NDArray[Any]] = {"shard_files": files, "shards": codes.astype(np.int32)}
-    for name in _ROWS:
-        arrays[name] = np.concatenate(getattr(images, name))
-    if images.start_assignments:
-        arrays["start_assignments"] = np.concatenate(images.start_assignments)
+    arrays |= {name: getattr(images, name) for name in _ROWS}
+    if images.start_assignments is not None:
+        arrays["start_assignments"] = images.start_assignments
     for prefix, sums in (("sums", embedded.sums), ("start_sums", embedded.start_sums)):
         for split, of_split in sums.items():
             for part in _SUMS:
@@ -49,11 +47,7 @@ def save_embedded(folder: Path, embedded: Embedded) -> None:
 
 
 def load_embedded(folder: Path) -> Embedded:
-    """What `save_embedded` wrote.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """What `save_embedded` wrote."""
     features = read_image_features(folder)
     path = folder / "embedded.npz"
     arrays = read_arrays(path, *_names(path))
@@ -62,12 +56,11 @@ def load_embedded(folder: Path) -> Embedded:
         sources=features.sources or [""] * len(features.keys),
         shards=arrays["shard_files"][arrays["shards"]].tolist(),
         splits=[SPLITS[number] for number in features.split],
-        labels=[features.labels],
-        features=[features.features],
-        **{name: [arrays[name]] for name in _ROWS},
+        labels=features.labels,
+        features=features.features,
+        start_assignments=arrays.get("start_assignments"),
+        **{name: arrays[name] for name in _ROWS},
     )
-    if "start_assignments" in arrays:
-        images.start_assignments.append(arrays["start_assignments"])
     sums: dict[str, dict[str, ClassSums]] = {"sums": {}, "start_sums": {}}
     for prefix, of_prefix in sums.items():
         for split in SPLITS:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.embedding.embed import EmbeddedImages, TopPatches, nearest_patches
+from distributed.embedding.embed import EmbeddedImages
 from distributed.features.extract import whole_picture
 from shards.manifest import Manifest
 from shards.objects import ACCESS, Access
@@ -20,11 +21,6 @@ MAP_PATCHES = 1200
 _PATCH_SIDE, _CLASS_SIDE, _MAP_SIDE = 64, 72, 32
 
 Wanted = tuple[str, int]  # shard file, place in the shard
-
-
-def _wanted(images: EmbeddedImages) -> list[Wanted]:
-    rows = np.concatenate(images.rows)
-    return list(zip(images.shards, rows.tolist(), strict=True))
 
 
 def read_pictures(
@@ -51,6 +47,43 @@ def read_pictures(
     return found
 
 
+@dataclass(frozen=True)
+class TopPatches:
+    """For each of K clusters, the m patches it holds most strongly; -1 where there are fewer."""
+
+    score: NDArray[np.float32]  # [K, m], assignment in 0..1
+    image: NDArray[np.int64]  # [K, m], row in EmbeddedImages
+    patch: NDArray[np.int64]  # [K, m]
+
+
+def nearest_patches(
+    images: EmbeddedImages,
+    classes: NDArray[np.integer],
+    clusters: NDArray[np.integer],
+    count: int,
+) -> TopPatches:
+    """The `count` patches of some classes that each of `clusters` holds most strongly.
+
+    At most one patch of an image is taken for a cluster, so that a montage shows variety.
+    """
+    candidates = np.where(np.isin(images.labels, classes)[:, None], images.scores, -1.0)
+    top = TopPatches(
+        np.zeros((len(clusters), count), np.float32),
+        np.full((len(clusters), count), -1, np.int64),
+        np.full((len(clusters), count), -1, np.int64),
+    )
+    for row, cluster in enumerate(clusters):
+        own = np.where(images.strongest == cluster, candidates, -1.0)  # [M, N]
+        best_patch = own.argmax(1)
+        best = own[np.arange(len(own)), best_patch]
+        order = np.argsort(-best, kind="stable")[:count]
+        order = order[best[order] > 0]
+        top.score[row, : len(order)] = best[order]
+        top.image[row, : len(order)] = order
+        top.patch[row, : len(order)] = best_patch[order]
+    return top
+
+
 def gather_pictures(
     manifest: Manifest,
     images: EmbeddedImages,
@@ -62,12 +95,9 @@ def gather_pictures(
 ) -> dict[str, NDArray[np.generic]]:
     """Montages of the most used clusters, a picture of each class, and a sample of patches.
 
-    Memory is bounded by what the report shows, not by the data.
-
-    Returns:
-        The arrays of pictures.npz.
+    Returns the arrays of pictures.npz. Memory is bounded by what the report shows, not by the data.
     """
-    strongest = np.concatenate(images.strongest)  # [M, N]
+    strongest, labels = images.strongest, images.labels
     usage = np.bincount(strongest.ravel(), minlength=num_clusters) / max(1, strongest.size)
     shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
     shown = shown[usage[shown] > 0]
@@ -75,26 +105,26 @@ def gather_pictures(
         name: nearest_patches(images, classes, shown, MONTAGE_PATCHES)
         for name, classes in (("seen", seen), ("unseen", unseen))
     }
-    labels = np.concatenate(images.labels)
     random = np.random.default_rng(seed)
     portraits = _one_of_each(labels, len(manifest.class_names))
     sampled = np.sort(random.permutation(strongest.size)[:MAP_PATCHES])
     map_image, map_patch = np.divmod(sampled, strongest.shape[1])
 
-    places = _wanted(images)
+    places: list[Wanted] = list(zip(images.shards, images.rows.tolist(), strict=True))
     needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
     needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
     samples = read_pictures(manifest, (places[i] for i in needed), access)
 
+    def sample_of(image: int) -> Sample | None:
+        return samples.get(places[image]) if image >= 0 else None
+
     def patch(image: int, number: int, side: int) -> NDArray[np.uint8]:
-        sample = samples.get(places[image]) if image >= 0 else None
-        if sample is None:
+        if (sample := sample_of(image)) is None:
             return np.full((side, side, 3), 255, np.uint8)
         return cut_patches_opencv(sample.image, sample.boxes[number : number + 1], side)[0]
 
     def class_picture(image: int) -> NDArray[np.uint8]:
-        sample = samples.get(places[image]) if image >= 0 else None
-        if sample is None:
+        if (sample := sample_of(image)) is None:
             return np.full((_CLASS_SIDE, _CLASS_SIDE, 3), 255, np.uint8)
         return whole_picture(sample.image, _CLASS_SIDE)
 
@@ -104,7 +134,7 @@ def gather_pictures(
         "cluster_mass": usage[shown].astype(np.float32),
         "cluster_usage": usage.astype(np.float32),
         "class_pictures": np.stack([class_picture(int(i)) for i in portraits]),
-        "tsne_features": np.concatenate(images.assignments)[map_image],
+        "tsne_features": images.assignments[map_image],
         "tsne_cluster": strongest[map_image, map_patch].astype(np.int64),
         "tsne_class": names[labels[map_image]],
         "tsne_pictures": np.stack(

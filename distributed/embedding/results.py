@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.embedding.embed import Embedded
+from distributed.embedding.embed import Embedded, EmbeddedImages
 from distributed.setup import Prepared
 from distributed.train.metrics import LOADING, read_metrics
 from shards.loader_health import LoadTimes, explain_stall
@@ -58,11 +58,10 @@ def relate_classes(
 def cluster_measures(prepared: Prepared, embedded: Embedded, num_clusters: int) -> dict[str, Any]:
     """The clusters by themselves, on held-out images, trained and (with a frozen θ) as k-means
     left them."""
-    measures = _measures(prepared, embedded.sums, embedded.images.assignments, embedded)
-    if embedded.start_sums:
-        start = _measures(
-            prepared, embedded.start_sums, embedded.images.start_assignments, embedded
-        )
+    images = embedded.images
+    measures = _measures(prepared, embedded.sums, images.assignments, images)
+    if images.start_assignments is not None:
+        start = _measures(prepared, embedded.start_sums, images.start_assignments, images)
         measures |= {f"{name}_kmeans": value for name, value in start.items()}
     used, entropy = health.usage(embedded.sums["train"].contingency.sum(0))
     return {
@@ -76,19 +75,17 @@ def cluster_measures(prepared: Prepared, embedded: Embedded, num_clusters: int) 
 def _measures(
     prepared: Prepared,
     sums: dict[str, ClassSums],
-    assignments: list[NDArray[np.float32]],
-    embedded: Embedded,
+    assignments: NDArray[np.float32],
+    images: EmbeddedImages,
 ) -> dict[str, float]:
-    labels = np.concatenate(embedded.images.labels)
-    images = np.concatenate(assignments)
-    split = np.array(embedded.images.splits)
+    labels, split = images.labels, np.array(images.splits)
     means = class_embeddings(sums["train"])
     measures = {}
     held_out = split == "test_seen"
     if held_out.any():
         measures["nmi"] = health.normalised_mutual_information(sums["test_seen"].contingency)
         measures["nearest_class_mean"] = health.nearest_class_mean(
-            images[held_out], labels[held_out], means, prepared.seen
+            assignments[held_out], labels[held_out], means, prepared.seen
         )
     # An unseen class has no training images: half of its images make the mean, half are scored.
     unseen = np.flatnonzero(split == "test_unseen")
@@ -97,11 +94,11 @@ def _measures(
     for label in prepared.unseen:
         own = unseen[half & (labels[unseen] == label)]
         if len(own):
-            halves[label] = images[own].mean(0, dtype=np.float64)
+            halves[label] = assignments[own].mean(0, dtype=np.float64)
     known = prepared.unseen[np.isfinite(halves[prepared.unseen]).all(1)]
     scored = unseen[~half]
     measures["nearest_class_mean_unseen"] = health.nearest_class_mean(
-        images[scored], labels[scored], halves, known
+        assignments[scored], labels[scored], halves, known
     )
     return measures
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from distributed.storage import get_file, is_remote, join, put_file
+from distributed.storage import download_file, upload_file
 from shards.manifest import Manifest
-from shards.objects import ACCESS, PATIENT, Access
+from shards.objects import ACCESS, PATIENT, Access, is_remote, join_url
 from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
 from vgse.files import written_whole
@@ -30,9 +30,6 @@ def unit_path(folder: str, name: str, access: Access) -> Path:
 
     Copies of a cache at a URL lie in the folder that keeps shards of a store, if there is one, and
     otherwise in the system's folder for temporary files.
-
-    Raises:
-        ValueError: another user owns the folder of the copies.
     """
     if not is_remote(folder):
         return Path(folder) / name
@@ -44,29 +41,6 @@ def unit_path(folder: str, name: str, access: Access) -> Path:
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
     return root / digest / name
-
-
-def local_unit(folder: str, name: str, access: Access) -> Path:
-    """The file on this node, fetched now if the cache is at a URL and there is no copy yet.
-
-    Raises:
-        ValueError: the cache at the URL has no such file.
-    """
-    path = unit_path(folder, name, access)
-    if is_remote(folder) and not path.is_file():
-        try:
-            get_file(join(folder, name), path)
-        except FileNotFoundError:
-            raise UserError(
-                f"{join(folder, name)}: missing from the feature cache; run again to compute it"
-            ) from None
-    return path
-
-
-def send_unit(folder: str, name: str, access: Access) -> None:
-    """Send a file that was made on this node to a cache at a URL."""
-    if is_remote(folder):
-        put_file(unit_path(folder, name, access), join(folder, name))
 
 
 def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -154,7 +128,7 @@ def access_of(config: DataConfig) -> Access:
 def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
     """The folder or URL of one data set and spec below the cache's root."""
     content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
-    return join(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
+    return join_url(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
 
 
 def weights_of(spec: FeatureSpec) -> str:
@@ -163,14 +137,23 @@ def weights_of(spec: FeatureSpec) -> str:
     return path or spec.weights
 
 
-def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
-    """A unit of the cache, mapped rather than read; of a cache at a URL a copy on this node is.
+def write_unit(
+    folder: str, unit: Unit, tensors: dict[str, Tensor], names: dict[str, str], access: Access
+) -> None:
+    """Add a unit's file to the cache; of a cache at a URL a copy stays on this node."""
+    path = unit_path(folder, unit.file, access)
+    write_tensors(path, tensors, names)
+    if is_remote(folder):
+        upload_file(path, join_url(folder, unit.file))
 
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    path = local_unit(str(folder), unit.file, access)
+
+def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
+    """A unit of the cache, mapped rather than read; of a cache at a URL a copy on this node is."""
+    path = unit_path(str(folder), unit.file, access)
+    url = join_url(str(folder), unit.file)
     try:
+        if is_remote(url) and not path.is_file():
+            download_file(url, path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             keys = json.loads(metadata["keys"])
@@ -179,9 +162,7 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
             names = ("labels", "images", "patches", "rows")
             labels, images, patches, rows = (file.get_tensor(name) for name in names)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: missing from the feature cache; run again to compute it"
-        ) from None
-    except Exception as error:
+        raise UserError(f"{url}: missing from the feature cache; run again to compute it") from None
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the file and run again") from None
     return UnitFeatures(keys, labels, images, patches, rows, sources)

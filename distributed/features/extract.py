@@ -1,31 +1,41 @@
-"""Computing what the feature cache holds: pictures of a shard through the frozen backbone."""
+"""The stage that fills the cache: pictures of the shards through the frozen backbone."""
 
 import functools
 import json
 import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from distributed.display import Display
+from distributed.features.actors import remote_results
 from distributed.features.cache import (
     FeatureSpec,
     Unit,
-    send_unit,
-    unit_path,
+    access_of,
+    cache_folder,
+    feature_spec,
+    units_of,
     weights_of,
-    write_tensors,
+    write_unit,
 )
-from distributed.storage import join, write
+from distributed.setup import Prepared
+from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import sent
-from shards.manifest import Manifest, load_manifest
-from shards.objects import ACCESS, Access
+from shards.manifest import SPLITS, Manifest, load_manifest
+from shards.objects import ACCESS, Access, join_url
 from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_raw
-from vgse.clusters import patch_hashes
+from vgse.clusters import hash_threshold, patch_hashes
+from vgse.config import RunConfig
+from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
 from vgse.images.batch_size import pictures_a_pass
-from vgse.images.devices import autocast, freed_memory_kept
+from vgse.images.devices import autocast, freed_memory_kept, resolve_precision
 from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
@@ -36,27 +46,52 @@ _ONE_AT_A_TIME = threading.Lock()
 """Held while something is loaded or tried out that all threads of a process then use."""
 
 
-@functools.lru_cache(maxsize=1)
-def _build(name: str, weights: str, device: str) -> Backbone:
-    return build_backbone(name, weights).to(device)
+def run_features(
+    config: RunConfig,
+    prepared: Prepared,
+    gpu: bool,
+    display: Display,
+    splits: Sequence[str] = SPLITS,
+) -> tuple[FeatureSpec, str]:
+    """Compute what the feature cache lacks of some splits; returns its spec and folder or URL."""
+    manifest = prepared.manifest
+    device = "cuda" if gpu else "cpu"
+    precision = resolve_precision(config.backbone.precision, device)
+    spec = feature_spec(config.backbone, precision)
+    if config.backbone.train != "none":
+        # θ will move: only the sample that starts the clusters is worth computing.
+        size = config.model.num_clusters * config.model.max_points_per_centroid
+        images = manifest.num_images("train")
+        below = hash_threshold(size, images * manifest.num_patches)
+        spec = replace(spec, seed=config.seed, sample_below=below)
+    folder = cache_folder(prepared.cache, manifest, spec)
+    units = units_of(manifest, splits)
+    present = file_sizes(folder)
+    missing = missing_units(units, present)
+    total = sum(unit.stop - unit.start for unit in units)
+    url, access = absolute(manifest.url), access_of(config.data)
+    calls = [(url, unit, spec, folder, device, access, unit.damage in present) for unit in missing]
+    damaged: list[str] = []
+    with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
+        for count, keys in remote_results(compute_unit, calls, config.cluster, gpu):
+            damaged += keys
+            stage.advance(count, f"images by {config.backbone.name}")
+        if len(damaged) > config.data.max_damaged * total:
+            raise UserError(
+                f"{manifest.url}: {len(damaged)} of {total} images are damaged, such as "
+                f"{damaged[0]}; more than data.max_damaged={config.data.max_damaged} allows: "
+                "run python -m shards check, then pack again"
+            )
+        state = "from the cache" if not missing else f"{precision} on {device}"
+        skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
+        stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
+    return spec, folder
 
 
-def _backbone(spec: FeatureSpec, device: str) -> Backbone:
-    with _ONE_AT_A_TIME:
-        return _build(spec.name, weights_of(spec), device)
-
-
-def _most(backbone: Backbone, side: int, usual: int, spec: FeatureSpec, device: str) -> int:
-    """Pictures a pass: what suits a CPU, or what was found to suit a GPU."""
-    if not device.startswith("cuda"):
-        return usual
-    with _ONE_AT_A_TIME:
-        return pictures_a_pass(backbone, side, spec.precision, device)
-
-
-@functools.lru_cache(maxsize=4)
-def _manifest(url: str) -> Manifest:
-    return load_manifest(url, check_files=False)
+def missing_units(units: Sequence[Unit], present: Mapping[str, int]) -> list[Unit]:
+    """Units to compute, given the sizes of the cache's files: also those with damaged images, which
+    count against the limit every time, and whose shards may have been mended since."""
+    return [unit for unit in units if unit.file not in present or present.get(unit.damage)]
 
 
 @freed_memory_kept()
@@ -78,69 +113,25 @@ def compute_unit(
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     backbone = _backbone(spec, device)
     keys = [sample.key for sample in samples]
-    chosen = _chosen_patches(keys, manifest.num_patches, spec)
+    chosen = np.ones((len(keys), manifest.num_patches), bool)
+    if spec.seed is not None:
+        chosen = patch_hashes(keys, manifest.num_patches, spec.seed) < np.uint64(spec.sample_below)
+    patches = _patch_features(samples, chosen, backbone, spec, device)
+    if spec.seed is None:
+        patches = patches.view(len(samples), manifest.num_patches, backbone.num_features)
+    pictures = (whole_picture(sample.image, spec.image_size)[None] for sample in samples)
     tensors = {
         "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         "rows": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
-        "images": _whole_features(samples, backbone, spec, device),
-        "patches": _patch_features(samples, chosen, backbone, spec, device),
+        "images": _features(pictures, spec.image_size, _PICTURES_A_PASS, backbone, spec, device),
+        "patches": patches,
     }
-    if spec.seed is None:
-        tensors["patches"] = tensors["patches"].view(
-            len(samples), manifest.num_patches, backbone.num_features
-        )
     sources = [s.source if len(s.source) <= _LONGEST_SOURCE else "" for s in samples]
     names = {"keys": json.dumps(keys), "sources": json.dumps(sources)}
     if damaged or again:
-        write(join(folder, unit.damage), json.dumps(damaged).encode() if damaged else b"")
-    write_tensors(unit_path(folder, unit.file, access), tensors, names)
-    send_unit(folder, unit.file, access)
+        write_bytes(join_url(folder, unit.damage), json.dumps(damaged).encode() if damaged else b"")
+    write_unit(folder, unit, tensors, names, access)
     return unit.stop - unit.start, damaged
-
-
-def read_samples(
-    manifest: Manifest, file: str, start: int, stop: int, access: Access
-) -> tuple[list[Sample], list[str]]:
-    """Samples start to stop - 1 of a shard, and the keys of those that cannot be decoded."""
-    shard = next(s for s in manifest.shards if s.file == file)
-    labels = label_index(manifest)
-    samples, damaged = [], []
-    for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
-        try:
-            samples.append(decode_sample(raw, labels, manifest.num_patches))
-        except DamagedImage:
-            damaged.append(raw.key)
-    return samples, damaged
-
-
-def _chosen_patches(keys: list[str], num_patches: int, spec: FeatureSpec) -> np.ndarray:
-    if spec.seed is None:
-        return np.ones((len(keys), num_patches), bool)
-    return patch_hashes(keys, num_patches, spec.seed) < np.uint64(spec.sample_below)
-
-
-def _run(pictures: list[np.ndarray], backbone: Backbone, spec: FeatureSpec, device: str) -> Tensor:
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [n, 3, P, P]
-    with torch.inference_mode(), autocast(device, spec.precision):
-        return backbone(sent(stacked, torch.device(device))).to("cpu", torch.float16)
-
-
-def _patch_features(
-    samples: list[Sample], chosen: np.ndarray, backbone: Backbone, spec: FeatureSpec, device: str
-) -> Tensor:
-    done: list[Tensor] = []
-    waiting: list[np.ndarray] = []
-    most = _most(backbone, spec.patch_size, _PATCHES_A_PASS, spec, device)
-    for sample, mask in zip(samples, chosen, strict=True):
-        if mask.any():
-            waiting += list(cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size))
-        if len(waiting) >= most:
-            done.append(_run(waiting, backbone, spec, device))
-            waiting = []
-    if waiting:
-        done.append(_run(waiting, backbone, spec, device))
-    empty = torch.empty(0, backbone.num_features, dtype=torch.float16)
-    return torch.cat(done) if done else empty
 
 
 @freed_memory_kept()
@@ -160,16 +151,19 @@ def patch_features(
     return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()
 
 
-def _whole_features(
-    samples: list[Sample], backbone: Backbone, spec: FeatureSpec, device: str
-) -> Tensor:
-    done = []
-    most = _most(backbone, spec.image_size, _PICTURES_A_PASS, spec, device)
-    for start in range(0, len(samples), most):
-        pictures = [whole_picture(s.image, spec.image_size) for s in samples[start : start + most]]
-        done.append(_run(pictures, backbone, spec, device))
-    empty = torch.empty(0, backbone.num_features, dtype=torch.float16)
-    return torch.cat(done) if done else empty
+def read_samples(
+    manifest: Manifest, file: str, start: int, stop: int, access: Access
+) -> tuple[list[Sample], list[str]]:
+    """Samples start to stop - 1 of a shard, and the keys of those that cannot be decoded."""
+    shard = next(s for s in manifest.shards if s.file == file)
+    labels = label_index(manifest)
+    samples, damaged = [], []
+    for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
+        try:
+            samples.append(decode_sample(raw, labels, manifest.num_patches))
+        except DamagedImage:
+            damaged.append(raw.key)
+    return samples, damaged
 
 
 def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
@@ -178,3 +172,66 @@ def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(
         image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _manifest(url: str) -> Manifest:
+    return load_manifest(url, check_files=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _build(name: str, weights: str, device: str) -> Backbone:
+    return build_backbone(name, weights).to(device)
+
+
+def _backbone(spec: FeatureSpec, device: str) -> Backbone:
+    with _ONE_AT_A_TIME:
+        return _build(spec.name, weights_of(spec), device)
+
+
+def _patch_features(
+    samples: list[Sample],
+    chosen: NDArray[np.bool_],
+    backbone: Backbone,
+    spec: FeatureSpec,
+    device: str,
+) -> Tensor:
+    """Features of the chosen patches [n, N] of each sample, in their order."""
+    patches = (
+        cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size)
+        for sample, mask in zip(samples, chosen, strict=True)
+        if mask.any()
+    )
+    return _features(patches, spec.patch_size, _PATCHES_A_PASS, backbone, spec, device)
+
+
+def _features(
+    groups: Iterable[NDArray[np.uint8]],
+    side: int,
+    least_on_cpu: int,
+    backbone: Backbone,
+    spec: FeatureSpec,
+    device: str,
+) -> Tensor:
+    """float16 [n, D_f] of groups of pictures [m, side, side, 3], several groups a pass."""
+    least = least_on_cpu
+    if device.startswith("cuda"):
+        with _ONE_AT_A_TIME:
+            least = pictures_a_pass(backbone, side, spec.precision, device)
+    features = [torch.empty(0, backbone.num_features, dtype=torch.float16)]
+
+    def run_pass() -> None:
+        stacked = torch.from_numpy(np.concatenate(waiting)).permute(0, 3, 1, 2)
+        with torch.inference_mode(), autocast(device, spec.precision):
+            output = backbone(sent(stacked, torch.device(device)))
+        features.append(output.to("cpu", torch.float16))
+        waiting.clear()
+
+    waiting: list[NDArray[np.uint8]] = []
+    for group in groups:
+        waiting.append(group)
+        if sum(map(len, waiting)) >= least:
+            run_pass()
+    if waiting:
+        run_pass()
+    return torch.cat(features)

@@ -1,16 +1,27 @@
 """How the clustering layer starts: a hashed sample of patch features, their PCA, k-means."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
-from distributed.features.cache import Unit, UnitFeatures, access_of, read_unit
-from distributed.storage import join, read, write
-from shards.objects import ACCESS, Access
+from distributed.display import Display
+from distributed.features.actors import result_of
+from distributed.features.cache import (
+    FeatureSpec,
+    Unit,
+    UnitFeatures,
+    access_of,
+    read_unit,
+    units_of,
+)
+from distributed.setup import Prepared
+from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
+from shards.objects import ACCESS, Access, join_url
 from vgse.clusters import (
     Centroids,
     Projection,
@@ -27,11 +38,53 @@ Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Sample:
+class PatchSample:
     """The k patches with the smallest hashes, sorted by image key and place."""
 
     features: NDArray[np.float16]  # [k, D_f]
     population: int  # patches they were drawn from
+
+
+def run_kmeans(
+    config: RunConfig,
+    prepared: Prepared,
+    spec: FeatureSpec,
+    folder: str | Path,
+    run: str | Path,
+    gpu: bool,
+    display: Display,
+) -> None:
+    """k-means into `init` of the run folder, a local one or a URL, unless it is there."""
+    init = join_url(absolute(run), "init")
+    if "centroids.npy" in file_sizes(init):
+        display.line("clusters    there already: init/centroids.npy")
+        return
+    with display.stage("clusters") as stage:
+        task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_kmeans_task)
+        units = units_of(prepared.manifest, ["train"])
+        labels, num_patches = prepared.trained.tolist(), prepared.manifest.num_patches
+        centroids, sampled, population = result_of(
+            task.remote(str(folder), units, labels, config, num_patches, spec.sample_below, init)
+        )
+        stage.summary = (
+            f"k-means of {sampled:,} of {population:,} patches into {config.model.num_clusters} "
+            f"on {centroids.device}, mean distance {centroids.objective:.3f}"
+        )
+
+
+def _kmeans_task(
+    folder: str,
+    units: Sequence[Unit],
+    labels: list[int],
+    config: RunConfig,
+    num_patches: int,
+    below: int,
+    init: str,
+) -> tuple[Centroids, int, int]:
+    centroids, sample = make_start(
+        folder, units, labels, config, num_patches=num_patches, below=below, init=init
+    )
+    return centroids, len(sample.features), sample.population
 
 
 def sample_patches(
@@ -44,7 +97,7 @@ def sample_patches(
     num_patches: int,
     below: int,
     access: Access = ACCESS,
-) -> Sample:
+) -> PatchSample:
     """Bottom-k sample of the cached patch features of some classes.
 
     The result does not depend on the number of workers nor on the order of the units. Memory is
@@ -63,25 +116,27 @@ def sample_patches(
     """
     parts: list[Hashed] = []
     population = 0
-    for number, content in enumerate(_walk(folder, units, access)):
-        keep = np.isin(content.labels.numpy(), labels)
+    for number, unit in enumerate(units):
+        content = read_unit(folder, unit, access)
+        chosen = np.isin(content.labels.numpy(), labels)
         drawn = patch_hashes(content.keys, num_patches, seed)
-        population += int(keep.sum()) * num_patches
-        flat = np.flatnonzero((keep[:, None] & (drawn < np.uint64(below))).ravel())
+        population += int(chosen.sum()) * num_patches
+        flat = np.flatnonzero((chosen[:, None] & (drawn < np.uint64(below))).ravel())
         parts.append((drawn.ravel()[flat], np.stack([np.full(len(flat), number), flat], 1)))
         if sum(len(hashes) for hashes, _ in parts) > 2 * sample_size:
             parts = [_smallest(parts, sample_size)]
     _, owners = _smallest(parts, sample_size)
 
     rows, names = [], []
-    for number, content in enumerate(_walk(folder, units, access)):
+    for number, unit in enumerate(units):
+        content = read_unit(folder, unit, access)
         flat = np.sort(owners[owners[:, 0] == number, 1])
         rows.append(_patch_rows(content, flat, num_patches, seed, below))
         names += [
             f"{content.keys[place // num_patches]}/{place % num_patches:04d}" for place in flat
         ]
     features = np.concatenate(rows)
-    return Sample(features[np.argsort(np.array(names), kind="stable")], population)
+    return PatchSample(features[np.argsort(np.array(names), kind="stable")], population)
 
 
 def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
@@ -92,11 +147,6 @@ def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
         return hashes, owners
     chosen = np.argpartition(hashes, size - 1)[:size]
     return hashes[chosen], owners[chosen]
-
-
-def _walk(folder: str, units: Sequence[Unit], access: Access) -> Iterator[UnitFeatures]:
-    for unit in units:
-        yield read_unit(folder, unit, access)
 
 
 def _patch_rows(
@@ -112,7 +162,7 @@ def _patch_rows(
 
 
 def fit_start(
-    sample: Sample, config: ModelConfig, seed: int
+    sample: PatchSample, config: ModelConfig, seed: int
 ) -> tuple[Projection | None, Centroids]:
     """PCA and k-means of the sample, as the configuration asks for them."""
     projection = fit_projection(sample.features, config.projection) if config.projection else None
@@ -135,7 +185,7 @@ def make_start(
     num_patches: int,
     below: int,
     init: str | Path,
-) -> tuple[Centroids, Sample]:
+) -> tuple[Centroids, PatchSample]:
     """Sample, fit and save the start of a run; returns its centroids and what they are made of.
 
     Args:
@@ -146,9 +196,6 @@ def make_start(
         num_patches: N, patches an image.
         below: hash bound of the cache, as `sample_patches` takes it.
         init: folder or URL to write to.
-
-    Raises:
-        ValueError: fewer distinct patches than clusters.
     """
     sample = sample_patches(
         folder,
@@ -170,21 +217,16 @@ def save_start(folder: str | Path, projection: Projection | None, centroids: Cen
     whose last column is the bias, into a local folder or a URL."""
     if projection is not None:
         joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
-        _write_array(join(str(folder), "projection.npy"), joined)
+        _write_array(join_url(str(folder), "projection.npy"), joined)
     # Last: its presence says that the start is complete.
-    _write_array(join(str(folder), "centroids.npy"), centroids.vectors)
+    _write_array(join_url(str(folder), "centroids.npy"), centroids.vectors)
 
 
 def load_start(folder: str | Path) -> tuple[Projection | None, NDArray[np.float32]]:
-    """What `save_start` wrote.
-
-    Raises:
-        FileNotFoundError: there is no start.
-        ValueError: a file is damaged, or the store cannot be read.
-    """
-    centroids = _read_array(join(str(folder), "centroids.npy"))
+    """What `save_start` wrote; FileNotFoundError if there is none."""
+    centroids = _read_array(join_url(str(folder), "centroids.npy"))
     try:
-        joined = _read_array(join(str(folder), "projection.npy"))
+        joined = _read_array(join_url(str(folder), "projection.npy"))
     except FileNotFoundError:
         return None, centroids
     return Projection(np.ascontiguousarray(joined[:, :-1]), joined[:, -1].copy()), centroids
@@ -193,11 +235,11 @@ def load_start(folder: str | Path) -> tuple[Projection | None, NDArray[np.float3
 def _write_array(url: str, array: NDArray[np.floating]) -> None:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
-    write(url, stream.getvalue())
+    write_bytes(url, stream.getvalue())
 
 
 def _read_array(url: str) -> NDArray[np.float32]:
-    content = io.BytesIO(read(url))
+    content = io.BytesIO(read_bytes(url))
     try:
         array: NDArray[np.float32] = np.load(content, allow_pickle=False)
     except (ValueError, EOFError) as error:

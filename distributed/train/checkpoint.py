@@ -9,10 +9,10 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
-from distributed.storage import absolute, file_sizes, join, read, write
+from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
 from distributed.train.filesystem import ray_storage
 from shards import objects
-from shards.objects import PATIENT
+from shards.objects import PATIENT, join_url
 from vgse.errors import UserError
 from vgse.training.model import TrainingModel
 
@@ -88,7 +88,7 @@ def load_checkpoint(
 
 def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
     """Fill a part of the model, such as "head", from a checkpoint in a folder or at a URL."""
-    state = load(read(join(absolute(folder), "model.safetensors")))
+    state = load(read_bytes(join_url(absolute(folder), "model.safetensors")))
     own = {k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")}
     module.load_state_dict(own)
 
@@ -123,9 +123,9 @@ def drop_damaged(run: str) -> list[str]:
     Raises:
         ValueError: the list itself is damaged.
     """
-    where = join(run, LIST)
+    where = join_url(run, LIST)
     try:
-        content = json.loads(read(where))
+        content = json.loads(read_bytes(where))
         names = [str(row["checkpoint_dir_name"]) for row in content["checkpoint_results"]]
     except FileNotFoundError:
         return []
@@ -134,11 +134,11 @@ def drop_damaged(run: str) -> list[str]:
             f"{where}: damaged ({type(error).__name__}), so the checkpoints beside it cannot be "
             "told apart; delete it to train from the start, or take another --run-id"
         ) from None
-    found = {name: why for name in names if (why := damage(join(run, name)))}
+    found = {name: why for name in names if (why := damage(join_url(run, name)))}
     if not found:
         return []
     kept = _without(content, set(found))
-    write(where, json.dumps(kept).encode())
+    write_bytes(where, json.dumps(kept).encode())
     latest = kept["latest_checkpoint_result"]
     then = f"going on from {latest['checkpoint_dir_name']}" if latest else "training from the start"
     return [f"{name} is damaged ({why}): {then}" for name, why in found.items()]
@@ -152,10 +152,10 @@ def damage(checkpoint: str) -> str | None:
             return f"{name} is missing"
     extra = [name for name in ("sums.safetensors",) if name in sizes]
     for name in (*_FILES, *extra):
-        if _length(join(checkpoint, name), sizes[name]) != sizes[name]:
+        if _length(join_url(checkpoint, name), sizes[name]) != sizes[name]:
             return f"{name} is cut short"
     try:
-        json.loads(read(join(checkpoint, "state.json")))
+        json.loads(read_bytes(join_url(checkpoint, "state.json")))
     except (UnicodeDecodeError, json.JSONDecodeError):
         return "state.json is cut short"
     return None

@@ -139,7 +139,7 @@ class StoreHandler(FSSpecHandler):
         """A file to read, as a local copy that is gone when closed."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "copy"
-            storage.get_file(self.fs.unstrip_protocol(path), local, retry=self.retry)
+            storage.download_file(self.fs.unstrip_protocol(path), local, retry=self.retry)
             return PythonFile(open(local, "rb"), mode="r")
 
     def open_input_file(self, path: str) -> PythonFile:
@@ -189,6 +189,6 @@ class _Outgoing:
             with room_for(self._file.name):
                 self._file.flush()
             if not self._broken:
-                storage.put_file(Path(self._file.name), self._url, retry=self._retry)
+                storage.upload_file(Path(self._file.name), self._url, retry=self._retry)
         finally:
             self._file.close()

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from distributed.storage import is_remote, join, put_file
-from shards.objects import FIRST, one_line
+from distributed.storage import upload_file
+from shards.objects import FIRST, is_remote, join_url, one_line
 from vgse.config import RunConfig, TrackingConfig, leaves, to_dict
 from vgse.errors import UserError
 
@@ -50,7 +50,7 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, run: str) -> None:
-        self.target = join(run, "tensorboard")
+        self.target = join_url(run, "tensorboard")
         remote = is_remote(run)
         self.folder = tempfile.mkdtemp(prefix="vgse-tensorboard-") if remote else self.target
         self._remote = remote
@@ -72,7 +72,7 @@ class TensorBoard:
         self._writer.flush()
         if self._remote:
             for file in sorted(Path(self.folder).iterdir()):
-                put_file(file, join(self.target, file.name), retry=FIRST)
+                upload_file(file, join_url(self.target, file.name), retry=FIRST)
         self._sent = new[-1]["epoch"]
 
     def close(self, finished: bool) -> None:

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distributed.storage import absolute, join, read, write
+from distributed.storage import absolute, read_bytes, write_bytes
 from distributed.train.data import StepBatch
+from shards.objects import join_url
 from vgse import health
 from vgse.config import LossConfig
 from vgse.errors import UserError
@@ -122,7 +123,7 @@ FILE = "metrics.jsonl"
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`, one an epoch; empty when there is no such file."""
     try:
-        text = read(join(absolute(run), FILE)).decode()
+        text = read_bytes(join_url(absolute(run), FILE)).decode()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines() if line]
@@ -132,4 +133,4 @@ def append_metrics(run: str | Path, row: dict[str, Any]) -> None:
     """Add an epoch's row; rows of a lost attempt at the same or later epochs make way."""
     rows = [kept for kept in read_metrics(run) if kept["epoch"] < row["epoch"]] + [row]
     text = "".join(json.dumps(kept) + "\n" for kept in rows)
-    write(join(absolute(run), FILE), text.encode())
+    write_bytes(join_url(absolute(run), FILE), text.encode())

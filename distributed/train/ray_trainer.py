@@ -29,7 +29,7 @@ from distributed.cluster import shortfall
 from distributed.display import Display, Stage
 from distributed.features.cache import FeatureSpec
 from distributed.setup import Prepared
-from distributed.storage import absolute, join
+from distributed.storage import absolute
 from distributed.train.callbacks import (
     Bookkeeper,
     Event,
@@ -45,6 +45,7 @@ from distributed.train.loggers import Tracking, tracking
 from distributed.train.metrics import Diverged, read_metrics
 from distributed.train.spec import TrainingJob
 from distributed.train.trainer import train_epochs
+from shards.objects import join_url
 from vgse.config import ClusterConfig, RunConfig
 from vgse.errors import UserError
 from vgse.training.model import TrainingModel
@@ -233,7 +234,7 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
             f"loss {last.get('loss', float('nan')):.3f}, "
             f"{last.get('used_clusters', 0)}/{clusters} clusters in use"
         ) + (f", {plural(state.restarts, 'restart')}" if state.restarts else "")
-    return join(run, result.checkpoint.path.rstrip("/").rpartition("/")[2])
+    return join_url(run, result.checkpoint.path.rstrip("/").rpartition("/")[2])
 
 
 def _num_workers(config: ClusterConfig) -> int | tuple[int, int]:

@@ -9,10 +9,17 @@ import fsspec
 import pyarrow.fs
 import pytest
 
-from distributed.storage import absolute, exists, file_sizes, get_file, join, put_file, read, write
+from distributed.storage import (
+    absolute,
+    download_file,
+    file_sizes,
+    read_bytes,
+    upload_file,
+    write_bytes,
+)
 from distributed.train.filesystem import StoreHandler, ray_storage
 from s3_gate import gate_before
-from shards.objects import Retry
+from shards.objects import Retry, join_url
 from shards.objects import file_sizes as sizes
 from shards_s3 import CREDENTIALS, free_port, s3_server
 
@@ -49,29 +56,27 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_a_file_comes_back_is_replaced_and_is_listed_with_its_size(root: str) -> None:
-    url = join(root, "init/mark")
-    assert not exists(url)
-    assert file_sizes(join(root, "init")) == {}
-    write(url, b"one")
-    write(url, b"second")
-    assert read(url) == b"second"
-    assert exists(url)
-    assert file_sizes(join(root, "init")) == {"mark": 6}
+    url = join_url(root, "init/mark")
+    assert file_sizes(join_url(root, "init")) == {}
+    write_bytes(url, b"one")
+    write_bytes(url, b"second")
+    assert read_bytes(url) == b"second"
+    assert file_sizes(join_url(root, "init")) == {"mark": 6}
 
 
 def test_what_is_not_there_is_a_file_not_found(root: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read(join(root, "none"))
+        read_bytes(join_url(root, "none"))
     if "://" in root:
         with pytest.raises(FileNotFoundError):
-            get_file(join(root, "none"), tmp_path / "copy")
+            download_file(join_url(root, "none"), tmp_path / "copy")
         assert not list(tmp_path.glob("*copy*")) and not list(tmp_path.glob(".part*"))
 
 
 def test_a_folder_to_be_listed_must_be_there_unless_told_otherwise(root: str) -> None:
     with pytest.raises(ValueError, match="none: no such folder or bucket"):
-        sizes(join(root, "none"))
-    assert sizes(join(root, "none"), missing_ok=True) == {}
+        sizes(join_url(root, "none"))
+    assert sizes(join_url(root, "none"), missing_ok=True) == {}
 
 
 def test_files_go_there_and_back(root: str, tmp_path: Path) -> None:
@@ -79,16 +84,16 @@ def test_files_go_there_and_back(root: str, tmp_path: Path) -> None:
         return
     data = bytes(range(256)) * 40_000  # more than one part of an upload
     (tmp_path / "here").write_bytes(data)
-    put_file(tmp_path / "here", join(root, "a/there"))
-    get_file(join(root, "a/there"), tmp_path / "back" / "again")
+    upload_file(tmp_path / "here", join_url(root, "a/there"))
+    download_file(join_url(root, "a/there"), tmp_path / "back" / "again")
     assert (tmp_path / "back" / "again").read_bytes() == data
-    assert file_sizes(join(root, "a")) == {"there": len(data)}
+    assert file_sizes(join_url(root, "a")) == {"there": len(data)}
 
 
 def test_a_bucket_that_is_not_there_is_named_and_not_made(address: str) -> None:
     with pytest.raises(ValueError, match=r"s3://nobucket/run/mark: no such bucket; make it"):
-        write("s3://nobucket/run/mark", b"")
-    assert not exists("s3://nobucket")
+        write_bytes("s3://nobucket/run/mark", b"")
+    assert not fsspec.filesystem("s3").exists("nobucket")
 
 
 def test_a_store_that_stays_away_is_one_line_with_the_remedy(
@@ -100,10 +105,9 @@ def test_a_store_that_stays_away_is_one_line_with_the_remedy(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     forget_clients()
     calls: list[Callable[[], object]] = [
-        lambda: write(f"s3://{BUCKET}/a", b"", retry=QUICK),
-        lambda: exists(f"s3://{BUCKET}/a", retry=QUICK),
+        lambda: write_bytes(f"s3://{BUCKET}/a", b"", retry=QUICK),
         lambda: file_sizes(f"s3://{BUCKET}/a", retry=QUICK),
-        lambda: get_file(f"s3://{BUCKET}/a", tmp_path / "a", retry=QUICK),
+        lambda: download_file(f"s3://{BUCKET}/a", tmp_path / "a", retry=QUICK),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"3 attempts in .*check the network and") as caught:
@@ -168,5 +172,5 @@ def test_ray_does_not_see_a_store_that_is_away_for_a_while(
             short.get_file_info(f"{path}/after")
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     forget_clients()
-    assert read(f"s3://{path}/before") == b"before"
-    assert read(f"s3://{path}/after") == b"after"
+    assert read_bytes(f"s3://{path}/before") == b"before"
+    assert read_bytes(f"s3://{path}/after") == b"after"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.features.actors import gpu_processes, results_of
+from distributed.features.actors import actor_results
 from distributed.features.cache import feature_spec, units_of
 from distributed.features.extract import compute_unit
 from distributed.run import train
@@ -62,9 +62,9 @@ def test_features_of_a_gpu_are_those_of_the_cpu(root: Path, tmp_path: Path) -> N
     manifest = load_manifest(str(root / "packed"))
     spec = feature_spec(BackboneConfig(), "float32")
     units = units_of(manifest, SPLITS)
-    with gpu_processes(compute_unit, 1, cpus=1, threads=3) as processes:
-        arguments = ((manifest.url, u, spec, str(tmp_path / "gpu"), "cuda") for u in units)
-        assert len(list(results_of(((processes, one) for one in arguments), limit=8))) == len(units)
+    calls = ((manifest.url, unit, spec, str(tmp_path / "gpu"), "cuda") for unit in units)
+    results = list(actor_results(compute_unit, calls, 1, cpus=1, threads=3))
+    assert len(results) == len(units)
     for unit in units:
         compute_unit(manifest.url, unit, spec, str(tmp_path / "cpu"), "cpu")
         found, expected = (load_file(tmp_path / d / unit.file) for d in ("gpu", "cpu"))

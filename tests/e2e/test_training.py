@@ -15,7 +15,7 @@ from benchmarks.quality.controls import shuffle_labels
 from distributed.display import Display
 from distributed.embedding.embed import Encoder, embed_units
 from distributed.features.cache import read_unit, units_of
-from distributed.features.extract_stage import run_features
+from distributed.features.extract import run_features
 from distributed.run import train
 from distributed.setup import prepare
 from distributed.train.checkpoint import load_module
@@ -81,8 +81,8 @@ def held_out_measures(job: TrainingJob, checkpoint: Path | None) -> tuple[float,
     means = class_embeddings(seen.sums["train"])
     images = held_out.images
     accuracy = nearest_class_mean(
-        np.concatenate(images.assignments),
-        np.concatenate(images.labels),
+        images.assignments,
+        images.labels,
         means,
         np.array(job.classes),
     )

@@ -5,10 +5,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from distributed.display import Display
-from distributed.features.actors import results_of
+from distributed.features.actors import task_results
 from tune.config import SearchConfig
 from tune.space import with_params
 from tune.trial.context import Material, has_start, start_key, starts_root, sweep, trial_job
@@ -48,8 +46,7 @@ def run_starts(material: Material, shared: Any, display: Display) -> None:
     if not 0 < len(choices) <= _MANY_STARTS or all(_has_start(material, c) for c in choices):
         return
     with display.stage("clusters", len(choices)) as stage:
-        task = ray.remote(num_cpus=1, max_retries=3)(_start_task)
-        for _ in results_of(((task, (shared, params)) for params in choices), limit=8):
+        for _ in task_results(_start_task, ((shared, params) for params in choices)):
             stage.advance(1)
         sizes = [str(params.get("model.num_clusters", "")) for params in choices]
         stage.summary = f"{len(choices)} k-means" + (f" of {', '.join(sizes)}" if sizes[0] else "")

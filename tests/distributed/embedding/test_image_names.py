@@ -14,7 +14,7 @@ import webdataset
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from distributed.embedding.embed import Embedded, Encoder, embed_units, merge
+from distributed.embedding.embed import Embedded, Encoder, embed_units
 from distributed.embedding.files import load_embedded, save_embedded
 from distributed.features.cache import feature_spec, units_of, write_tensors
 from distributed.features.extract import compute_unit, whole_picture
@@ -49,7 +49,7 @@ def embed(root: Path, manifest: Manifest, cache: Path) -> Embedded:
     head = ClusterHead(ModelConfig(num_clusters=4, projection=0), 1280, 10, 8)
     size = len(manifest.class_names)
     encoder = Encoder(manifest.url, str(cache), SPEC, size, head, None, None, "cpu")
-    return merge([embed_units(encoder, [unit]) for unit in units_of(manifest, SPLITS)])
+    return embed_units(encoder, units_of(manifest, SPLITS))
 
 
 def exported(run: Path, embedded: Embedded) -> dict[str, NDArray[np.generic]]:

@@ -15,8 +15,7 @@ from distributed.features.cache import (
     read_unit,
     units_of,
 )
-from distributed.features.extract import compute_unit, whole_picture
-from distributed.features.extract_stage import missing_units
+from distributed.features.extract import compute_unit, missing_units, whole_picture
 from distributed.storage import file_sizes
 from shards.manifest import Manifest, load_manifest
 from shards.samples import read_shard

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from distributed.features.cache import Unit, write_tensors
 from distributed.features.kmeans_init import (
-    Sample,
+    PatchSample,
     fit_start,
     load_start,
     sample_patches,
@@ -67,7 +67,7 @@ def by_shards(*ends: int) -> list[tuple[str, range]]:
     ]
 
 
-def draw(folder: Path, units: list[Unit], size: int, below: int = ALL) -> Sample:
+def draw(folder: Path, units: list[Unit], size: int, below: int = ALL) -> PatchSample:
     return sample_patches(
         str(folder), units, CHOSEN, sample_size=size, seed=SEED, num_patches=PATCHES, below=below
     )

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import torch
 
-from distributed.features.cache import Unit, read_unit, send_unit, unit_path, write_tensors
+from distributed.features.cache import Unit, read_unit, write_unit
 from distributed.storage import file_sizes
 from shards.objects import ACCESS, Access
 
@@ -32,9 +32,7 @@ def make(folder: str, access: Access) -> None:
         "images": torch.rand(3, 4).half(),
         "patches": torch.rand(3, 2, 4).half(),
     }
-    path = unit_path(folder, UNIT.file, access)
-    write_tensors(path, tensors, {"keys": json.dumps(["a", "b", "c"])})
-    send_unit(folder, UNIT.file, access)
+    write_unit(folder, UNIT, tensors, {"keys": json.dumps(["a", "b", "c"])}, access)
 
 
 @pytest.fixture(autouse=True)
