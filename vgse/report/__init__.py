@@ -23,10 +23,7 @@ __all__ = ["render_report", "write_report"]
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into the local run folder `run` and return its path.
-
-    A section whose file is missing says so and names the command that makes it.
-    """
+    """Write `report.html` into the local run folder `run` and return its path."""
     text = render_report(load_run(run))
     path = run / "report.html"
     with written_whole(path) as stream:
@@ -35,7 +32,7 @@ def write_report(run: Path) -> Path:
 
 
 def render_report(run: RunFiles) -> str:
-    """The whole page; the same run gives the same text."""
+    """The whole page, the same for the same run; a section that lacks a file says what makes it."""
     names = run.embeddings.get("class_names", ())
     pictures = ClassPictures(
         run.pictures.get("class_pictures"), {str(name): row for row, name in enumerate(names)}

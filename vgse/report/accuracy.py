@@ -1,6 +1,7 @@
 """Zero-shot accuracy: what each kind of class embedding reaches, and what it is compared with."""
 
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from vgse.report.run_files import RunFiles, need
@@ -19,7 +20,7 @@ def zsl_section(run: RunFiles) -> dict[str, Any]:
     chance = content.get("chance")
     return {
         "models": [label_of(model) for model in models],
-        "groups": [(group, list(members)) for group, members in groupby(rows, _group)],
+        "groups": [(group, list(members)) for group, members in groupby(rows, itemgetter("group"))],
         "chance": chance,
         "tick": None if chance is None else round(min(100.0, 100 * float(chance) / top), 1),
         "gains": _gains(rows, models),
@@ -40,10 +41,6 @@ def _row(row: dict[str, Any], models: list[str]) -> dict[str, Any]:
     }
 
 
-def _group(row: dict[str, Any]) -> str:
-    return str(row["group"])
-
-
 def _bar_end(rows: list[dict[str, Any]]) -> float:
     """The accuracy of a full bar; a far ceiling must not squeeze the rows that it is above."""
     every = [t1 or 0.0 for row in rows for t1 in row["t1"]]
@@ -51,12 +48,10 @@ def _bar_end(rows: list[dict[str, Any]]) -> float:
     return min(max(0.01, *every), 1.6 * max(0.01, *fair))
 
 
-def _gains(
-    rows: list[dict[str, Any]], models: list[str]
-) -> list[tuple[str, list[tuple[str, float]]]]:
-    """(name of the other row, (model, points gained) of each model that has both)."""
+def _gains(rows: list[dict[str, Any]], models: list[str]) -> dict[str, list[tuple[str, float]]]:
+    """By the name of the other row (model, points gained) of each model that has both."""
     t1 = {row["name"]: row["t1"] for row in rows}
-    gains = []
+    gains = {}
     for other in ("words", "onehot_smo"):
         pairs = zip(models, t1.get("smo", ()), t1.get(other, ()), strict=False)
         chips = [
@@ -65,5 +60,5 @@ def _gains(
             if ours is not None and theirs is not None
         ]
         if chips:
-            gains.append((other, chips))
+            gains[other] = chips
     return gains

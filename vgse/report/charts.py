@@ -86,7 +86,7 @@ def line_chart(
 ) -> dict[str, Any]:
     """A curve through `points` (epoch, value), with its last value in the caption.
 
-    `limits` fixes the value axis; `reference` is a dashed level with its name, told in the note.
+    `limits` fixes the value axis; `reference` is a dashed level with its name for the note.
     """
     values = [y for _, y in points] + ([reference[0]] if reference else [])
     space = 0.08 * (max(values) - min(values)) or max(abs(max(values)) * 0.1, 1e-3)
@@ -119,9 +119,8 @@ def line_chart(
 
 
 def _tick(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("-", MINUS)
-    return f"{value:g}".replace("-", MINUS)
+    plain = not value or 1e-3 <= abs(value) < 1e5
+    return (f"{value:g}" if plain else f"{value:.0e}").replace("-", MINUS)
 
 
 def usage_bars(usage: np.ndarray) -> dict[str, Any] | None:

@@ -24,17 +24,15 @@ def relations_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]:
     residual = content.get("residual", np.zeros(len(unseen)))
     order = np.argsort(residual, kind="stable")[: NUM_SHOWN + NUM_FOLDED]
     cards = [_card(content, int(u), pictures, ranks.get(unseen[u])) for u in order]
-    return {
-        "shown": cards[:NUM_SHOWN],
-        "folded": cards[NUM_SHOWN:],
-        "num_unseen": len(unseen),
-    }
+    shown, folded = cards[:NUM_SHOWN], cards[NUM_SHOWN:]
+    return {"shown": shown, "folded": folded, "num_unseen": len(unseen)}
 
 
 def _card(content: Arrays, row: int, pictures: ClassPictures, rank: int | None) -> dict[str, Any]:
     seen, weights = content["seen"], content["smo"][row]
     terms = terms_of(weights)
     others = [s for s in np.flatnonzero(np.abs(weights) >= SMALLEST) if s not in terms]
+    nearest = terms_of(content["wavg"][row])[:3] if "wavg" in content else []
     return {
         "terms": [
             {
@@ -49,11 +47,7 @@ def _card(content: Arrays, row: int, pictures: ClassPictures, rank: int | None) 
         "others": weights[others].sum(),
         "rank": None if rank is None else "nearest" if rank == 1 else f"{_ordinal(rank)} nearest",
         "residual": content["residual"][row] if "residual" in content else None,
-        "nearest": (
-            [str(seen[s]) for s in terms_of(content["wavg"][row])[:3]]
-            if "wavg" in content
-            else None
-        ),
+        "nearest": [str(seen[s]) for s in nearest],
     }
 
 

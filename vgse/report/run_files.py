@@ -14,11 +14,8 @@ Arrays = dict[str, NDArray[Any]]
 
 TRAIN = "python -m distributed train --config CONFIG"
 MADE_BY = {
-    "config.yaml": TRAIN,
-    "metrics.jsonl": TRAIN,
-    "class_embeddings.npz": TRAIN,
-    "pictures.npz": TRAIN,
-    "health.json": TRAIN,
+    **dict.fromkeys(("config.yaml", "metrics.jsonl", "health.json"), TRAIN),
+    **dict.fromkeys(("class_embeddings.npz", "pictures.npz"), TRAIN),
     "relations.npz": "python -m vgse relate RUN",
     "evaluation.json": "python -m vgse evaluate RUN",
 }
@@ -30,8 +27,7 @@ class Missing(Exception):
 
     def __init__(self, file: str, field: str | None = None) -> None:
         super().__init__(file, field)
-        self.file = file
-        self.field = field
+        self.file, self.field = file, field
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,8 @@ def test_nothing_but_the_report_is_left_behind(run: Path) -> None:
 
 
 def test_names_and_configuration_of_strangers_stay_text(tmp_path: Path) -> None:
-    run = make_run(
-        tmp_path / "evil", rename={"red disc": EVIL, "lime disc": '"><img src=x> \ud800'}
-    )
+    quotes = {"lime disc": '"><img src=x> \ud800', "orange disc": "' onclick='x"}
+    run = make_run(tmp_path / "evil", rename={"red disc": EVIL, **quotes})
     for file in ("evaluation.json", "health.json", "config.yaml"):
         text = (run / file).read_text(encoding="utf-8")
         quoted = json.dumps(EVIL)[1:-1]
@@ -110,6 +109,7 @@ def test_names_and_configuration_of_strangers_stay_text(tmp_path: Path) -> None:
     scripts = [attributes.get("type") for tag, attributes in tags.tags if tag == "script"]
     assert sorted(map(str, scripts)) == ["None", "application/json"]
     assert all(attributes.get("src") != "x" for _, attributes in tags.tags)
+    assert all("onclick" not in attributes for _, attributes in tags.tags)
     assert tags.text.count(EVIL) >= 8  # a control: the names did reach the page
     assert EVIL not in page
 
