@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.images import resize_square
 from shards.loader_health import NO_TIMES, LoadTimes
-from shards.manifest import Manifest
+from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
 from shards.sampler import (
     Order,
@@ -45,7 +45,7 @@ from shards.samples import (
     label_index,
     reading_stages,
 )
-from shards.source import Part, Pass, plan_passes
+from shards.source import Part, plan_parts
 from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
 
@@ -158,13 +158,11 @@ class Batches(IterableDataset[Batch]):
         order, plan = self._current()
         assert readers == plan.readers, (readers, plan)
         cv2.setNumThreads(0)
-        passes, ahead = tee(plan_passes(self._wanted(order, plan, reader), self.manifest.stride))
-        shards = self.selection.shards
-        parts = (Part(shards[one.shard], one.start, one.stop) for one in ahead)
+        parts, ahead = tee(plan_parts(self._wanted(order, plan, reader), self.manifest.stride))
         return iter(
             wds.DataPipeline(
-                *reading_stages(self.manifest, parts, self.access),
-                partial(_in_order, passes),
+                *reading_stages(self.manifest, ahead, self.access),
+                partial(_in_order, parts),
                 partial(_decoded, label_index(self.manifest), self.manifest.num_patches),
                 partial(self._batched, list(reader_steps(plan, self.rank, reader))),
                 partial(self._few_damaged, self._allowed(order, plan)),
@@ -173,12 +171,13 @@ class Batches(IterableDataset[Batch]):
 
     def _wanted(
         self, order: Order, plan: Plan, reader: int
-    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Shard number and samples of each piece of a reader, in order."""
+    ) -> Iterator[tuple[ShardEntry, NDArray[np.int64]]]:
+        """Shard and samples of each piece of a reader, in order."""
         for start, stop in reader_ranges(plan, self.rank, reader):
             for piece in pieces(order, start, stop):
                 chosen = self.selection.indices[piece.shard]
-                yield piece.shard, piece.indices if chosen is None else chosen[piece.indices]
+                wanted = piece.indices if chosen is None else chosen[piece.indices]
+                yield self.selection.shards[piece.shard], wanted
 
     def _allowed(self, order: Order, plan: Plan) -> int:
         """Damaged pictures that one reader may meet.
@@ -260,10 +259,10 @@ _Decoded = tuple[str, Sample | None, float]
 """Key, the sample (None if its picture is damaged), and the seconds that decoding took."""
 
 
-def _in_order(passes: Iterator[Pass], samples: Iterator[RawSample]) -> Iterator[RawSample]:
-    for one in passes:
-        position = one.start
-        for wanted in one.wanted:
+def _in_order(parts: Iterator[Part], samples: Iterator[RawSample]) -> Iterator[RawSample]:
+    for part in parts:
+        position = part.start
+        for wanted in part.wanted:
             last, chosen = int(wanted.max()) + 1, set(wanted.tolist())
             # Encoded pictures of one block are held, to leave in the epoch's order.
             read = islice(samples, last - position)

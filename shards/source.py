@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, pairwise
 from typing import Any
@@ -20,11 +20,16 @@ READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """Samples start to stop - 1 of a shard."""
+    """Samples start to stop - 1 of a shard, read once, forward.
+
+    `wanted` are the samples [n] of each piece, in the order of the epoch; all of a piece
+    stand before all of the next.
+    """
 
     shard: ShardEntry
     start: int
     stop: int
+    wanted: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,39 +110,26 @@ def _runs(manifest: Manifest, part: Part) -> Iterator[tuple[int, int, int, int]]
         low = high
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Samples start to stop - 1 of shard number `shard`, read once, forward.
+def plan_parts(
+    pieces: Iterable[tuple[ShardEntry, NDArray[np.int64]]], stride: int
+) -> Iterator[Part]:
+    """Parts for pieces (shard, samples), in order.
 
-    `wanted` are the samples [n] of each piece, in the order of the epoch; all of a piece
-    stand before all of the next.
-    """
-
-    shard: int
-    start: int
-    stop: int
-    wanted: list[NDArray[np.int64]]
-
-
-def plan_passes(pieces: Iterable[tuple[int, NDArray[np.int64]]], stride: int) -> Iterator[Pass]:
-    """Passes for pieces (shard, samples), in order.
-
-    A piece joins the pass before it where that saves opening the shard again: if it stands
+    A piece joins the part before it where that saves opening the shard again: if it stands
     further on in the same shard, with no whole run of `stride` samples unread between them.
     """
-    now: Pass | None = None
+    now: Part | None = None
     for shard, wanted in pieces:
         start, stop = int(wanted.min()), int(wanted.max()) + 1
-        joins = (
+        if (
             now is not None
-            and now.shard == shard
+            and now.shard is shard
             and now.stop <= start < (-(-now.stop // stride) + 1) * stride
-        )
-        if now is not None and joins:
-            now = Pass(shard, now.start, stop, [*now.wanted, wanted])
+        ):
+            now = Part(shard, now.start, stop, [*now.wanted, wanted])
             continue
         if now is not None:
             yield now
-        now = Pass(shard, start, stop, [wanted])
+        now = Part(shard, start, stop, [wanted])
     if now is not None:
         yield now

@@ -42,7 +42,7 @@ from shards.manifest import Manifest
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "loader.md"
 SIDES = (224, 96)
-STAGES = {"read_parts": "read", "parse_meta": "JSON", "decode": "decode"}
+STAGES = {"check_samples": "read", "decode_sample": "JSON and decode"}
 CUTS = {"cut_patches_opencv": "cut", "resize_square": "resize"}
 
 

@@ -12,7 +12,7 @@ from distributed.features.extract import whole_picture
 from shards.manifest import Manifest
 from shards.objects import ACCESS, Access
 from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_parts
-from shards.source import Part, plan_passes
+from shards.source import plan_parts
 from vgse.images.patches import cut_patches_opencv
 
 MONTAGE_CLUSTERS = 48
@@ -31,12 +31,9 @@ def read_pictures(
     What lies between two of them is read, too, where that saves reading a run of samples twice.
     """
     chosen = sorted(set(wanted))
-    number = {shard.file: place for place, shard in enumerate(manifest.shards)}
-    pieces = ((number[file], np.array([row])) for file, row in chosen)
-    parts = (
-        Part(manifest.shards[one.shard], one.start, one.stop)
-        for one in plan_passes(pieces, manifest.stride)
-    )
+    shards = {shard.file: shard for shard in manifest.shards}
+    pieces = ((shards[file], np.array([row])) for file, row in chosen)
+    parts = plan_parts(pieces, manifest.stride)
     labels, places = label_index(manifest), set(chosen)
     found: dict[Wanted, Sample] = {}
     for raw in read_parts(manifest, parts, access=access):

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,16 +60,7 @@ class StepBatch:
 
     def data(self) -> StepData:
         """What the step takes of it."""
-        return StepData(
-            self.inputs,
-            self.labels,
-            self.images,
-            self.weights,
-            self.total_images,
-            self.most_images,
-            self.boxes,
-            self.patch_size,
-        )
+        return StepData(**{item.name: getattr(self, item.name) for item in fields(StepData)})
 
 
 @dataclass
@@ -184,7 +176,9 @@ def _pixel_parts(
         dataset.loader = new, make_loader(new, pin_memory=device.type == "cuda")
     batches, loader = dataset.loader
     batches.begin(order, plan)
-    for batch in loader:
+    # Not to the loader's end: a thread that reads ahead could still wait there for its processes
+    # while the next epoch asks them to begin.
+    for batch in islice(loader, plan.steps - plan.first_step):
         inputs, boxes = _inputs(batch)
         yield inputs, boxes, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
 
@@ -279,13 +273,7 @@ class Position:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON."""
-        return {
-            "cursor": self.cursor.to_dict(),
-            "world_size": self.world_size,
-            "loader_workers": self.loader_workers,
-            "plan_step": self.plan_step,
-            "step": self.step,
-        }
+        return {**vars(self), "cursor": self.cursor.to_dict()}
 
 
 def epoch_start(dataset: Dataset, epoch: int, step: int, seed: int, world_size: int) -> Position:

@@ -14,32 +14,29 @@ import numpy as np
 import webdataset as wds
 from numpy.typing import NDArray
 
+from shards.config import PackConfig
 from shards.datasets.layout import SourceImage
 from shards.images import encode_jpeg, load_rgb
-from shards.manifest import ImageSpec, PatchSpec, ShardEntry
+from shards.manifest import ShardEntry
 from vgse.errors import UserError
 from vgse.files import written_whole
 from vgse.images.patches import grid_boxes
 from vgse.images.watershed import watershed_boxes
 
 RECORDS = ".packing"
+STRIDE = 64
 
 
 @dataclass(frozen=True)
 class ShardSpec:
     """All that a shard depends on; first is the number of its first image in the data set."""
 
-    out: str
+    config: PackConfig
     file: str
     split: str
     first: int
     images: list[SourceImage]
     class_names: list[str]
-    patches: PatchSpec
-    image: ImageSpec
-    upscale: bool
-    max_pixels: int
-    stride: int
     plan: str
 
 
@@ -62,14 +59,14 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
     done = read_record(spec)
     if done is not None:
         return done
-    records = Path(spec.out, RECORDS)
+    records = Path(spec.config.out, RECORDS)
     records.mkdir(parents=True, exist_ok=True)
     part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
     try:
         with open(part, "w+b") as file:
             packed = _write_tar(spec, file)
             os.fsync(file.fileno())
-        os.replace(part, Path(spec.out, spec.file))
+        os.replace(part, Path(spec.config.out, spec.file))
     finally:
         part.unlink(missing_ok=True)
     content = json.dumps({"plan": spec.plan, **asdict(packed)})
@@ -81,22 +78,22 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
 def read_record(spec: ShardSpec) -> PackedShard | None:
     """The shard as an earlier run of the same plan finished it; None if it has to be made."""
     try:
-        record = json.loads(Path(spec.out, RECORDS, f"{spec.file}.json").read_text())
+        record = json.loads(Path(spec.config.out, RECORDS, f"{spec.file}.json").read_text())
         if record.pop("plan") != spec.plan:
             return None
         packed = PackedShard(**{**record, "entry": ShardEntry(**record["entry"])})
-        with open(Path(spec.out, spec.file), "rb") as file:
+        with open(Path(spec.config.out, spec.file), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return None
     return packed if digest == packed.entry.sha256 else None
 
 
-def make_boxes(image: NDArray[np.uint8], patches: PatchSpec) -> NDArray[np.float32]:
-    """Boxes float32 [N, 4] in 0..1 of a uint8 [H, W, 3] image, by the method of `patches`."""
-    if patches.method == "grid":
-        return grid_boxes(patches.num_patches, patches.params["overlap"])
-    return watershed_boxes(image, patches.num_patches)
+def make_boxes(image: NDArray[np.uint8], config: PackConfig) -> NDArray[np.float32]:
+    """Boxes float32 [N, 4] in 0..1 of a uint8 [H, W, 3] image."""
+    if config.patches == "grid":
+        return grid_boxes(config.num_patches, config.overlap)
+    return watershed_boxes(image, config.num_patches)
 
 
 def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
@@ -114,7 +111,7 @@ def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
             except UserError as error:
                 damaged.append(f"{image.source}: {error}")
                 continue
-            if len(found) % spec.stride == 0:
+            if len(found) % STRIDE == 0:
                 offsets.append(writer.tarstream.offset)
             writer.write(sample)
             found.append(labels[image.class_name])
@@ -139,20 +136,20 @@ def _encode(image: SourceImage, number: int, spec: ShardSpec) -> tuple[dict[str,
     """
     pixels = load_rgb(
         image.path,
-        short_side=spec.image.short_side,
-        upscale=spec.upscale,
-        max_pixels=spec.max_pixels,
+        short_side=spec.config.short_side,
+        upscale=spec.config.upscale,
+        max_pixels=spec.config.max_pixels,
     )
     height, width = pixels.shape[:2]
     meta = {
         "class": image.class_name,
         "source": image.source,
-        "boxes": [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.patches)],
+        "boxes": [[round(float(x), 5) for x in box] for box in make_boxes(pixels, spec.config)],
         "size": [width, height],
     }
     sample: dict[str, str | bytes] = {
         "__key__": f"{number:08d}-{hashlib.sha256(image.source.encode()).hexdigest()[:8]}",
-        "jpg": encode_jpeg(pixels, spec.image.quality),
+        "jpg": encode_jpeg(pixels, spec.config.quality),
         "json": json.dumps(meta, separators=(",", ":")).encode(),
     }
     return sample, min(height, width)

@@ -31,6 +31,7 @@ from shards.manifest import (
 )
 from shards.pack.encode import (
     RECORDS,
+    STRIDE,
     PackedShard,
     ShardSpec,
     make_boxes,
@@ -39,8 +40,6 @@ from shards.pack.encode import (
 from shards.pack.executors import Run, run_here
 from vgse.errors import UserError
 from vgse.files import written_whole
-
-STRIDE = 64
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,13 @@ def pack(
 
     The same input, settings and seed give the same bytes. Shards that an interrupted run of
     the same plan finished are kept; a folder with a finished pack of the same plan is left
-    as it is. Raises ValueError in one line for bad settings or input, for a folder that
-    holds anything packed otherwise, and for too many damaged images.
+    as it is, one with anything packed otherwise is refused.
     """
     validate(config)
     config = replace(config, out=os.path.abspath(os.path.expanduser(config.out)))
-    patches = _patch_spec(config)
+    make_boxes(np.zeros((64, 64, 3), np.uint8), config)  # refuses bad numbers before any work
     data = read_source(config)
-    specs = plan_shards(data, config, patches)
+    specs = plan_shards(data, config)
     out = Path(config.out)
     finished = _find_finished(out, specs[0].plan)
     if finished is not None:
@@ -82,7 +80,7 @@ def pack(
     try:
         out.mkdir(parents=True, exist_ok=True)
         packed = _run(specs, data.dropped, config, run, on_progress)
-        return _finish(packed, data, config, patches, specs[0].plan)
+        return _finish(packed, data, config, specs[0].plan)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "free some space" if full else "check the folder"
@@ -92,7 +90,7 @@ def pack(
         ) from error
 
 
-def plan_shards(data: DataSet, config: PackConfig, patches: PatchSpec) -> list[ShardSpec]:
+def plan_shards(data: DataSet, config: PackConfig) -> list[ShardSpec]:
     """The shards to be made, each with its images: a pure function of list and settings.
 
     Images of a split are put in an order drawn by hash, so that every shard mixes classes.
@@ -103,22 +101,17 @@ def plan_shards(data: DataSet, config: PackConfig, patches: PatchSpec) -> list[S
         images.sort(key=lambda image: hash_key("order", config.seed, image.source))
         for start in range(0, len(images), config.images_per_shard):
             ordered.append((split, images[start : start + config.images_per_shard]))
-    plan = _plan_hash(ordered, data, config, patches)
+    plan = _plan_hash(ordered, data, config)
     specs, first, numbers = [], 0, dict.fromkeys(SPLITS, 0)
     for split, images in ordered:
         specs.append(
             ShardSpec(
-                out=config.out,
+                config=config,
                 file=f"{split}-{numbers[split]:06d}.tar",
                 split=split,
                 first=first,
                 images=images,
                 class_names=[entry.name for entry in data.classes],
-                patches=patches,
-                image=ImageSpec(config.short_side, config.quality),
-                upscale=config.upscale,
-                max_pixels=config.max_pixels,
-                stride=STRIDE,
                 plan=plan,
             )
         )
@@ -129,23 +122,18 @@ def plan_shards(data: DataSet, config: PackConfig, patches: PatchSpec) -> list[S
 
 def _patch_spec(config: PackConfig) -> PatchSpec:
     params = {"overlap": config.overlap} if config.patches == "grid" else {}
-    patches = PatchSpec(config.patches, config.num_patches, params)
-    make_boxes(np.zeros((64, 64, 3), np.uint8), patches)  # refuses bad numbers before any work
-    return patches
+    return PatchSpec(config.patches, config.num_patches, params)
 
 
 def _plan_hash(
-    ordered: list[tuple[str, list[SourceImage]]],
-    data: DataSet,
-    config: PackConfig,
-    patches: PatchSpec,
+    ordered: list[tuple[str, list[SourceImage]]], data: DataSet, config: PackConfig
 ) -> str:
     digest = hashlib.sha256()
     settings = {
         "version": VERSION,
         "stride": STRIDE,
         "classes": [asdict(entry) for entry in data.classes],
-        "patches": asdict(patches),
+        "patches": asdict(_patch_spec(config)),
         "title": data.title,
         "licence": config.licence,
         "settings": [config.short_side, config.upscale, config.quality, config.max_pixels],
@@ -212,9 +200,7 @@ def _run(
     return sorted(packed, key=lambda shard: order[shard.entry.file])
 
 
-def _finish(
-    packed: list[PackedShard], data: DataSet, config: PackConfig, patches: PatchSpec, plan: str
-) -> Manifest:
+def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: str) -> Manifest:
     out = Path(config.out)
     for shard in packed:
         if not shard.entry.count:
@@ -231,7 +217,7 @@ def _finish(
         version=VERSION,
         classes=data.classes,
         shards=[shard.entry for shard in kept],
-        patches=patches,
+        patches=_patch_spec(config),
         image=ImageSpec(
             config.short_side, config.quality, max((s.largest for s in kept), default=0)
         ),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.objects import Retry, read_ahead, wait_before, with_retries
 from shards.sampler import epoch_order, pieces
-from shards.source import plan_passes
+from shards.source import plan_parts
 
 FAST = Retry(attempts=3, first_wait_s=0.001)
 
@@ -143,7 +143,7 @@ def test_passes_hold_every_piece_in_order_and_move_forward(
     cuts = sorted(data.draw(st.lists(st.integers(0, order.total), max_size=6)))
     ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
     wanted = [(p.shard, p.indices) for low, high in ranges for p in pieces(order, low, high)]
-    found = list(plan_passes(iter(wanted), stride))
+    found = list(plan_parts(iter(wanted), stride))
     flat = [(one.shard, piece) for one in found for piece in one.wanted]
     assert [shard for shard, _ in flat] == [shard for shard, _ in wanted]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(flat, wanted, strict=True))
@@ -159,10 +159,10 @@ def test_a_whole_epoch_takes_one_pass_a_shard() -> None:
     order = epoch_order([300, 500, 200], seed=0, epoch=0, block_size=64)
     wanted = [(p.shard, p.indices) for p in pieces(order, 0, order.total)]
     assert len(wanted) > 15
-    assert len(list(plan_passes(wanted, 64))) == 3
+    assert len(list(plan_parts(wanted, 64))) == 3
 
 
 def test_a_far_piece_of_a_shard_is_a_pass_of_its_own() -> None:
     near, far = np.arange(0, 10), np.arange(500, 510)
-    passes = list(plan_passes([(0, near), (0, far)], 64))
+    passes = list(plan_parts([(0, near), (0, far)], 64))
     assert [(one.start, one.stop) for one in passes] == [(0, 10), (500, 510)]

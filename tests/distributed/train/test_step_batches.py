@@ -1,5 +1,6 @@
 """Batches read from shards, as a CPU takes them and as an accelerator does."""
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -89,3 +90,25 @@ def test_every_worker_knows_the_largest_part_of_a_step(
             assert isinstance(data, StepData)
     assert (padded == 1) == (batch_size == 2)  # of 50 images for 3 workers, by one each
     assert (uneven > 0) == (batch_size == 4)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_epochs_that_a_thread_reads_ahead_follow_each_other_in_the_same_processes(
+    manifest: Manifest,
+) -> None:
+    selection = select(manifest, "train")
+    label_of, cut = torch.arange(len(NAMES)), Cut("images", 16)
+    dataset = Dataset(manifest, selection, label_of, None, cut, 16, 2, 0.0)
+    alone = Dataset(manifest, selection, label_of, None, cut, 16, 2, 0.0)
+    pids = set()
+    for epoch in range(5):
+        cursor = start_of(manifest, selection, seed=0, epoch=epoch)
+        plan = split_ranges(cursor.remaining, 1, 2, 16)
+        found = one_ahead(epoch_batches(dataset, cursor, plan, 0, patch_size=SIDE, device=CPU))
+        labels = [next(found).labels.tolist() for _ in range(plan.steps)]  # as the trainer does
+        pids |= {process.pid for process in multiprocessing.active_children()}
+        alone.loader = None
+        expected = epoch_batches(alone, cursor, plan, 0, patch_size=SIDE, device=CPU)
+        assert labels == [batch.labels.tolist() for batch in expected]
+        alone.loader = None
+    assert len(pids) == 2

@@ -48,7 +48,7 @@ def test_a_killed_worker_is_replaced_and_the_shards_are_the_same(
     tree: Path, tmp_path: Path
 ) -> None:
     def die_once(spec: ShardSpec) -> PackedShard:
-        marker = Path(spec.out, "died")
+        marker = Path(spec.config.out, "died")
         if spec.file == "train-000002.tar" and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
