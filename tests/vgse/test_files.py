@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vgse.files import sole_user, written_whole
+from vgse.errors import UserError
+from vgse.files import read_mapping, sole_user, written_whole
 
 HOLD = """
 import sys
@@ -67,3 +68,21 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> 
     with pytest.raises(KeyError), written_whole(path) as stream:
         raise KeyError(stream.write(b"new"))
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.json", '{"half": '), ("a.json", "[1]"), ("a.yaml", "a: [\n"), ("a.yaml", "words")],
+)
+def test_fields_that_cannot_be_read_are_one_line_with_the_remedy(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: .*; make it again$") as refused:
+        read_mapping(tmp_path / name, remedy="make it again")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_or_empty_file_has_no_fields(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert read_mapping(tmp_path / "empty.yaml") == read_mapping(tmp_path / "none.json") == {}
