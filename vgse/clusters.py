@@ -4,8 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,10 +38,7 @@ def patch_hashes(keys: Sequence[str], num_patches: int, seed: int) -> NDArray[np
     """A number for every patch that depends on its image's key, its place and the seed alone.
 
     The k patches with the smallest numbers are a uniform sample that is the same for any number
-    of workers and any order of shards (bottom-k sampling).
-
-    Returns:
-        uint64 [len(keys), num_patches].
+    of workers and any order of shards (bottom-k sampling). uint64 [len(keys), num_patches].
     """
     salt = seed.to_bytes(8, "little", signed=True)
     images = np.array(
@@ -78,12 +74,7 @@ def normalise_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def fit_projection(features: NDArray[np.floating], size: int) -> Projection:
-    """PCA without whitening: the affine map on the `size` directions of largest variance.
-
-    Args:
-        features: [n, D_f].
-        size: D_p, at most D_f.
-    """
+    """PCA without whitening of [n, D_f]: an affine map on the D_p directions of most variance."""
     num_samples, num_features = features.shape
     if size > min(num_samples, num_features):
         raise UserError(
@@ -182,24 +173,22 @@ def fit_centroids(
     )
 
 
-def load_faiss() -> ModuleType | None:
+def load_faiss() -> Any | None:
     """FAISS where it is installed; a machine with torch alone does without."""
     try:
         import faiss
     except ImportError:
         return None
-    module: ModuleType = faiss
-    return module
+    return faiss
 
 
-def sees_gpu(faiss: ModuleType) -> bool:
-    """Whether FAISS would really use a GPU: asked for one that it lacks, it takes the CPU and
-    says nothing."""
+def sees_gpu(faiss: Any) -> bool:
+    """Whether FAISS sees a GPU: asked for one that it lacks, it takes the CPU and says nothing."""
     return getattr(faiss, "get_num_gpus", lambda: 0)() > 0
 
 
 def kmeans_faiss(
-    faiss: ModuleType,
+    faiss: Any,
     features: NDArray[np.float32],
     num_clusters: int,
     *,
@@ -211,46 +200,32 @@ def kmeans_faiss(
 
     Arguments as those of `kmeans_torch`; on a GPU where FAISS sees one.
     """
-    first = _first_centroids(faiss, features, num_clusters, seed)
+    features = np.ascontiguousarray(features)
+    # seed: FAISS reads 0 as "choose one"
+    common = {"seed": seed + 1, "spherical": True, "min_points_per_centroid": 1}
+    # FAISS's own start draws patches at random, which leaves clusters empty where many patches are
+    # equal, and ends several times further off where clusters lie apart.
+    start = faiss.Kmeans(
+        features.shape[1],
+        num_clusters,
+        niter=0,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        max_points_per_centroid=256,
+        **common,
+    )
+    start.train(features)
     kmeans = faiss.Kmeans(
         features.shape[1],
         num_clusters,
         niter=num_iterations,
-        seed=seed + 1,  # FAISS reads 0 as "choose one"
         gpu=sees_gpu(faiss),
-        spherical=True,
-        min_points_per_centroid=1,
         max_points_per_centroid=max_points_per_centroid,
+        **common,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kmeans.train(np.ascontiguousarray(features), init_centroids=first)
-    assert kmeans.centroids is not None
-    distances, nearest = kmeans.index.search(np.ascontiguousarray(features), 1)
+        kmeans.train(features, init_centroids=start.centroids)
+    distances, nearest = kmeans.index.search(features, 1)
     inner = isinstance(kmeans.index, faiss.IndexFlatIP) or kmeans.index.metric_type == 0
     cosines = distances if inner else 1 - distances / 2
     return kmeans.centroids, cosines[:, 0], nearest[:, 0]
-
-
-def _first_centroids(
-    faiss: ModuleType, features: NDArray[np.float32], num_clusters: int, seed: int
-) -> NDArray[np.float32]:
-    """k-means++ on at most 256 patches a centroid.
-
-    FAISS's own start draws patches at random, which leaves clusters empty where many patches
-    are equal, and ends several times further off where clusters lie apart.
-    """
-    kmeans = faiss.Kmeans(
-        features.shape[1],
-        num_clusters,
-        niter=0,
-        seed=seed + 1,
-        spherical=True,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,
-        max_points_per_centroid=256,
-    )
-    kmeans.train(np.ascontiguousarray(features))
-    centroids: NDArray[np.float32] | None = kmeans.centroids
-    assert centroids is not None
-    return centroids

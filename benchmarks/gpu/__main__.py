@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 from benchmarks.gpu.data import Source, make_pictures, pack_pictures, shards_are_usable
-from benchmarks.gpu.memory import kept_bytes, optimiser_bytes
+from benchmarks.gpu.memory import kept_bytes, largest_batch, optimiser_bytes
 from benchmarks.gpu.page import Results, render
 from benchmarks.gpu.paths import (
     Ours,
@@ -39,7 +39,6 @@ from benchmarks.gpu.paths import (
     wait,
 )
 from benchmarks.gpu.paths import Path as Timed
-from vgse.images.batch_size import largest_batch
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 

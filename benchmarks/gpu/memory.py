@@ -1,6 +1,8 @@
-"""How much of a step stays in memory for its backward pass, counted on a CPU."""
+"""How much of a step stays in memory for its backward pass, and the largest batch that fits."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,3 +46,19 @@ def kept_bytes(backbone: str, side: int) -> tuple[float, float]:
 def optimiser_bytes(backbone: str) -> float:
     """Weights, gradients and AdamW's two moments in float32."""
     return 16.0 * sum(p.numel() for p in build_backbone(backbone, "none").parameters())
+
+
+def largest_batch(try_step: Callable[[int], None], start: int, limit: int) -> int:
+    """The largest size up to `limit` that fits, however fast: by doubling, then by halving the
+    distance to what does not fit. 0 if nothing does."""
+    fitting, failing, size = 0, limit + 1, min(start, limit)
+    while fitting + 1 < failing:
+        try:
+            try_step(size)
+            fitting = size
+        except torch.OutOfMemoryError:
+            failing = size
+        if failing == size:  # outside of the handler, whose traceback keeps the tensors alive
+            torch.cuda.empty_cache()
+        size = min(2 * size, limit) if failing > limit else (fitting + failing) // 2
+    return fitting

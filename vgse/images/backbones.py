@@ -114,18 +114,16 @@ def _load_file(path: str) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = state.get("state_dict", state)
+        if not all(isinstance(values, Tensor) for values in state.values()):
+            raise TypeError("other things than tensors")
+    except Exception as error:  # torch and safetensors raise many kinds on other files
         raise UserError(
             f"backbone.weights: {path} is not a plain state dict ({type(error).__name__}); "
             "save it with torch.save(model.state_dict()), or as .safetensors"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"backbone.weights: {path} is not a plain state dict; "
-            "save it with torch.save(model.state_dict()), or as .safetensors"
-        )
-    return state
+    found: dict[str, Tensor] = state
+    return found
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
@@ -207,13 +205,12 @@ def _torchvision(name: str, weights: str) -> Backbone:
 
 
 def build_backbone(name: str, weights: str = "default") -> Backbone:
-    """A frozen backbone by name.
+    """A frozen backbone, without its last linear layer.
 
     Args:
-        name: "efficientnet-lite0" (ImageNet weights come with its package, nothing is downloaded)
-            or any torchvision classification model; its last linear layer is removed.
-        weights: "default" (pretrained), "none" (random), or a file with a state dict: .safetensors,
-            or one of torch.save, of which torch's weights_only loader reads tensors alone.
+        name: "efficientnet-lite0" (whose weights come with its package, nothing is downloaded) or
+            any torchvision classification model.
+        weights: "default" (pretrained), "none" (random), or a state-dict file.
     """
     backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
     return backbone.eval()

@@ -21,14 +21,10 @@ def row_counts(num_patches: int) -> list[int]:
 
 
 def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
-    """Boxes on a regular grid; 9 patches at overlap 0.5 are 3 x 3 boxes of half the side.
+    """Boxes (x0, y0, x1, y1) in 0..1, float32 [N, 4], on a grid of round(sqrt(N)) rows.
 
-    Args:
-        num_patches: N boxes, in round(sqrt(N)) rows.
-        overlap: share of a box, in [0, 1), that it has in common with the next one.
-
-    Returns:
-        float32 [N, 4], (x0, y0, x1, y1) in 0..1.
+    `overlap` is the share of a box, in [0, 1), that it has in common with the next one: 9 patches
+    at 0.5 are 3 x 3 boxes of half the side.
     """
     if not 0 <= overlap < 1:
         raise UserError(f"overlap is {overlap}; it must be at least 0 and below 1")
@@ -73,10 +69,10 @@ def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Args:
         images: uint8 or float [B, 3, H, W]; uint8 values are kept in 0..255.
         boxes: [B, N, 4], (x0, y0, x1, y1) in 0..1.
-        size: P, the side of a patch in pixels.
+        size: P.
 
     Returns:
-        Patches [B, N, 3, P, P] in the images' float type (float32 for uint8).
+        [B, N, 3, P, P] in the images' float type (float32 for uint8).
     """
     batch, num_patches = boxes.shape[:2]
     height, width = images.shape[-2:]
@@ -111,16 +107,9 @@ def cut_patches_opencv(
     size: int,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The same patches as `cut_patches`, from one image on the CPU.
+    """The same patches, uint8 [N, P, P, 3], from one image [H, W, 3] on the CPU.
 
-    Args:
-        image: uint8 [H, W, 3].
-        boxes: [N, 4], (x0, y0, x1, y1) in 0..1.
-        size: P, the side of a patch in pixels.
-        out: uint8 [N, P, P, 3] to write into, such as a row of a batch.
-
-    Returns:
-        uint8 [N, P, P, 3], `out` where it was given.
+    `boxes` are [N, 4] in 0..1, `size` is P; `out` is written into where it is given.
     """
     import cv2  # not needed where patches are cut on an accelerator
 

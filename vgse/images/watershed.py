@@ -24,12 +24,7 @@ def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.fl
     first brought to a short side of 128 pixels: the result depends on the size. A region that
     stays small, as on an empty background, gets a box of half a grid cell.
 
-    Args:
-        image: uint8 [H, W, 3].
-        num_patches: N.
-
-    Returns:
-        float32 [N, 4], (x0, y0, x1, y1) in 0..1, each of positive area.
+    Takes uint8 [H, W, 3]; returns float32 [N, 4], (x0, y0, x1, y1) in 0..1, of positive area.
     """
     counts = row_counts(num_patches)
     height, width = image.shape[:2]

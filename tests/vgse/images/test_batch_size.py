@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.gpu.memory import largest_batch
 from vgse.images.backbones import build_backbone
-from vgse.images.batch_size import find_batch_size, largest_batch, pictures_a_pass
+from vgse.images.batch_size import find_batch_size, pictures_a_pass
 
 
 class Memory:
