@@ -34,7 +34,8 @@ import yaml
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.features.extract import run_features
+from distributed.features.cache import access_of, read_unit, weights_of, write_tensors
+from distributed.features.extract import patch_features, run_features
 from distributed.setup import prepare
 from tune.__main__ import make_parser
 from tune.callbacks import percent
@@ -44,8 +45,9 @@ from tune.report.verdict import headline, judge_ranks
 from tune.search import search
 from tune.space import draw_params
 from tune.study import TrialRecord, read_trials
-from tune.trial.context import Material, gather, trial_base, trial_job
-from tune.trial.trainable import run_trial
+from tune.trial.context import TrialContext, make_context, trial_base
+from tune.trial.trainable import run_trial, trial_job
+from vgse.images.backbones import build_backbone
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/search-demo.yaml"
@@ -71,30 +73,54 @@ def with_epochs(config: SearchConfig, epochs: int, **changes: Any) -> SearchConf
     return replace(config, run=run, grace_epochs=epochs, finalists=0, **changes)
 
 
-def material_of(config: SearchConfig, folder: Path) -> Material:
+def context_of(config: SearchConfig, folder: Path) -> TrialContext:
     """What a search's driver puts together."""
     prepared = prepare(trial_base(config))
     with Display() as display:
         spec, features = run_features(trial_base(config), prepared, False, display, ["train"])
-    return gather(config, prepared, spec, features, folder, "cpu")
+    return make_context(config, prepared, spec, features, folder, "cpu")
 
 
 def cost(config: SearchConfig, storage: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of an epoch on the cache and from pixels, one round after the other."""
-    cached = material_of(with_epochs(config, COST_EPOCHS), storage / "cost")
-    pixels = replace(cached, config=replace(cached.config, from_pixels=True))
+    cached = context_of(with_epochs(config, COST_EPOCHS), storage / "cost")
     trial_job(cached, {})  # k-means is shared by all trials and counts for none
     seconds: dict[str, list[float]] = {"cache": [], "pixels": []}
+    pixels = replace(cached, features=str(storage / "pixels"))
     for number in range(rounds + 1):
-        for name, material in (("cache", cached), ("pixels", pixels)):
+        for name, context in (("cache", cached), ("pixels", pixels)):
             began = time.monotonic()
-            run_trial(material, f"{name}-{number}", {}, lambda row: None)
+
+            def report(row: dict[str, Any], name: str = name) -> None:
+                if name == "pixels" and row["epoch"] < COST_EPOCHS:
+                    compute_features(cached, storage / "pixels")
+
+            report({"epoch": 0})
+            run_trial(context, f"{name}-{number}", {}, report)
             if number:  # the first round loads and compiles what all others find
                 seconds[name].append((time.monotonic() - began) / COST_EPOCHS)
     return seconds
 
 
-def bare_loop(material: Material, number: int) -> float:
+def compute_features(context: TrialContext, folder: Path) -> None:
+    """Decode, cut and send through the backbone every patch, as a trainer without a cache does in
+    every epoch."""
+    spec, access = context.spec, access_of(context.base.data)
+    backbone = build_backbone(spec.name, weights_of(spec)).to(context.device)
+    for unit in context.units:
+        known = read_unit(context.features, unit, access)
+        with torch.inference_mode():
+            patches = patch_features(context.url, unit, spec, backbone, context.device)
+        tensors = {
+            "labels": known.labels,
+            "rows": known.rows,
+            "images": known.images,
+            "patches": patches.half(),
+        }
+        write_tensors(folder / unit.file, tensors, {"keys": json.dumps(known.keys)})
+
+
+def bare_loop(context: TrialContext, number: int) -> float:
     """Trials a minute of Optuna's TPE and the trial function, without Ray."""
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=number)
@@ -102,8 +128,8 @@ def bare_loop(material: Material, number: int) -> float:
     began = time.monotonic()
     for count in range(SPEED_TRIALS):
         trial, rows = study.ask(), []
-        params = draw_params(trial, material.base, material.config.space)
-        run_trial(material, f"bare-{number}-{count}", params, rows.append)
+        params = draw_params(trial, context.base, context.config.space)
+        run_trial(context, f"bare-{number}-{count}", params, rows.append)
         study.tell(trial, rows[-1]["objective"])
     return 60 * SPEED_TRIALS / (time.monotonic() - began)
 
@@ -111,14 +137,14 @@ def bare_loop(material: Material, number: int) -> float:
 def speed(config: SearchConfig, storage: Path, rounds: int) -> dict[str, list[float]]:
     """Trials a minute under Ray Tune and in a bare loop, one round after the other."""
     short = with_epochs(config, SPEED_EPOCHS, trials=SPEED_TRIALS, collapse_share=0.0)
-    material = material_of(short, storage / "speed")
+    context = context_of(short, storage / "speed")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     found: dict[str, list[float]] = {"ray": [], "bare": []}
     for number in range(rounds):
         folder = search(replace(short, seed=number), f"speed-{number}")
         assert all(r.epoch == SPEED_EPOCHS for r in read_trials(folder)), "trials of equal length"
         found["ray"].append(json.loads((folder / "search.json").read_text())["trials_per_minute"])
-        found["bare"].append(bare_loop(material, number))
+        found["bare"].append(bare_loop(context, number))
     return found
 
 

@@ -30,7 +30,7 @@ def make_parser() -> ArgumentParser:
 def _search_parser() -> ArgumentParser:
     search = ArgumentParser(
         usage="python -m tune search --config FILE [--search-id NAME] [--resume] [--trials N] "
-        "[--from-pixels] [--run.section.field VALUE …]",
+        "[--run.section.field VALUE …]",
         description="Run trials scored on validation classes that play the unseen ones, stop poor "
         "ones early (ASHA), propose new ones (TPE), retrain the best and score those on test "
         "images. A search that was interrupted goes on with --search-id NAME --resume; all of its "
@@ -46,12 +46,7 @@ def _search_parser() -> ArgumentParser:
     )
     search.add_argument("--resume", action="store_true", help="Go on with a search that is there.")
     search.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
-    search.add_argument(
-        "--from-pixels",
-        action="store_true",
-        help="Compute patch features again in every epoch, as a trainer without a cache would.",
-    )
-    search.add_class_arguments(SearchConfig, as_group=False, sub_configs=True, skip={"from_pixels"})
+    search.add_class_arguments(SearchConfig, as_group=False, sub_configs=True)
     return search
 
 
@@ -80,14 +75,10 @@ def _search(options: Any) -> int:
             file=sys.stderr,
         )
         return 130
-    print(_page(folder))
-    return 0
-
-
-def _page(folder: Path) -> Path:
     from tune.report.page import write_page
 
-    return write_page(folder)
+    print(write_page(folder))
+    return 0
 
 
 def _analyse(options: Any) -> int:

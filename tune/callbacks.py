@@ -1,23 +1,27 @@
-"""What the driver does as trials report: keep their files, and show them."""
+"""What is shown of a search's trials, and what the driver does as they report."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from rich.console import Console, Group, RenderableType
-from rich.live import Live as RichLive
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from tune.searcher import JournalSearch
 from tune.study import TrialRecord, ranked, trials_of
-from tune.trial.checkpoints import forget
+from tune.trial.checkpoints import delete_checkpoints
+from vgse.config import loss_symbols
 
+_WIDTH = 80
 _SHOWN = 8
 _PLAIN_INTERVAL_S = 30.0
+_SYMBOLS = {"num_clusters": "D_v", "temperature": "τ", "alpha": "α", "learning_rate": "rate"}
+_SYMBOLS |= loss_symbols()
 
 
 def percent(value: float | None) -> str:
@@ -25,52 +29,67 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def plain(value: object) -> str:
-    """A parameter as the tables show it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def short(name: str) -> str:
-    """The last part of a dotted field."""
-    return name.rsplit(".", 1)[-1]
+def format_value(value: object) -> str:
+    """A parameter in six characters or fewer, where it is a number."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.2g}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+    return text.replace("e-0", "e-").replace("e+0", "e")
 
 
 def trial_table(title: str, records: Iterable[TrialRecord]) -> Table:
-    """One row a trial: state, epoch, objective, parameters."""
+    """One row a trial: state, epoch, objective, and as many parameters as 80 columns hold."""
     shown = list(records)
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column("trial")
-    table.add_column("state")
-    for name in ("epoch", "objective %"):
-        table.add_column(name, justify="right")
-    fields = sorted({name for record in shown for name in record.params})
-    for name in fields:
-        table.add_column(short(name), justify="right", overflow="fold")
-    for record in shown:
-        row = [record.name, record.state, f"{record.epoch}/{record.epochs}"]
-        row += [percent(record.objective)]
-        row += [plain(record.params[name]) if name in record.params else "" for name in fields]
+    columns = {
+        "trial": [record.name for record in shown],
+        "state": [record.state for record in shown],
+        "epoch": [f"{record.epoch}/{record.epochs}" for record in shown],
+        "%": [percent(record.objective) for record in shown],
+    }
+    names = sorted({name for record in shown for name in record.params})
+    for name in names:
+        field = name.rpartition(".")[2]
+        columns[_SYMBOLS.get(field, field)] = [
+            format_value(record.params.get(name, "")) for record in shown
+        ]
+    left = _WIDTH + 1
+    table = Table(title=title, title_justify="left", pad_edge=False, box=None, padding=(0, 1, 0, 0))
+    for heading, cells in list(columns.items()):
+        left -= max(map(len, [heading, *cells])) + 1
+        if left < 0:
+            table.caption = "search.html shows all parameters"
+            del columns[heading]
+            continue
+        justify: Any = "left" if heading in ("trial", "state") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table
 
 
-class Live:
+class SearchDisplay:
     """The display of a search while its trials run; use as a context manager."""
 
-    def __init__(self, total: int, objective: str, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        objective: str,
+        before: Sequence[TrialRecord] = (),
+        console: Console | None = None,
+    ) -> None:
         self.console = console or Console(highlight=False)
         self._total, self._objective = total, objective
-        self._records: list[TrialRecord] = []
-        self._began = self._said = time.monotonic()
-        self._before = 0
-        self._live = RichLive(
+        self._records = list(before)
+        self._ended_before = sum(record.ended for record in before)
+        self._began = self._printed = time.monotonic()
+        self._live = Live(
             console=self.console,
             transient=True,
             refresh_per_second=2,
             get_renderable=self._render,
         )
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "SearchDisplay":
         if self.console.is_terminal:
             self._live.start()
         return self
@@ -78,46 +97,40 @@ class Live:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def begin(self, records: Iterable[TrialRecord]) -> None:
-        """Take what was there before, which counts neither for time nor for speed."""
-        self._records = list(records)
-        self._before = sum(record.ended for record in self._records)
-        self._began = time.monotonic()
-
-    def show(self, records: Iterable[TrialRecord]) -> None:
+    def show(self, records: Sequence[TrialRecord]) -> None:
         """Show the trials as they are now."""
         self._records = list(records)
-        due = time.monotonic() - self._said > _PLAIN_INTERVAL_S
+        due = time.monotonic() - self._printed > _PLAIN_INTERVAL_S
         if due and not self.console.is_terminal:
-            self.say(self._status())
+            self.line(self._status())
 
     def ended(self, record: TrialRecord) -> None:
-        """Say how a trial ended."""
-        fields = ", ".join(f"{short(k)} {plain(v)}" for k, v in record.params.items())
+        """Say how a trial ended; in a terminal only of one that went wrong."""
+        wrong = record.state in ("failed", "collapsed")
+        if self.console.is_terminal and not wrong:
+            return
         parts = [f"{record.name} {record.state:<9} epoch {record.epoch}/{record.epochs}"]
         if record.objective is not None:
             parts.append(f"{self._objective} {percent(record.objective)} %")
-        if record.cause and record.state in ("failed", "collapsed"):
+        if wrong:
             parts.append(record.cause)
-        if not self.console.is_terminal or record.state in ("failed", "collapsed"):
-            self.say("  ".join([*parts, f"({fields})"]))
+        fields = (f"{k.rpartition('.')[2]} {format_value(v)}" for k, v in record.params.items())
+        self.line("  ".join([*parts, f"({', '.join(fields)})"]))
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         """Print a line, in a terminal above the table."""
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         self.console.print(escape(text), soft_wrap=True)
 
     def _status(self) -> str:
         records = self._records
         done = sum(record.ended for record in records)
-        running = len(records) - done
         minutes = (time.monotonic() - self._began) / 60
-        text = f"search      {done}/{self._total} trials, {running} running"
-        if done > self._before and minutes > 0:
-            rate = (done - self._before) / minutes
+        text = f"search      {done}/{self._total} trials, {len(records) - done} running"
+        if done > self._ended_before and minutes > 0:
+            rate = (done - self._ended_before) / minutes
             text += f", {rate:.1f} a minute, {(self._total - done) / rate:.0f} minutes left"
-        best = ranked(records)
-        if best:
+        if best := ranked(records):
             text += f", best {percent(best[0].objective)} % ({best[0].name})"
         return text
 
@@ -125,9 +138,8 @@ class Live:
         records = list(self._records)
         running = [record for record in records if not record.ended]
         shown = running[-_SHOWN:] + ranked(records)[:_SHOWN]
-        states = [record.state for record in records]
-        kinds = [state for state in dict.fromkeys(states) if state != "running"]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in kinds)
+        states = [record.state for record in records if record.ended]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         head = Text(self._status() + (f" ({counts})" if counts else ""))
         return Group(head, trial_table("", shown)) if shown else head
 
@@ -135,8 +147,8 @@ class Live:
 class TrialCallback(Callback):
     """Shows each trial as the journal has it, and deletes the checkpoints of those that ended."""
 
-    def __init__(self, search: Path, searcher: JournalSearch, live: Live) -> None:
-        self._search, self._searcher, self._live = search, searcher, live
+    def __init__(self, folder: Path, searcher: JournalSearch, display: SearchDisplay) -> None:
+        self._folder, self._searcher, self._display = folder, searcher, display
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune saves its callbacks for a restore that never comes."""
@@ -144,48 +156,43 @@ class TrialCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process."""
-        self._live.show(trials_of(self._searcher.study))
+        self._display.show(trials_of(self._searcher.study))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch's row."""
-        self._live.show(trials_of(self._searcher.study))
+        self._display.show(trials_of(self._searcher.study))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended, by itself or by ASHA."""
-        self._end(trial)
+        self._end(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died once too often."""
-        self._searcher.fail(trial.trial_id, death_cause(error_of(trial)))
-        self._end(trial)
+        self._searcher.fail(trial.trial_id, death_cause(trial))
+        self._end(trial.config["trial"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died, and it goes on in another."""
-        cause = death_cause(error_of(trial))
-        self._live.say(f"{trial.config['trial']} goes on: {cause}")
+        self._display.line(f"{trial.config['trial']} goes on: {death_cause(trial)}")
 
-    def _end(self, trial: Any) -> None:
-        name, records = trial.config["trial"], trials_of(self._searcher.study)
-        self._live.show(records)
+    def _end(self, name: str) -> None:
+        records = trials_of(self._searcher.study)
+        self._display.show(records)
         record = next(record for record in records if record.name == name)
         if record.ended:  # else a later attempt goes on with it
-            forget(self._search, name)
-            self._live.ended(record)
+            delete_checkpoints(self._folder, name)
+            self._display.ended(record)
 
 
-def error_of(trial: Any) -> str:
-    """What Ray wrote down of a trial's last failure; empty where it wrote nothing."""
+def death_cause(trial: Any) -> str:
+    """One line from what Ray wrote down of a trial's last failure."""
     try:
         text = Path(trial.error_file or "").read_text(encoding="utf-8")
     except OSError:
-        return ""
-    return text.rpartition("Failure #")[2]
-
-
-def death_cause(text: str) -> str:
-    """One line from what Ray says of a process that died."""
+        text = ""
+    text = text.rpartition("Failure #")[2]
     lowered = text.lower()
     if "low on memory" in lowered or "outofmemory" in lowered:
         return "out of memory: Ray ended its process"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from shards.objects import is_remote
 from tune.space import Dimension, check_space, default_space
-from vgse.config import RunConfig, check_name, validate
+from vgse.config import RunConfig, bounded, check_fields, check_name, validate
 from vgse.errors import UserError
 from vgse.zsl.models import find_model
 
@@ -24,14 +24,14 @@ class SearchConfig:
     space: dict[str, Dimension] = field(default_factory=default_space)
     """For each dotted field of the run: low and high (log: true for a logarithmic scale), or
     choices."""
-    trials: int = 64
+    trials: int = bounded(64, 1)
     """Trials, the default configuration among them, which comes first and is never stopped."""
-    max_concurrent: int = 0
+    max_concurrent: int = bounded(0, 0)
     """Trials at the same time; 0 takes as many as the cluster has room for now. More waits for
     nodes that are added, with trials of one worker."""
-    workers_per_trial: int = 1
+    workers_per_trial: int = bounded(1, 1)
     """Training workers of a trial; above 1 each trial is a run of Ray Train."""
-    gpus_per_trial: float = 0.25
+    gpus_per_trial: float = bounded(0.25, 0.01)
     """Share of a GPU that a trial of one worker takes where the cluster has GPUs."""
     objective: Objective = "zsl"
     """What is maximised on the validation classes, which play the unseen ones: zsl (top-1 among
@@ -39,86 +39,55 @@ class SearchConfig:
     models: list[str] = field(default_factory=lambda: ["prototype"])
     """Zero-shot models whose mean the objective is; their hyper-parameters are chosen on a part
     of the training classes, never on the validation classes."""
-    grace_epochs: int = 2
+    grace_epochs: int = bounded(2, 1)
     """Epochs before which ASHA stops no trial."""
-    reduction_factor: int = 3
+    reduction_factor: int = bounded(3, 2)
     """ASHA lets the best 1 in this many go on at each of its rungs."""
-    collapse_share: float = 0.1
+    collapse_share: float = bounded(0.1, 0, 1)
     """A trial with less than this share of its clusters in use is stopped as collapsed."""
-    finalists: int = 3
+    finalists: int = bounded(3, 0)
     """Best configurations that are retrained on all seen classes and scored on test images; 0
     leaves the test images alone."""
-    max_failures: int = 1
+    max_failures: int = bounded(1, 0)
     """Times that a trial whose process died goes on from its last epoch before it counts as
     failed."""
-    from_pixels: bool = False
-    """Compute patch features again in every epoch, as a trainer without a cache would."""
     seed: int = 0
     """Seed of the choices of the search."""
 
-
-_NUMBERS: tuple[tuple[str, float, float], ...] = (
-    ("trials", 1, 1_000_000),
-    ("max_concurrent", 0, 100_000),
-    ("workers_per_trial", 1, 100_000),
-    ("gpus_per_trial", 0.01, 64),
-    ("grace_epochs", 1, 1_000_000),
-    ("reduction_factor", 2, 1000),
-    ("collapse_share", 0, 1),
-    ("finalists", 0, 1000),
-    ("max_failures", 0, 1000),
-)
 
 CHANGEABLE = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
 """Fields that a resumed search may change."""
 
 
-def check(config: SearchConfig) -> None:
-    """Find what can be found wrong before a cluster is started.
-
-    Raises:
-        ValueError: one line that names the field and the remedy.
-    """
-    for name, low, high in _NUMBERS:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UserError(f"{name} is {value}; it must be in {low:g}..{high:g}")
-    if config.grace_epochs > config.run.training.epochs:
+def check_search(config: SearchConfig) -> None:
+    """Find what can be found wrong before a cluster is started."""
+    check_fields(config)
+    epochs = config.run.training.epochs
+    if config.grace_epochs > epochs:
         raise UserError(
-            f"grace_epochs is {config.grace_epochs}, but a trial has {config.run.training.epochs} "
-            "epochs; lower it or raise run.training.epochs"
+            f"grace_epochs is {config.grace_epochs}, but a trial has {epochs} epochs; lower it or "
+            "raise run.training.epochs"
         )
     if not config.models:
         raise UserError("models is empty; name at least one, such as prototype")
-    for name in config.models:
+    for prefix, check in (
+        ("models: ", lambda: [find_model(name) for name in config.models]),
+        ("run.", lambda: validate(config.run)),
+    ):
         try:
-            find_model(name)
-        except ValueError as error:
-            raise UserError(f"models: {error}") from None
-    try:
-        validate(config.run)
-    except ValueError as error:
-        raise UserError(f"run.{error}") from None
+            check()
+        except UserError as error:
+            raise UserError(f"{prefix}{error}") from None
     if is_remote(config.run.storage):
         raise UserError(
             f"run.storage is {config.run.storage}; the folder of a search must lie on a disk that "
             "all nodes share"
         )
-    if config.from_pixels and config.workers_per_trial > 1:
-        raise UserError("from_pixels goes with workers_per_trial 1")
-    pixels = config.from_pixels or config.run.backbone.train != "none"
-    if pixels and is_remote(config.run.data.shards):
-        raise UserError(
-            f"run.data.shards is {config.run.data.shards}; trials from pixels read shards from a "
-            "disk, so that test shards can be kept from them: copy the shards there"
-        )
-    if config.from_pixels and config.run.backbone.train != "none":
-        raise UserError("from_pixels is for a frozen backbone; a backbone that learns needs none")
     check_space(config.run, config.space)
 
 
 def search_folder(config: SearchConfig, search_id: str) -> Path:
-    """Where a search keeps its files; ValueError if the name is not one folder's."""
+    """Where a search keeps its files; UserError if the name is not one folder's."""
     check_name("--search-id", search_id)
     return (Path(config.run.storage) / search_id).absolute()
 

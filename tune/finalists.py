@@ -23,27 +23,30 @@ from tune.space import with_params
 from tune.study import TrialRecord, ranked
 from tune.trial.objective import MEASURES
 from vgse.config import RunConfig
+from vgse.errors import UserError
 from vgse.files import write_json
 
 _LEAST_ROWS = 3
 _SHOWN = 10
 
 
-def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def score_finalists(
+    config: SearchConfig, folder: Path, records: Sequence[TrialRecord]
+) -> dict[str, Any]:
     """Train and test the finalists, write final.json, print what came out; returns final.json.
 
     A finalist whose run is finished is not trained again. Without finalists test images stay
-    closed, and rows hold validation figures alone.
+    closed, and rows hold validation scores alone.
     """
-    best = ranked(list(records))
-    default = next((record for record in records if record.name == DEFAULT), None)
+    best = ranked(records)
+    default = [record for record in records if record.name == DEFAULT]
     chosen = [record for record in best if record.name != DEFAULT][: config.finalists]
-    entries = [*([("default", default)] if default else []), *((r.name, r) for r in chosen)]
-    rows, opened = [], []
+    rows: list[dict[str, Any]] = []
+    opened = []
     with Display() as display:
-        for name, record in entries:
+        for record in [*default, *chosen]:
             row: dict[str, Any] = {
-                "name": name,
+                "name": "default" if record.name == DEFAULT else record.name,
                 "params": record.params,
                 "validation": record.objective,
                 "test": None,
@@ -53,10 +56,16 @@ def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -
             }
             if config.finalists:
                 with display.stage("test") as stage:
-                    outcome = _tested(config, folder, name, record)
-                    row |= outcome
-                    opened += [{"row": name, **entry} for entry in row.pop("test_opened", [])]
-                    stage.summary = _stage_line(config, row)
+                    row |= _test_scores(config, folder, row["name"], record)
+                    opened += [
+                        {"row": row["name"], **entry} for entry in row.pop("test_opened", [])
+                    ]
+                    stage.summary = f"{row['name']}: {row.get('cause', 'not trained')}"
+                    if row["test"]:
+                        stage.summary = (
+                            f"{row['name']}: validation {percent(row['validation'])} %, "
+                            f"test {percent(row['test'][config.objective])} %"
+                        )
             rows.append(row)
     final = {
         "version": 1,
@@ -66,7 +75,7 @@ def finish(config: SearchConfig, folder: Path, records: Sequence[TrialRecord]) -
         "test_opened": opened,
     }
     write_json(folder / "final.json", final)
-    _print(config, folder, best, final)
+    _print(config, folder, best, rows)
     return final
 
 
@@ -81,7 +90,9 @@ def finalist_config(config: SearchConfig, folder: Path, record: TrialRecord) -> 
     )
 
 
-def _tested(config: SearchConfig, folder: Path, name: str, record: TrialRecord) -> dict[str, Any]:
+def _test_scores(
+    config: SearchConfig, folder: Path, name: str, record: TrialRecord
+) -> dict[str, Any]:
     """The part of a row that comes from test images."""
     run = folder / "final" / name
     try:
@@ -91,7 +102,7 @@ def _tested(config: SearchConfig, folder: Path, name: str, record: TrialRecord) 
             with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
                 train(finalist_config(config, folder, record), name)
         evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except UserError as error:
         return {"cause": str(error)}
     results = next(row for row in evaluation["rows"] if row["name"] == "smo")["results"]
     test = {
@@ -120,34 +131,25 @@ def rank_correlation(rows: Sequence[dict[str, Any]], objective: str) -> float | 
     return None if math.isnan(rho) else rho
 
 
-def _stage_line(config: SearchConfig, row: dict[str, Any]) -> str:
-    if row["test"] is None:
-        return f"{row['name']}: {row.get('cause', 'not trained')}"
-    return (
-        f"{row['name']}: validation {percent(row['validation'])} %, "
-        f"test {percent(row['test'][config.objective])} %"
-    )
-
-
 def _print(
-    config: SearchConfig, folder: Path, best: Sequence[TrialRecord], final: dict[str, Any]
+    config: SearchConfig, folder: Path, best: Sequence[TrialRecord], rows: list[dict[str, Any]]
 ) -> None:
     console = Console(highlight=False)
     title = f"best trials by {config.objective} on validation classes"
     console.print(trial_table(title, best[:_SHOWN]))
     if config.finalists:
-        console.print(_tested_table(final))
+        console.print(_finalists_table(rows))
     found = load_search(folder)
     for sentence in [*headline(found), *([judge_ranks(found)] if config.finalists else [])]:
         console.print(sentence, soft_wrap=True)
 
 
-def _tested_table(final: dict[str, Any]) -> Table:
+def _finalists_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="retrained on all seen classes", title_justify="left", pad_edge=False)
     table.add_column("trial")
     for name in ("validation %", *(f"test {measure} %" for measure in MEASURES)):
         table.add_column(name.replace("harmonic_mean", "H"), justify="right")
-    for row in final["rows"]:
+    for row in rows:
         test = row["test"] or {}
         cells = [percent(test.get(measure)) for measure in MEASURES]
         table.add_row(row["name"], percent(row["validation"]), *cells)

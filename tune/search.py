@@ -16,17 +16,19 @@ from distributed.cluster import ray_cluster
 from distributed.display import Display
 from distributed.features.extract import run_features
 from distributed.setup import Prepared, prepare
-from tune.callbacks import Live, TrialCallback
-from tune.config import SearchConfig, check, search_folder
-from tune.finalists import finish
-from tune.resources import Room, check_against_data, cluster_of, find_room
+from tune.callbacks import SearchDisplay, TrialCallback
+from tune.config import SearchConfig, check_search, search_folder
+from tune.finalists import score_finalists
+from tune.resources import concurrent_trials, search_cluster, trial_resources
 from tune.scheduler import Halving
-from tune.search_folder import check_folder, open_folder, write_best
+from tune.search_folder import check_folder, write_best, write_config
 from tune.searcher import JournalSearch
+from tune.space import check_space_fits, with_params
 from tune.study import TrialRecord, open_journal, ranked, trials_of
-from tune.trial.context import Material, gather, trial_base
-from tune.trial.kmeans_stage import run_starts, widest
-from tune.trial.trainable import resources_of, tune_trial
+from tune.trial.context import TrialContext, make_context, trial_base
+from tune.trial.kmeans_start import run_starts
+from tune.trial.trainable import tune_trial
+from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.files import room_for, sole_user, write_json
 
@@ -35,7 +37,7 @@ _QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no objective
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a resume starts from the trials' files
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a resume starts from the journal
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "100000",
@@ -57,12 +59,10 @@ def search(
         resume: go on with a search that is there. Trials that ended stay; interrupted ones go on
             from their last epoch.
         verbose: let Ray's own log through.
-        Interrupted: by ^C.
     """
-    check(config)
-    base = trial_base(config)
-    prepared = prepare(base)
-    check_against_data(config, prepared)
+    check_search(config)
+    prepared = prepare(trial_base(config))
+    check_space_fits(config.space, prepared)
     folder = search_folder(config, search_id)
     check_folder(folder, config, resume=resume)
     with room_for(folder):
@@ -70,112 +70,112 @@ def search(
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     with ExitStack() as open_things:
         open_things.enter_context(sole_user(folder))
-        records = open_folder(folder, config)
+        records = check_folder(folder, config, resume=resume)  # once more: another may have begun
+        write_config(folder, config)
         with Display() as display:
             display.line(_describe(config, prepared, records))
             with display.stage("ray") as stage:
                 # Ray Train asks the dashboard whether a run was killed, and frees its CPUs then.
                 nested = config.workers_per_trial > 1
                 open_things.enter_context(
-                    ray_cluster(cluster_of(config), verbose=verbose, dashboard=nested)
+                    ray_cluster(search_cluster(config), verbose=verbose, dashboard=nested)
                 )
-                room = find_room(config, display.line)
-                stage.summary = f"{room.concurrent} trials at a time, on {room.device}"
+                concurrent, device = concurrent_trials(config, display.line)
+                stage.summary = f"{concurrent} trials at a time, on {device}"
             spec, features = run_features(
-                widest(config, base), prepared, room.device == "cuda", display, ["train"]
+                _with_largest_start(config), prepared, device == "cuda", display, ["train"]
             )
-            material = gather(config, prepared, spec, features, folder, room.device)
-            shared = ray.put(material)
-            run_starts(material, shared, display)
+            context = make_context(config, prepared, spec, features, folder, device)
+            shared = ray.put(context)
+            run_starts(context, shared, display)
         with room_for(folder):
-            records = run_trials(material, shared, room, folder, records)
+            records = run_trials(context, shared, concurrent, records)
         best = ranked(records)
         if not best:
-            raise UserError(f"{folder}: no trial came to an end; see the causes above")
+            raise UserError(f"{folder}: no trial came to an end; see the causes in search.html")
         write_best(folder, config.run, best[0])
-        finish(config, folder, records)
+        score_finalists(config, folder, records)
     return folder
 
 
 def run_trials(
-    material: Material, shared: Any, room: Room, folder: Path, before: Sequence[TrialRecord]
+    context: TrialContext, shared: Any, concurrent: int, before: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
     """Run what is left of the trials; returns all of them.
 
-    Raises:
-        Interrupted: by ^C.
+    Args:
+        context: what trials share.
+        shared: its reference in Ray's object store.
+        concurrent: trials at a time.
+        before: trials of earlier attempts.
     """
-    config, base = material.config, material.base
+    config, base, folder = context.config, context.base, Path(context.folder)
     left = config.trials - sum(record.ended for record in before)
     if left <= 0:
         return list(before)
     epochs = base.training.epochs
-    pixels = config.from_pixels or base.backbone.train != "none"
     searcher = JournalSearch(
         open_journal(folder, write=True),
         folder.name,
         base,
         config.space,
-        source="pixels" if pixels else "cache",
+        source="cache" if base.backbone.train == "none" else "pixels",
         seed=config.seed,
     )
-    attempt = folder / "ray"
     began = time.monotonic()
-    with Live(config.trials, config.objective) as live:
-        live.begin(before)
+    with SearchDisplay(config.trials, config.objective, before) as display:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(tune_trial, material=[shared]),
-                resources_of(material, base.cluster.cpus_per_worker, room.gpus),
+                tune.with_parameters(tune_trial, context=[shared]),
+                trial_resources(config, context.device),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=Halving(epochs, config.grace_epochs, config.reduction_factor, before),
                 num_samples=left,
-                max_concurrent_trials=room.concurrent,
+                max_concurrent_trials=concurrent,
                 reuse_actors=config.workers_per_trial == 1,
                 trial_dirname_creator=_name_of,
                 trial_name_creator=_name_of,
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",  # an attempt is never restored by Ray Tune
-                storage_path=str(attempt),
+                storage_path=str(folder / "ray"),
                 verbose=0,
-                callbacks=[TrialCallback(folder, searcher, live)],
+                callbacks=[TrialCallback(folder, searcher, display)],
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=tune.CheckpointConfig(),
             ),
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner.fit()
-    shutil.rmtree(attempt, ignore_errors=True)
-    done = trials_of(searcher.study)
-    _write_timing(folder, done, before, room, time.monotonic() - began)
-    if sum(record.ended for record in done) < config.trials:
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    records = trials_of(searcher.study)
+    ended, seconds = sum(record.ended for record in records), time.monotonic() - began
+    done = ended - sum(record.ended for record in before)
+    timing = {
+        "trials": done,
+        "trials_per_minute": round(60 * done / max(seconds, 1e-9), 3),
+        "seconds": round(seconds, 3),
+        "concurrent": concurrent,
+        "device": context.device,
+    }
+    write_json(folder / "search.json", timing)
+    if ended < config.trials:
         raise Interrupted
-    return done
+    return records
 
 
 def _name_of(trial: Any) -> str:
     return str(trial.config["trial"])
 
 
-def _write_timing(
-    folder: Path,
-    records: Sequence[TrialRecord],
-    before: Sequence[TrialRecord],
-    room: Room,
-    seconds: float,
-) -> None:
-    ended = sum(record.ended for record in records) - sum(record.ended for record in before)
-    content = {
-        "trials": ended,
-        "trials_per_minute": round(60 * ended / max(seconds, 1e-9), 3),
-        "seconds": round(seconds, 3),
-        "concurrent": room.concurrent,
-        "device": room.device,
-    }
-    write_json(folder / "search.json", content)
+def _with_largest_start(config: SearchConfig) -> RunConfig:
+    """The base with the largest start that a trial can ask for: of a backbone that learns, only a
+    sample of the features is cached."""
+    fields = ("model.num_clusters", "model.max_points_per_centroid")
+    largest = {name: int(config.space[name].highest) for name in fields if name in config.space}
+    return with_params(trial_base(config), largest)
 
 
 def _describe(config: SearchConfig, prepared: Prepared, records: Sequence[TrialRecord]) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a search: opened anew or resumed."""
+"""The folder of a search: its configuration, kept for a resume, and its winner's."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tune.config import CHANGEABLE, SearchConfig, differences, to_dict
 from tune.space import with_params
 from tune.study import TrialRecord, read_trials
 from vgse.config import RunConfig
-from vgse.config import to_dict as run_dict
+from vgse.config import to_dict as run_to_dict
 from vgse.errors import UserError
 from vgse.files import written_whole
 
@@ -17,12 +17,8 @@ CONFIG = "search.yaml"
 BEST = "best.yaml"
 
 
-def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
-    """See that a search may be made there, or resumed.
-
-    Raises:
-        ValueError: there is a search of this name and `resume` is off, or it is another search.
-    """
+def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[TrialRecord]:
+    """See that a search may be made there, or resumed; returns its trials."""
     path = folder / CONFIG
     there = path.is_file()
     if there and not resume:
@@ -32,30 +28,20 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
         )
     if resume and not there:
         raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
-    if there:
-        before = read_yaml(path)
-        before["run"] = _completed(before.get("run"), run_dict(RunConfig()))
-        other = [
-            name
-            for name in differences(before, to_dict(config))
-            if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking.")
-        ]
-        if other:
-            raise UserError(
-                f"{path}: {other[0]} was another when this search began; resume it with the same "
-                "configuration (or none: --search-id alone), or choose another --search-id"
-            )
-
-
-def open_folder(folder: Path, config: SearchConfig) -> list[TrialRecord]:
-    """Write search.yaml, and return the trials that are there already."""
     records = read_trials(folder)
-    _write_yaml(folder / CONFIG, to_dict(config))
+    if there:
+        before = _read_yaml(path)
+        before["run"] = _completed(before.get("run"), run_to_dict(RunConfig()))
+        for name in differences(before, to_dict(config)):
+            if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking."):
+                raise UserError(
+                    f"{path}: {name} was another when this search began; resume it with the same "
+                    "configuration (or none: --search-id alone), or choose another --search-id"
+                )
     return records
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a YAML file; ValueError where it is none."""
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -65,13 +51,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_best(folder: Path, run: RunConfig, record: TrialRecord) -> Path:
-    """Write best.yaml, a configuration for `python -m distributed train --config`."""
-    path = folder / BEST
-    _write_yaml(path, run_dict(with_params(run, record.params)))
-    return path
-
-
 def _completed(old: Any, defaults: dict[str, Any]) -> Any:
     """A configuration with the defaults of fields that there were not yet when it was written."""
     if not isinstance(old, dict):
@@ -79,6 +58,16 @@ def _completed(old: Any, defaults: dict[str, Any]) -> Any:
     nested = {name: value for name, value in defaults.items() if isinstance(value, dict)}
     known = {k: _completed(v, nested[k]) if k in nested else v for k, v in old.items()}
     return {**defaults, **known}
+
+
+def write_config(folder: Path, config: SearchConfig) -> None:
+    """Write search.yaml."""
+    _write_yaml(folder / CONFIG, to_dict(config))
+
+
+def write_best(folder: Path, run: RunConfig, record: TrialRecord) -> None:
+    """Write best.yaml, a configuration for `python -m distributed train --config`."""
+    _write_yaml(folder / BEST, run_to_dict(with_params(run, record.params)))
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:

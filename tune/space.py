@@ -4,12 +4,15 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from vgse.config import RunConfig, leaves, to_dict, validate
 from vgse.errors import UserError
+
+if TYPE_CHECKING:  # torch and Optuna take seconds: not for --help
+    import optuna
+
+    from distributed.setup import Prepared
 
 _FIXED = {
     "data": "one feature cache serves all trials",
@@ -38,6 +41,11 @@ class Dimension:
     """Draw evenly on a logarithmic scale."""
     choices: list[bool | int | float | str] | None = None
     """The values to choose among, in place of a range."""
+
+    @property
+    def highest(self) -> float:
+        """The largest number that can be drawn."""
+        return max(float(v) for v in (self.high, *(self.choices or [])) if v is not None)
 
     def holds(self, value: Any) -> bool:
         """Whether a value can be drawn."""
@@ -82,7 +90,7 @@ def with_params(config: RunConfig, params: Mapping[str, Any]) -> RunConfig:
 
 
 def draw_params(
-    trial: optuna.Trial, config: RunConfig, space: Mapping[str, Dimension]
+    trial: "optuna.Trial", config: RunConfig, space: Mapping[str, Dimension]
 ) -> dict[str, Any]:
     """Values that Optuna suggests for a trial, in the order of the fields' names."""
     params: dict[str, Any] = {}
@@ -101,11 +109,7 @@ def draw_params(
 
 
 def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
-    """See that every value that can be drawn makes a valid configuration.
-
-    Raises:
-        ValueError: one line that names the field of the space and the remedy.
-    """
+    """See that every value that can be drawn makes a valid configuration."""
     if not space:
         raise UserError("space is empty; name at least one field, such as loss.entropy")
     known = dict(leaves(to_dict(config)))
@@ -121,7 +125,7 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
         for value in _extremes(dimension, known[name]):
             try:
                 validate(with_params(config, {name: value}))
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"space.{name}: {error}") from None
 
 
@@ -163,6 +167,30 @@ def _fits(choice: Any, value: Any) -> bool:
 def _extremes(dimension: Dimension, value: Any) -> list[Any]:
     if dimension.choices is not None:
         return list(dimension.choices)
-    assert dimension.low is not None and dimension.high is not None
     kind = int if isinstance(value, int) else float
-    return [kind(dimension.low), kind(dimension.high)]
+    return [kind(bound) for bound in (dimension.low, dimension.high) if bound is not None]
+
+
+def check_space_fits(space: Mapping[str, Dimension], prepared: "Prepared") -> None:
+    """See that every value that can be drawn fits the data."""
+    manifest = prepared.manifest
+    # Patches of the classes that trials train on: k-means has no others.
+    names = {manifest.class_names[index] for index in prepared.trained}
+    counts = [shard.class_counts for shard in manifest.shards_of("train")]
+    patches = manifest.num_patches * sum(
+        count for shard in counts for name, count in shard.items() if name in names
+    )
+    limits = {
+        "model.num_clusters": (patches, f"the training classes have {patches} patches"),
+        "model.projection": (
+            prepared.num_features,
+            f"the backbone has {prepared.num_features} features",
+        ),
+        "relations.alpha": (
+            1 / len(prepared.trained),
+            f"{len(prepared.trained)} weights of at least that cannot sum to 1",
+        ),
+    }
+    for name, (limit, why) in limits.items():
+        if name in space and space[name].highest > limit:
+            raise UserError(f"space.{name} goes up to {space[name].highest:g}, but {why}; lower it")

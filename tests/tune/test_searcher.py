@@ -3,9 +3,11 @@
 import pickle
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from tune.callbacks import death_cause
@@ -164,8 +166,14 @@ def test_a_collapsed_trial_is_stopped_and_enters_no_rung() -> None:
     assert decision(scheduler, "0002", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
 
 
-def test_deaths_of_processes_have_a_plain_cause() -> None:
-    died = "The actor died unexpectedly before finishing this task."
-    assert "was killed" in death_cause(died)
-    assert "out of memory" in death_cause("Task was killed due to the node running low on memory.")
-    assert death_cause("") == "it failed without a word"
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("The actor died unexpectedly before finishing this task.", "was killed"),
+        ("Task was killed due to the node running low on memory.", "out of memory"),
+        ("", "it failed without a word"),
+    ],
+)
+def test_deaths_of_processes_have_a_plain_cause(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{text}\n" if text else "")
+    assert cause in death_cause(SimpleNamespace(error_file=str(tmp_path / "error.txt")))

@@ -12,42 +12,39 @@ from vgse.files import room_for
 _HISTORY = "history.json"
 
 
-def checkpoints_of(search: Path, trial: str) -> Path:
-    """The folder of a trial's checkpoints."""
+def _checkpoints_of(search: Path, trial: str) -> Path:
     return search / "checkpoints" / trial
 
 
-def keep(search: Path, trial: str, made: Path, history: list[dict[str, Any]]) -> Path:
+def store_checkpoint(
+    search: Path, trial: str, checkpoint: Path, history: list[dict[str, Any]]
+) -> None:
     """Copy a checkpoint with the rows of its epochs into the search folder; older ones go.
 
     The copy is renamed into place, so that a killed trial leaves a whole checkpoint or none.
-
-    Raises:
-        ValueError: the disk is full.
     """
-    home = checkpoints_of(search, trial)
+    home = _checkpoints_of(search, trial)
     epoch = int(history[-1]["epoch"])
     part, target = home / f".part-{epoch:05d}", home / f"epoch-{epoch:05d}"
     shutil.rmtree(part, ignore_errors=True)
     with room_for(home):
-        shutil.copytree(made, part)
+        shutil.copytree(checkpoint, part)
         (part / _HISTORY).write_text(json.dumps(history), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.rename(part, target)
     for old in home.iterdir():
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
-def kept(search: Path, trial: str) -> tuple[Path | None, list[dict[str, Any]]]:
+def latest_checkpoint(search: Path, trial: str) -> tuple[Path | None, list[dict[str, Any]]]:
     """The last checkpoint of a trial and the rows up to it; None and no rows without one."""
-    for folder in sorted(checkpoints_of(search, trial).glob("epoch-*"), reverse=True):
+    for folder in sorted(_checkpoints_of(search, trial).glob("epoch-*"), reverse=True):
         with suppress(OSError, json.JSONDecodeError):
             return folder, json.loads((folder / _HISTORY).read_text(encoding="utf-8"))
     return None, []
 
 
-def forget(search: Path, trial: str) -> None:
+def delete_checkpoints(search: Path, trial: str) -> None:
     """Delete the checkpoints of a trial that has ended."""
-    shutil.rmtree(checkpoints_of(search, trial), ignore_errors=True)
+    shutil.rmtree(_checkpoints_of(search, trial), ignore_errors=True)

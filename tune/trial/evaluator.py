@@ -11,7 +11,7 @@ from distributed.embedding.embed import Encoder, embed_units
 from distributed.features.cache import access_of
 from distributed.train.checkpoint import load_module
 from distributed.train.spec import TrainingJob, build_model
-from tune.trial.context import Material
+from tune.trial.context import TrialContext
 from tune.trial.objective import MEASURES, measure, objective_of
 from vgse.config import loss_symbols
 from vgse.embeddings import class_embeddings
@@ -22,46 +22,45 @@ ROW = (*_TRAINED, *MEASURES, "seconds")
 """What a row holds besides the epoch and the objective."""
 
 _CHANCE = 0.995
-
-
 _STUCK_EPOCHS = 3
 
 
-class Judge:
+class Evaluator:
     """Scores the checkpoints of one trial."""
 
-    def __init__(self, material: Material, job: TrainingJob) -> None:
-        model = build_model(job).eval().to(material.device)
-        self._material, self._config = material, job.config
-        self._model = model
+    def __init__(self, context: TrialContext, job: TrainingJob) -> None:
+        self._model = build_model(job).eval().to(context.device)
+        self._context, self._config = context, job.config
         self._encoder = Encoder(
             url=job.url,
             folder=job.folder,
             spec=job.spec,
             num_classes=job.num_classes,
-            head=model.head,
+            head=self._model.head,
             start=None,
-            backbone=model.backbone,
-            device=material.device,
+            backbone=self._model.backbone,
+            device=context.device,
             access=access_of(job.config.data),
         )
 
-    def row(self, trained: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    def row(
+        self, trained: dict[str, Any], checkpoint: Path, history: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         """An epoch's row from what training reports and the checkpoint it made.
 
-        Besides objective it holds the measures of all zero-shot models' mean, in 0..1.
+        Besides objective it holds the measures of all zero-shot models' mean, in 0..1, and
+        `collapsed` where the trial is not worth going on with after the rows of `history`.
         """
         load_module(checkpoint, "head", self._model.head)
         if self._model.backbone is not None:
             load_module(checkpoint, "backbone", self._model.backbone)
         with torch.inference_mode():
-            embedded = embed_units(self._encoder, self._material.units)
-        own = class_embeddings(embedded.sums["train"])
-        search = self._material.config
+            embedded = embed_units(self._encoder, self._context.units)
+        search = self._context.config
         results = measure(
-            self._material.problem,
-            own,
-            self._material.word_vectors,
+            self._context.problem,
+            class_embeddings(embedded.sums["train"]),
+            self._context.word_vectors,
             self._config.relations,
             self._config.evaluation.normalise,
             search.models,
@@ -69,12 +68,15 @@ class Judge:
         means = {name: objective_of(results, name) for name in MEASURES}
         if not np.isfinite(list(means.values())).all():
             raise UserError("the objective is not finite: the class embeddings hold NaN")
-        return {
-            "epoch": trained["epoch"],
-            "objective": means[search.objective],
-            **{name: trained[name] for name in _TRAINED if name in trained},
-            **means,
-        }
+        row = {"epoch": trained["epoch"], "objective": means[search.objective]}
+        row |= {name: trained[name] for name in _TRAINED if name in trained} | means
+        cause = collapse_cause(
+            [*history, row],
+            self._config.model.num_clusters,
+            len(self._context.trained),
+            search.collapse_share,
+        )
+        return row if cause is None else row | {"collapsed": cause}
 
 
 def collapse_cause(

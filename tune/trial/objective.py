@@ -63,9 +63,6 @@ def make_problem(
         val: validation classes, none of them in `trained`.
         holdout: share of each training class's images that plays test_seen.
         seed: seed of the inner classes and of the images held out.
-
-    Raises:
-        ValueError: too few classes or images.
     """
     if len(trained) < 4:
         raise UserError(

@@ -12,7 +12,7 @@ from distributed.setup import prepare
 from tiny import make_tiny
 from tune.config import SearchConfig
 from tune.space import Dimension
-from tune.trial.context import Material, gather, trial_base
+from tune.trial.context import TrialContext, make_context, trial_base
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
 EPOCHS = 3
@@ -36,7 +36,7 @@ def make_search(root: Path, **changes: object) -> SearchConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def make_material(root: Path, folder: Path, config: SearchConfig) -> Material:
+def make_trial_context(root: Path, folder: Path, config: SearchConfig) -> TrialContext:
     """What the driver puts together, without Ray."""
     torch.set_num_threads(1)
     prepared = prepare(trial_base(config))
@@ -45,7 +45,7 @@ def make_material(root: Path, folder: Path, config: SearchConfig) -> Material:
     for unit in units_of(prepared.manifest, ["train"]):
         if not (Path(cache) / unit.file).is_file():
             compute_unit(prepared.manifest.url, unit, spec, cache, "cpu")
-    return gather(config, prepared, spec, cache, folder, "cpu")
+    return make_context(config, prepared, spec, cache, folder, "cpu")
 
 
 def spoil_test_shards(packed: Path) -> None:
@@ -57,4 +57,4 @@ def spoil_test_shards(packed: Path) -> None:
         shard.write_bytes(random.bytes(shard.stat().st_size))
 
 
-__all__ = ["EPOCHS", "make_material", "make_search", "make_tiny", "spoil_test_shards"]
+__all__ = ["EPOCHS", "make_trial_context", "make_search", "make_tiny", "spoil_test_shards"]

@@ -1,4 +1,4 @@
-"""One trial in this process: resumed, from pixels, broken; and the start that trials share."""
+"""One trial in this process: resumed, broken; and the start that trials share."""
 
 import multiprocessing
 import os
@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from distributed.features.cache import units_of
 from shards.manifest import load_manifest
-from tune.trial.checkpoints import forget, keep, kept
-from tune.trial.context import Material, ensure_start, start_key, sweep, trial_job
-from tune.trial.evaluator import Judge
+from tune.space import with_params
+from tune.trial.checkpoints import delete_checkpoints, latest_checkpoint, store_checkpoint
+from tune.trial.context import TrialContext
+from tune.trial.evaluator import Evaluator
+from tune.trial.kmeans_start import ensure_start, remove_partial_starts, start_key
 from tune.trial.objective import MEASURES
-from tune.trial.trainable import cause_of, run_trial
-from tune_tiny import EPOCHS, make_material, make_search, make_tiny
+from tune.trial.trainable import cause_of, run_trial, trial_job
+from tune_tiny import EPOCHS, make_search, make_tiny, make_trial_context
 
 PARAMS = {"loss.entropy": 0.5, "model.num_clusters": 12, "training.learning_rate": 1e-2}
 
@@ -34,21 +36,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def material(root: Path) -> Material:
-    return make_material(root, root / "searches" / "one", make_search(root))
+def context(root: Path) -> TrialContext:
+    return make_trial_context(root, root / "searches" / "one", make_search(root))
 
 
 def rows_of(
-    material: Material, trial: str, params: dict[str, Any] | None = None
+    context: TrialContext, trial: str, params: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    run_trial(material, trial, params or PARAMS, rows.append)
+    run_trial(context, trial, params or PARAMS, rows.append)
     return rows
 
 
 @pytest.fixture(scope="module")
-def whole(material: Material) -> list[dict[str, Any]]:
-    return rows_of(material, "0001")
+def whole(context: TrialContext) -> list[dict[str, Any]]:
+    return rows_of(context, "0001")
 
 
 def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ class Killed(Exception):
 
 
 def test_an_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(
-    material: Material, whole: list[dict[str, Any]]
+    context: TrialContext, whole: list[dict[str, Any]]
 ) -> None:
     seen: list[int] = []
 
@@ -79,58 +81,48 @@ def test_an_interrupted_trial_goes_on_and_ends_as_if_it_had_not_been(
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(material, "0002", PARAMS, die_after_the_second)
-    folder, history = kept(Path(material.folder), "0002")
+        run_trial(context, "0002", PARAMS, die_after_the_second)
+    folder, history = latest_checkpoint(Path(context.folder), "0002")
     assert seen == [1, 2] and folder is not None and [row["epoch"] for row in history] == [1, 2]
-    rows = rows_of(material, "0002")
+    rows = rows_of(context, "0002")
     # The first two are told again from the checkpoint, seconds included: they were not trained.
     assert rows[:2] == history
     assert without_time(rows) == without_time(whole)
 
 
 def test_a_trial_that_had_done_all_its_epochs_trains_no_more(
-    material: Material, whole: list[dict[str, Any]]
+    context: TrialContext, whole: list[dict[str, Any]]
 ) -> None:
-    assert rows_of(material, "0001") == whole
+    assert rows_of(context, "0001") == whole
 
 
-def test_a_trial_from_pixels_learns_the_same_as_one_on_the_cache(
-    material: Material, whole: list[dict[str, Any]]
-) -> None:
-    pixels = replace(material, config=replace(material.config, from_pixels=True))
-    rows = rows_of(pixels, "0003")
-    for one, other in zip(rows, whole, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=2e-3)
-        assert one["objective"] == pytest.approx(other["objective"], abs=0.1)
-    assert sum(row["seconds"] for row in rows) > sum(row["seconds"] for row in whole)
-
-
-def test_a_loss_that_is_not_finite_has_a_cause_in_one_line(material: Material) -> None:
+def test_a_loss_that_is_not_finite_has_a_cause_in_one_line(context: TrialContext) -> None:
     with pytest.raises(ValueError, match=r"loss is (nan|inf|not finite)") as caught:
-        rows_of(material, "0004", PARAMS | {"training.learning_rate": 1e30})
+        rows_of(context, "0004", PARAMS | {"training.learning_rate": 1e30})
     assert "lower training.learning_rate" in cause_of(caught.value)
     assert cause_of(MemoryError()) == "out of memory: MemoryError"
     assert cause_of(RuntimeError("CUDA out of memory.\nTried")).startswith("out of memory: CUDA")
     assert cause_of(KeyError("x")) == "KeyError: 'x'"
 
 
-def test_a_trial_whose_clusters_die_ends_as_collapsed(material: Material) -> None:
-    strict = replace(material, config=replace(material.config, collapse_share=1.0))
+def test_a_trial_whose_clusters_die_ends_as_collapsed(context: TrialContext) -> None:
+    strict = replace(context, config=replace(context.config, collapse_share=1.0))
     # All clusters must be in use: with hardly any entropy loss and a large rate they are not.
     params = {"loss.entropy": 1e-6, "model.num_clusters": 16, "training.learning_rate": 0.5}
     rows = rows_of(strict, "0005", params)
     assert rows[-1]["epoch"] == 2 and "dead clusters" in rows[-1]["collapsed"]
-    assert len(rows_of(material, "0006", params)) == EPOCHS  # the control
+    assert len(rows_of(context, "0006", params)) == EPOCHS  # the control
     assert rows_of(strict, "0005", params) == rows  # again: it is not gone on with
 
 
-def test_the_judge_scores_the_checkpoint_and_not_the_start(
-    material: Material, whole: list[dict[str, Any]], tmp_path: Path
+def test_the_evaluator_scores_the_checkpoint_and_not_the_start(
+    context: TrialContext, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, history = kept(Path(material.folder), "0001")
+    folder, history = latest_checkpoint(Path(context.folder), "0001")
     assert folder is not None
-    judge = Judge(material, trial_job(material, PARAMS))
-    measures = [judge.row(history[-1], folder)[name] for name in MEASURES]
+    evaluator = Evaluator(context, trial_job(context, PARAMS))
+    row = evaluator.row(history[-1], folder, [])
+    measures = [row[name] for name in MEASURES]
     assert measures == [whole[-1][name] for name in MEASURES]
     other = tmp_path / "other"  # the same checkpoint with clusters anywhere
     shutil.copytree(folder, other)
@@ -138,7 +130,8 @@ def test_the_judge_scores_the_checkpoint_and_not_the_start(
     torch.manual_seed(0)
     state["head.centroids"] = torch.randn_like(state["head.centroids"])
     save_file(state, other / "model.safetensors")
-    assert measures != [judge.row(history[-1], other)[name] for name in MEASURES]
+    row = evaluator.row(history[-1], other, [])
+    assert measures != [row[name] for name in MEASURES]
 
 
 def test_only_the_last_whole_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -146,44 +139,36 @@ def test_only_the_last_whole_checkpoint_is_kept(tmp_path: Path) -> None:
     made.mkdir()
     (made / "state.json").write_text("{}")
     rows = [{"epoch": 1}]
-    keep(tmp_path, "0001", made, rows)
-    keep(tmp_path, "0001", made, [*rows, {"epoch": 2}])
+    store_checkpoint(tmp_path, "0001", made, rows)
+    store_checkpoint(tmp_path, "0001", made, [*rows, {"epoch": 2}])
     half = tmp_path / "checkpoints" / "0001" / ".part-00003"
     half.mkdir()
-    folder, history = kept(tmp_path, "0001")
+    folder, history = latest_checkpoint(tmp_path, "0001")
     assert folder is not None and folder.name == "epoch-00002" and len(history) == 2
     assert len(list(folder.parent.glob("epoch-*"))) == 1
-    forget(tmp_path, "0001")
-    assert kept(tmp_path, "0001") == (None, [])
+    delete_checkpoints(tmp_path, "0001")
+    assert latest_checkpoint(tmp_path, "0001") == (None, [])
 
 
-def make_start(material: Material, root: Path, gate: Any, out: Any) -> None:
+def make_start(context: TrialContext, root: Path, gate: Any, out: Any) -> None:
     """In a process of its own: a start, the moment that all others try as well."""
-    job = trial_job(material, PARAMS)
     gate.wait()
-    folder = ensure_start(
-        root,
-        job.config,
-        material.features,
-        material.spec,
-        material.units,
-        material.trained.tolist(),
-        material.num_patches,
-    )
+    config = with_params(context.base, PARAMS)
+    folder = ensure_start(replace(context, starts=str(root)), config)
     out.put(np.load(folder / "init" / "centroids.npy", allow_pickle=False).tobytes())
 
 
 def test_one_start_serves_all_processes_and_survives_killed_writers(
-    material: Material, tmp_path: Path
+    context: TrialContext, tmp_path: Path
 ) -> None:
     root = tmp_path / "starts"
     left = root / ".part-killed" / "init"  # what a killed writer leaves
     left.mkdir(parents=True)
     (left / "projection.npy").write_bytes(b"half")
-    context = multiprocessing.get_context("fork")
-    gate, out = context.Barrier(4), context.Queue()
-    arguments = (material, root, gate, out)
-    processes = [context.Process(target=make_start, args=arguments, daemon=True) for _ in range(4)]
+    fork = multiprocessing.get_context("fork")
+    gate, out = fork.Barrier(4), fork.Queue()
+    arguments = (context, root, gate, out)
+    processes = [fork.Process(target=make_start, args=arguments, daemon=True) for _ in range(4)]
     for process in processes:
         process.start()
     found = [out.get(timeout=120) for _ in processes]
@@ -191,21 +176,23 @@ def test_one_start_serves_all_processes_and_survives_killed_writers(
         process.join()
     assert len(set(found)) == 1
     names = {path.name for path in root.iterdir()}
-    job = trial_job(material, PARAMS)
-    assert names == {".part-killed", start_key(job.config, material.trained.tolist())}
-    assert sweep(root, older_than=1e9) == 0
+    job = trial_job(context, PARAMS)
+    assert names == {".part-killed", start_key(job.config, context.trained.tolist())}
+    remove_partial_starts(root, older_than=1e9)
+    assert (root / ".part-killed").exists()
     os.utime(root / ".part-killed", (0, 0))
-    assert sweep(root) == 1 and not (root / ".part-killed").exists()
+    remove_partial_starts(root)
+    assert not (root / ".part-killed").exists()
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_start_or_none(
-    material: Material, tmp_path: Path
+    context: TrialContext, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("fork")
+    fork = multiprocessing.get_context("fork")
     for number, delay in enumerate((0.02, 0.1, 0.3)):
         root = tmp_path / str(number)
-        gate, out = context.Barrier(2), context.Queue()
-        process = context.Process(target=make_start, args=(material, root, gate, out))
+        gate, out = fork.Barrier(2), fork.Queue()
+        process = fork.Process(target=make_start, args=(context, root, gate, out))
         process.start()
         gate.wait()
         time.sleep(delay)
@@ -215,13 +202,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_start_or_none(
         for folder in root.glob("[0-9]*"):
             assert np.load(folder / "init" / "centroids.npy", allow_pickle=False).shape[0] == 12
     # Whoever comes next computes what is missing.
-    gate, out = context.Barrier(1), context.Queue()
-    make_start(material, tmp_path / "0", gate, out)
+    gate, out = fork.Barrier(1), fork.Queue()
+    make_start(context, tmp_path / "0", gate, out)
     assert out.get(timeout=10)
 
 
-def test_starts_differ_by_what_they_depend_on_and_by_nothing_else(material: Material) -> None:
-    base, classes = material.base, material.trained.tolist()
+def test_starts_differ_by_what_they_depend_on_and_by_nothing_else(context: TrialContext) -> None:
+    base, classes = context.base, context.trained.tolist()
     key = start_key(base, classes)
     other_loss = replace(base, loss=replace(base.loss, entropy=9.0))
     assert start_key(other_loss, classes) == key
@@ -231,8 +218,10 @@ def test_starts_differ_by_what_they_depend_on_and_by_nothing_else(material: Mate
     assert start_key(replace(base, model=model), classes) != key
 
 
-def test_features_of_training_images_serve_trials_and_runs(material: Material, root: Path) -> None:
+def test_features_of_training_images_serve_trials_and_runs(
+    context: TrialContext, root: Path
+) -> None:
     manifest = load_manifest(str(root / "packed"))
-    assert Path(material.features).parent == root / "packed" / "features"
+    assert Path(context.features).parent == root / "packed" / "features"
     files = {unit.file for unit in units_of(manifest, ["train"])}
-    assert files <= {path.name for path in Path(material.features).iterdir()}
+    assert files <= {path.name for path in Path(context.features).iterdir()}
