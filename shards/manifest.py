@@ -21,18 +21,14 @@ VERSION = 1
 FILE = "manifest.json"
 LABELS = "labels.npy"
 SPLITS = ("train", "test_seen", "test_unseen")
-ROLES = ("train", "val", "unseen", "hidden")
+ROLES = ("train", "val", "unseen")
 _SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-\d{6}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """A class, its role and the words of its name.
-
-    val is a seen class used for choices; hidden is a class none of whose images this manifest
-    lists, named so that labels count along the same classes as in the manifest it was made from.
-    """
+    """A class, its role (val is a seen class used for choices) and the words of its name."""
 
     name: str
     role: str
@@ -276,19 +272,16 @@ def _shard_problems(manifest: Manifest) -> list[str]:
     return found
 
 
-_ALLOWED = {"unseen": ("test_unseen",), "hidden": ()}
-
-
 def _count_problems(manifest: Manifest) -> list[str]:
     found = []
     totals: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for shard in manifest.shards:
         totals[shard.split].update(shard.class_counts)
     for entry in manifest.classes:
-        allowed = _ALLOWED.get(entry.role, ("train", "test_seen"))
-        if allowed and not totals[allowed[0]][entry.name]:
+        kind = "unseen" if entry.role == "unseen" else "seen"
+        allowed = ("test_unseen",) if kind == "unseen" else ("train", "test_seen")
+        if not totals[allowed[0]][entry.name]:
             found.append(f"class {entry.name!r} ({entry.role}) has no images in split {allowed[0]}")
-        kind = entry.role if entry.role in _ALLOWED else "seen"
         found += [
             f"class {entry.name!r} is {kind} but has images in split {split}"
             for split in SPLITS

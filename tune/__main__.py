@@ -21,13 +21,6 @@ def make_parser() -> ArgumentParser:
         description="Search loss weights, numbers of clusters and learning rates on a Ray cluster.",
         allow_abbrev=False,
     )
-    commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("search", _search_parser(), help="run a search, or go on with one")
-    commands.add_subcommand("analyse", _analyse_parser(), help="write the page of a search")
-    return parser
-
-
-def _search_parser() -> ArgumentParser:
     search = ArgumentParser(
         usage="python -m tune search --config FILE [--search-id NAME] [--resume] [--trials N] "
         "[--run.section.field VALUE …]",
@@ -47,36 +40,33 @@ def _search_parser() -> ArgumentParser:
     search.add_argument("--resume", action="store_true", help="Go on with a search that is there.")
     search.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
     search.add_class_arguments(SearchConfig, as_group=False, sub_configs=True)
-    return search
-
-
-def _analyse_parser() -> ArgumentParser:
     analyse = ArgumentParser(
         description="Write search.html of a search folder again: trials, importance of each field, "
         "learning curves, validation beside test.",
         allow_abbrev=False,
     )
     analyse.add_argument("folder", type=Path, metavar="SEARCH", help="Search folder.")
-    return analyse
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("search", search, help="run a search, or go on with one")
+    commands.add_subcommand("analyse", analyse, help="write the page of a search")
+    return parser
 
 
 def _search(options: Any) -> int:
     files = [str(file) for file in options.pop("config", None) or []]
     search_id = options.pop("search_id") or default_name(files, "search")
     resume, verbose = options.pop("resume"), options.pop("verbose")
-    config = SearchConfig(**vars(options))
-    from tune.search import Interrupted, search  # torch and Ray take seconds: not for --help
+    from tune.report.page import write_page  # torch and Ray take seconds: not for --help
+    from tune.search import Interrupted, search
 
     try:
-        folder = search(config, search_id, resume=resume, verbose=verbose)
+        folder = search(SearchConfig(**vars(options)), search_id, resume=resume, verbose=verbose)
     except (Interrupted, KeyboardInterrupt):
         print(
             f"stopped; the same command with --search-id {search_id} --resume goes on from here",
             file=sys.stderr,
         )
         return 130
-    from tune.report.page import write_page
-
     print(write_page(folder))
     return 0
 
@@ -105,17 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def with_stored_config(arguments: list[str]) -> list[str]:
     """`search --search-id NAME --resume` without --config: with the search's own search.yaml."""
-    names = [argument.partition("=")[0] for argument in arguments]
-    if arguments[:1] != ["search"] or "--resume" not in names or "--config" in names:
+    flat = [part for argument in arguments for part in argument.split("=", 1)]
+    if flat[:1] != ["search"] or "--resume" not in flat or "--config" in flat:
         return arguments
-    values = dict(zip(names, [*arguments[1:], ""], strict=True))
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals:
-            values[name] = value
+    values = dict(zip(flat, [*flat[1:], ""], strict=True))
     storage = values.get("--run.storage", SearchConfig().run.storage)
     path = Path(storage) / values.get("--search-id", "") / "search.yaml"
-    if "--search-id" not in names or not path.is_file():
+    if "--search-id" not in values or not path.is_file():
         return arguments
     return ["search", "--config", str(path), *arguments[1:]]
 

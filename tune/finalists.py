@@ -22,7 +22,6 @@ from tune.searcher import DEFAULT
 from tune.space import with_params
 from tune.study import TrialRecord, ranked
 from tune.trial.objective import MEASURES
-from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.files import write_json
 
@@ -79,38 +78,35 @@ def score_finalists(
     return final
 
 
-def finalist_config(config: SearchConfig, folder: Path, record: TrialRecord) -> RunConfig:
-    """The run of a finalist: its parameters, all seen classes, and the objective's models."""
+def _test_scores(
+    config: SearchConfig, folder: Path, name: str, record: TrialRecord
+) -> dict[str, Any]:
+    """The part of a row that comes from test images."""
     run = with_params(config.run, record.params)
-    return replace(
+    run = replace(
         run,
         training=replace(run.training, classes="seen"),
         evaluation=replace(run.evaluation, models=list(config.models)),
         storage=str(folder / "final"),
     )
-
-
-def _test_scores(
-    config: SearchConfig, folder: Path, name: str, record: TrialRecord
-) -> dict[str, Any]:
-    """The part of a row that comes from test images."""
-    run = folder / "final" / name
+    done = folder / "final" / name
     try:
-        if not (run / "report.html").is_file():
-            log = folder / "final" / f"{name}.log"
-            log.parent.mkdir(exist_ok=True)
-            with log.open("a", encoding="utf-8") as stream, contextlib.redirect_stdout(stream):
-                train(finalist_config(config, folder, record), name)
-        evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        if not (done / "report.html").is_file():
+            done.parent.mkdir(exist_ok=True)
+            with (
+                done.with_name(f"{name}.log").open("a", encoding="utf-8") as stream,
+                contextlib.redirect_stdout(stream),
+            ):
+                train(run, name)
+        evaluation = json.loads((done / "evaluation.json").read_text(encoding="utf-8"))
     except UserError as error:
         return {"cause": str(error)}
     results = next(row for row in evaluation["rows"] if row["name"] == "smo")["results"]
-    test = {
-        measure: float(np.mean([results[model][measure] for model in config.models]))
-        for measure in MEASURES
-    }
     return {
-        "test": test,
+        "test": {
+            measure: float(np.mean([results[model][measure] for model in config.models]))
+            for measure in MEASURES
+        },
         "run": f"final/{name}",
         "validation_only": False,
         "test_opened": evaluation.get("test_opened", []),

@@ -1,7 +1,7 @@
 """ASHA over epochs that knows the trials of earlier attempts, and lets the default end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -9,13 +9,6 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from tune.searcher import DEFAULT
 from tune.study import TrialRecord
 from tune.trial.trainable import ended
-
-
-@dataclass(frozen=True)
-class _Known:
-    """As much of a trial as ASHA looks at."""
-
-    trial_id: str
 
 
 class Halving(ASHAScheduler):
@@ -40,16 +33,14 @@ class Halving(ASHAScheduler):
             grace_period=grace_epochs,
             reduction_factor=reduction_factor,
         )
+        nobody: Any = None
         for record in records:
+            rows = record.history[:-1] if record.state == "collapsed" else record.history
             if record.ended:
-                self._replay(record)
-
-    def _replay(self, record: TrialRecord) -> None:
-        known: Any = _Known(f"before-{record.name}")
-        self.on_trial_add(None, known)  # type: ignore[arg-type]
-        for row in record.history:
-            if row.get("objective") is not None and not ended(row):
-                super().on_trial_result(None, known, row)  # type: ignore[arg-type]
+                known: Any = SimpleNamespace(trial_id=f"before-{record.name}")
+                self.on_trial_add(nobody, known)
+                for row in rows:
+                    super().on_trial_result(nobody, known, row)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""

@@ -26,7 +26,6 @@ from tune.searcher import JournalSearch
 from tune.space import check_space_fits, with_params
 from tune.study import TrialRecord, open_journal, ranked, trials_of
 from tune.trial.context import TrialContext, make_context, trial_base
-from tune.trial.kmeans_start import run_starts
 from tune.trial.trainable import tune_trial
 from vgse.config import RunConfig
 from vgse.errors import UserError
@@ -86,10 +85,8 @@ def search(
                 _with_largest_start(config), prepared, device == "cuda", display, ["train"]
             )
             context = make_context(config, prepared, spec, features, folder, device)
-            shared = ray.put(context)
-            run_starts(context, shared, display)
         with room_for(folder):
-            records = run_trials(context, shared, concurrent, records)
+            records = run_trials(context, concurrent, records)
         best = ranked(records)
         if not best:
             raise UserError(f"{folder}: no trial came to an end; see the causes in search.html")
@@ -99,16 +96,9 @@ def search(
 
 
 def run_trials(
-    context: TrialContext, shared: Any, concurrent: int, before: Sequence[TrialRecord]
+    context: TrialContext, concurrent: int, before: Sequence[TrialRecord]
 ) -> list[TrialRecord]:
-    """Run what is left of the trials; returns all of them.
-
-    Args:
-        context: what trials share.
-        shared: its reference in Ray's object store.
-        concurrent: trials at a time.
-        before: trials of earlier attempts.
-    """
+    """Run what is left of the trials after `before`, so many at a time; returns all of them."""
     config, base, folder = context.config, context.base, Path(context.folder)
     left = config.trials - sum(record.ended for record in before)
     if left <= 0:
@@ -126,7 +116,7 @@ def run_trials(
     with SearchDisplay(config.trials, config.objective, before) as display:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(tune_trial, context=[shared]),
+                tune.with_parameters(tune_trial, context=[ray.put(context)]),
                 trial_resources(config, context.device),
             ),
             tune_config=tune.TuneConfig(

@@ -130,30 +130,31 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
 
 
 def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if dimension.choices is not None:
-        if dimension.low is not None or dimension.high is not None:
-            raise UserError(f"space.{name}: has choices and a range; keep one of them")
-        if not dimension.choices:
-            raise UserError(f"space.{name}: choices are empty; give at least one value")
-        if len(set(dimension.choices)) != len(dimension.choices):
-            raise UserError(f"space.{name}: choices hold a value twice; keep one")
-        wrong = [choice for choice in dimension.choices if not _fits(choice, value)]
-        if wrong:
-            kind = type(value).__name__
-            raise UserError(f"space.{name}: {wrong[0]!r} is no {kind}; the field takes {kind}")
-        return
-    if dimension.low is None or dimension.high is None:
-        raise UserError(f"space.{name}: give low and high, or choices")
-    if not numeric:
-        raise UserError(f"space.{name}: is not a number; give choices in place of low and high")
-    low, high = dimension.low, dimension.high
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"space.{name}: low is {low} and high is {high}; low must be the smaller")
-    if dimension.log and low <= 0:
-        raise UserError(f"space.{name}: low is {low}; a logarithmic scale needs more than 0")
-    if isinstance(value, int) and (low != int(low) or high != int(high)):
-        raise UserError(f"space.{name}: takes whole numbers; low is {low} and high is {high}")
+    low, high, choices = dimension.low, dimension.high, dimension.choices
+    kind = type(value).__name__
+    problem = None
+    if choices is not None:
+        wrong = [choice for choice in choices if not _fits(choice, value)]
+        if low is not None or high is not None:
+            problem = "has choices and a range; keep one of them"
+        elif not choices:
+            problem = "choices are empty; give at least one value"
+        elif len(set(choices)) != len(choices):
+            problem = "choices hold a value twice; keep one"
+        elif wrong:
+            problem = f"{wrong[0]!r} is no {kind}; the field takes {kind}"
+    elif low is None or high is None:
+        problem = "give low and high, or choices"
+    elif kind not in ("int", "float"):
+        problem = "is not a number; give choices in place of low and high"
+    elif not (math.isfinite(low) and math.isfinite(high) and low < high):
+        problem = f"low is {low} and high is {high}; low must be the smaller"
+    elif dimension.log and low <= 0:
+        problem = f"low is {low}; a logarithmic scale needs more than 0"
+    elif kind == "int" and (low != int(low) or high != int(high)):
+        problem = f"takes whole numbers; low is {low} and high is {high}"
+    if problem:
+        raise UserError(f"space.{name}: {problem}")
 
 
 def _fits(choice: Any, value: Any) -> bool:

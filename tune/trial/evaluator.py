@@ -12,7 +12,7 @@ from distributed.features.cache import access_of
 from distributed.train.checkpoint import load_module
 from distributed.train.spec import TrainingJob, build_model
 from tune.trial.context import TrialContext
-from tune.trial.objective import MEASURES, measure, objective_of
+from tune.trial.objective import MEASURES, zero_shot_scores
 from vgse.config import loss_symbols
 from vgse.embeddings import class_embeddings
 from vgse.errors import UserError
@@ -57,7 +57,7 @@ class Evaluator:
         with torch.inference_mode():
             embedded = embed_units(self._encoder, self._context.units)
         search = self._context.config
-        results = measure(
+        scores = zero_shot_scores(
             self._context.problem,
             class_embeddings(embedded.sums["train"]),
             self._context.word_vectors,
@@ -65,11 +65,10 @@ class Evaluator:
             self._config.evaluation.normalise,
             search.models,
         )
-        means = {name: objective_of(results, name) for name in MEASURES}
-        if not np.isfinite(list(means.values())).all():
+        if not np.isfinite(list(scores.values())).all():
             raise UserError("the objective is not finite: the class embeddings hold NaN")
-        row = {"epoch": trained["epoch"], "objective": means[search.objective]}
-        row |= {name: trained[name] for name in _TRAINED if name in trained} | means
+        row = {"epoch": trained["epoch"], "objective": scores[search.objective]}
+        row |= {name: trained[name] for name in _TRAINED if name in trained} | scores
         cause = collapse_cause(
             [*history, row],
             self._config.model.num_clusters,

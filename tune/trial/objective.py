@@ -62,7 +62,7 @@ def make_problem(
         trained: classes that trials train on.
         val: validation classes, none of them in `trained`.
         holdout: share of each training class's images that plays test_seen.
-        seed: seed of the inner classes and of the images held out.
+        seed: of the inner classes and of the images held out.
     """
     if len(trained) < 4:
         raise UserError(
@@ -70,6 +70,7 @@ def make_problem(
             "needs at least 4: pack again with fewer validation classes"
         )
     train, held = _hold_out(labels, trained, holdout, seed)
+    num_inner = max(2, round(_INNER_SHARE * len(trained)))
     data = ZslData(
         features,
         labels,
@@ -79,16 +80,11 @@ def make_problem(
         class_names=class_names,
         seen=np.sort(trained),
         unseen=np.sort(val),
-        val=_inner_classes(trained, seed),
+        val=np.sort(np.random.default_rng(seed).permutation(np.sort(trained))[:num_inner]),
     )
     inner = validation_fold(data, holdout, seed)
     outer = final_fold(data, TestSplits(data.test_seen, data.test_unseen))
     return Problem(inner, prepare(data, inner), outer, prepare(data, outer), seed)
-
-
-def _inner_classes(trained: Indices, seed: int) -> Indices:
-    count = max(2, round(_INNER_SHARE * len(trained)))
-    return np.sort(np.random.default_rng(seed).permutation(np.sort(trained))[:count])
 
 
 def _hold_out(
@@ -106,15 +102,15 @@ def _hold_out(
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
 
 
-def measure(
+def zero_shot_scores(
     problem: Problem,
     own: NDArray[np.float64],
     word_vectors: NDArray[np.float64],
     relations: RelationConfig,
     normalise: str,
     models: Sequence[str],
-) -> dict[str, dict[str, float]]:
-    """Score class embeddings.
+) -> dict[str, float]:
+    """Score class embeddings: zsl, seen, unseen and harmonic_mean in 0..1, means over the models.
 
     Args:
         problem: from `make_problem`.
@@ -123,38 +119,20 @@ def measure(
         relations: how validation classes follow from training classes.
         normalise: what zero-shot models get: none, l2 or z.
         models: names of zero-shot models.
-
-    Returns:
-        For each model zsl, seen, unseen and harmonic_mean in 0..1.
     """
-    inner, outer = (
-        _embeddings(fold, own, word_vectors, relations, normalise, problem.solve)
-        for fold in (problem.inner, problem.outer)
-    )
-    results = {}
-    for name in models:
-        model = find_model(name)
+
+    def embeddings(fold: Fold) -> Embeddings:
+        known = np.full_like(own, np.nan)
+        known[fold.seen] = own[fold.seen]
+        inputs = RowInputs(fold.seen, fold.unseen, known, word_vectors, solve=problem.solve)
+        blocks = smo_row(inputs, relations.alpha, relations.ridge)
+        return assembled(blocks, len(fold.seen), normalise)
+
+    inner, outer = embeddings(problem.inner), embeddings(problem.outer)
+    results = []
+    for model in map(find_model, models):
         choice = choose(model, problem.inner_features, inner, problem.seed)
-        result = final_result(model, problem.outer_features, outer, choice, problem.seed)
-        results[name] = {measure: float(getattr(result, measure)) for measure in MEASURES}
-    return results
-
-
-def _embeddings(
-    fold: Fold,
-    own: NDArray[np.float64],
-    word_vectors: NDArray[np.float64],
-    relations: RelationConfig,
-    normalise: str,
-    solve: CachedSolver,
-) -> Embeddings:
-    known = np.full_like(own, np.nan)
-    known[fold.seen] = own[fold.seen]
-    inputs = RowInputs(fold.seen, fold.unseen, known, word_vectors, solve=solve)
-    blocks = smo_row(inputs, relations.alpha, relations.ridge)
-    return assembled(blocks, len(fold.seen), normalise)
-
-
-def objective_of(results: dict[str, dict[str, float]], name: str) -> float:
-    """The mean over the models of one measure, in 0..1."""
-    return float(np.mean([result[name] for result in results.values()]))
+        results.append(final_result(model, problem.outer_features, outer, choice, problem.seed))
+    return {
+        name: float(np.mean([getattr(result, name) for result in results])) for name in MEASURES
+    }

@@ -57,4 +57,4 @@ def spoil_test_shards(packed: Path) -> None:
         shard.write_bytes(random.bytes(shard.stat().st_size))
 
 
-__all__ = ["EPOCHS", "make_trial_context", "make_search", "make_tiny", "spoil_test_shards"]
+__all__ = ["EPOCHS", "make_search", "make_tiny", "make_trial_context", "spoil_test_shards"]

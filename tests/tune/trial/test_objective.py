@@ -14,7 +14,7 @@ from distributed.features.extract import compute_unit
 from shards.manifest import load_manifest
 from tune.trial.context import TrialContext
 from tune.trial.evaluator import collapse_cause
-from tune.trial.objective import Problem, make_problem, measure, objective_of
+from tune.trial.objective import Problem, make_problem, zero_shot_scores
 from tune.trial.trainable import run_trial
 from tune_tiny import make_search, make_tiny, make_trial_context, spoil_test_shards
 from vgse.config import RelationConfig
@@ -33,8 +33,14 @@ def context(root: Path) -> TrialContext:
 
 
 def score(context: TrialContext, problem: Problem, own: np.ndarray) -> dict[str, float]:
-    found = measure(problem, own, context.word_vectors, RelationConfig(), "z", ["prototype"])
-    return found["prototype"]
+    return scores(context, problem, own, "prototype")
+
+
+def scores(
+    context: TrialContext, problem: Problem, own: np.ndarray, *models: str
+) -> dict[str, float]:
+    words = context.word_vectors
+    return zero_shot_scores(problem, own, words, RelationConfig(), "z", models)
 
 
 def image_means(context: TrialContext) -> np.ndarray:
@@ -114,9 +120,11 @@ def test_too_few_classes_are_named(context: TrialContext) -> None:
         )
 
 
-def test_the_objective_is_the_mean_over_models() -> None:
-    results = {"a": {"zsl": 0.2}, "b": {"zsl": 0.4}}
-    assert objective_of(results, "zsl") == pytest.approx(0.3)
+def test_the_objective_is_the_mean_over_models(context: TrialContext) -> None:
+    own, models = image_means(context), ("prototype", "eszsl")
+    apart = [scores(context, context.problem, own, model)["seen"] for model in models]
+    both = scores(context, context.problem, own, *models)["seen"]
+    assert apart[0] != apart[1] and both == pytest.approx(np.mean(apart))
 
 
 def test_a_trial_is_given_no_test_unit_and_no_unseen_word(

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distributed.features.cache import units_of
+from distributed.features.kmeans_init import load_start
 from shards.manifest import load_manifest
 from tune.space import with_params
 from tune.trial.checkpoints import delete_checkpoints, latest_checkpoint, store_checkpoint
 from tune.trial.context import TrialContext
 from tune.trial.evaluator import Evaluator
-from tune.trial.kmeans_start import ensure_start, remove_partial_starts, start_key
+from tune.trial.kmeans_start import ensure_start, start_key
 from tune.trial.objective import MEASURES
 from tune.trial.trainable import cause_of, run_trial, trial_job
 from tune_tiny import EPOCHS, make_search, make_tiny, make_trial_context
@@ -162,9 +163,10 @@ def test_one_start_serves_all_processes_and_survives_killed_writers(
     context: TrialContext, tmp_path: Path
 ) -> None:
     root = tmp_path / "starts"
-    left = root / ".part-killed" / "init"  # what a killed writer leaves
-    left.mkdir(parents=True)
-    (left / "projection.npy").write_bytes(b"half")
+    config = with_params(context.base, PARAMS)
+    half = root / start_key(config, context.trained.tolist()) / "init"  # of a killed writer
+    half.mkdir(parents=True)
+    (half / "projection.npy").write_bytes(b"half")
     fork = multiprocessing.get_context("fork")
     gate, out = fork.Barrier(4), fork.Queue()
     arguments = (context, root, gate, out)
@@ -174,15 +176,8 @@ def test_one_start_serves_all_processes_and_survives_killed_writers(
     found = [out.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
-    assert len(set(found)) == 1
-    names = {path.name for path in root.iterdir()}
-    job = trial_job(context, PARAMS)
-    assert names == {".part-killed", start_key(job.config, context.trained.tolist())}
-    remove_partial_starts(root, older_than=1e9)
-    assert (root / ".part-killed").exists()
-    os.utime(root / ".part-killed", (0, 0))
-    remove_partial_starts(root)
-    assert not (root / ".part-killed").exists()
+    assert len(set(found)) == 1 and len(list(root.iterdir())) == 1
+    assert load_start(half)[0] is not None
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_start_or_none(
@@ -199,8 +194,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_start_or_none(
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        for folder in root.glob("[0-9]*"):
-            assert np.load(folder / "init" / "centroids.npy", allow_pickle=False).shape[0] == 12
+        for file in root.glob("*/init/centroids.npy"):
+            assert np.load(file, allow_pickle=False).shape[0] == 12
     # Whoever comes next computes what is missing.
     gate, out = fork.Barrier(1), fork.Queue()
     make_start(context, tmp_path / "0", gate, out)
