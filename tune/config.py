@@ -1,6 +1,5 @@
 """The configuration of a search."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,14 +69,12 @@ def check_search(config: SearchConfig) -> None:
         )
     if not config.models:
         raise UserError("models is empty; name at least one, such as prototype")
-    for prefix, check in (
-        ("models: ", lambda: [find_model(name) for name in config.models]),
-        ("run.", lambda: validate(config.run)),
-    ):
-        try:
-            check()
-        except UserError as error:
-            raise UserError(f"{prefix}{error}") from None
+    for name in config.models:
+        find_model(name)
+    try:
+        validate(config.run)
+    except UserError as error:
+        raise UserError(f"run.{error}") from None
     if is_remote(config.run.storage):
         raise UserError(
             f"run.storage is {config.run.storage}; the folder of a search must lie on a disk that "
@@ -96,21 +93,7 @@ def to_dict(config: SearchConfig) -> dict[str, Any]:
     """The configuration as plain dicts and scalars; the space without what is not set."""
     content = asdict(config)
     content["space"] = {
-        name: {
-            key: value
-            for key, value in dimension.items()
-            if value is not None and value is not False
-        }
+        name: {key: value for key, value in dimension.items() if value not in (None, "", [])}
         for name, dimension in content["space"].items()
     }
     return content
-
-
-def differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of fields in which two configurations differ."""
-    for key in sorted(one.keys() | two.keys()):
-        left, right = one.get(key), two.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            yield from differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            yield prefix + key

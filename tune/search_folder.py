@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from tune.config import CHANGEABLE, SearchConfig, differences, to_dict
+from tune.config import CHANGEABLE, SearchConfig, to_dict
 from tune.space import with_params
 from tune.study import TrialRecord, read_trials
-from vgse.config import RunConfig
+from vgse.config import RunConfig, leaves
 from vgse.config import to_dict as run_to_dict
 from vgse.errors import UserError
 from vgse.files import written_whole
@@ -32,8 +32,14 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[Tr
     if there:
         before = _read_yaml(path)
         before["run"] = _completed(before.get("run"), run_to_dict(RunConfig()))
-        for name in differences(before, to_dict(config)):
-            if name.partition(".")[0] not in CHANGEABLE and not name.startswith("run.tracking."):
+        was, now = dict(leaves(before)), dict(leaves(to_dict(config)))
+        for name in sorted(was.keys() | now.keys()):
+            same = was.get(name) == now.get(name)
+            if (
+                not same
+                and name.partition(".")[0] not in CHANGEABLE
+                and not name.startswith("run.tracking.")
+            ):
                 raise UserError(
                     f"{path}: {name} was another when this search began; resume it with the same "
                     "configuration (or none: --search-id alone), or choose another --search-id"

@@ -9,7 +9,7 @@ import yaml
 
 from distributed.setup import Prepared, prepare
 from tune.__main__ import main, make_parser, with_stored_config
-from tune.config import SearchConfig, check_search, differences, to_dict
+from tune.config import SearchConfig, check_search, to_dict
 from tune.search_folder import check_folder, write_config
 from tune.space import (
     Dimension,
@@ -130,7 +130,7 @@ def test_a_space_that_the_data_has_no_room_for_is_refused(
     [
         ({"trials": 0}, "trials is 0"),
         ({"grace_epochs": 9}, "grace_epochs is 9, but a trial has 3 epochs"),
-        ({"models": ["resnet"]}, "models: zero-shot model 'resnet' is unknown"),
+        ({"models": ["resnet"]}, "zero-shot model 'resnet' is unknown"),
         ({"models": []}, "models is empty"),
         ({"space": {}}, "space is empty"),
     ],
@@ -197,7 +197,6 @@ def test_a_search_that_is_there_is_only_resumed_with_its_own_configuration(
     other = replace(config, objective="harmonic_mean")
     with pytest.raises(ValueError, match="objective was another"):
         check_folder(folder, other, resume=True)
-    assert list(differences(to_dict(config), to_dict(other))) == ["objective"]
 
 
 def test_resuming_without_a_configuration_takes_that_of_the_search(
