@@ -1,7 +1,7 @@
 """What is shown of a search's trials, and what the driver does as they report."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,62 +9,21 @@ from ray.tune import Callback
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from tune.report.analyse import trial_table
+from tune.report.axes import label_of, plain
 from tune.searcher import JournalSearch
 from tune.study import TrialRecord, ranked, trials_of
 from tune.trial.checkpoints import delete_checkpoints
-from vgse.config import loss_symbols
 
-_WIDTH = 80
 _SHOWN = 8
 _PLAIN_INTERVAL_S = 30.0
-_SYMBOLS = {"num_clusters": "D_v", "temperature": "τ", "alpha": "α", "learning_rate": "rate"}
-_SYMBOLS |= loss_symbols()
 
 
 def percent(value: float | None) -> str:
     """A fraction as the tables show it."""
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def format_value(value: object) -> str:
-    """A parameter in six characters or fewer, where it is a number."""
-    if not isinstance(value, float):
-        return str(value)
-    text = f"{value:.2g}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
-    return text.replace("e-0", "e-").replace("e+0", "e")
-
-
-def trial_table(title: str, records: Iterable[TrialRecord]) -> Table:
-    """One row a trial: state, epoch, objective, and as many parameters as 80 columns hold."""
-    shown = list(records)
-    columns = {
-        "trial": [record.name for record in shown],
-        "state": [record.state for record in shown],
-        "epoch": [f"{record.epoch}/{record.epochs}" for record in shown],
-        "%": [percent(record.objective) for record in shown],
-    }
-    names = sorted({name for record in shown for name in record.params})
-    for name in names:
-        field = name.rpartition(".")[2]
-        columns[_SYMBOLS.get(field, field)] = [
-            format_value(record.params.get(name, "")) for record in shown
-        ]
-    left = _WIDTH + 1
-    table = Table(title=title, title_justify="left", pad_edge=False, box=None, padding=(0, 1, 0, 0))
-    for heading, cells in list(columns.items()):
-        left -= max(map(len, [heading, *cells])) + 1
-        if left < 0:
-            table.caption = "search.html shows all parameters"
-            del columns[heading]
-            continue
-        justify: Any = "left" if heading in ("trial", "state") else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
 
 
 class SearchDisplay:
@@ -114,7 +73,7 @@ class SearchDisplay:
             parts.append(f"{self._objective} {percent(record.objective)} %")
         if wrong:
             parts.append(record.cause)
-        fields = (f"{k.rpartition('.')[2]} {format_value(v)}" for k, v in record.params.items())
+        fields = (f"{label_of(name)} {plain(value)}" for name, value in record.params.items())
         self.line("  ".join([*parts, f"({', '.join(fields)})"]))
 
     def line(self, text: str) -> None:
@@ -141,7 +100,9 @@ class SearchDisplay:
         states = [record.state for record in records if record.ended]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         head = Text(self._status() + (f" ({counts})" if counts else ""))
-        return Group(head, trial_table("", shown)) if shown else head
+        if not shown:
+            return head
+        return Group(head, trial_table(shown, sorted(shown[0].params), self.console.width))
 
 
 class TrialCallback(Callback):

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from distributed.display import Display
 from distributed.run import train
-from tune.callbacks import percent, trial_table
+from tune.callbacks import percent
 from tune.config import SearchConfig
+from tune.report.analyse import NUM_SHOWN, trial_table
 from tune.report.search_files import load_search
 from tune.report.verdict import headline, judge_ranks, spearman
 from tune.searcher import DEFAULT
@@ -26,7 +27,6 @@ from vgse.errors import UserError
 from vgse.files import write_json
 
 _LEAST_ROWS = 3
-_SHOWN = 10
 
 
 def score_finalists(
@@ -131,8 +131,8 @@ def _print(
     config: SearchConfig, folder: Path, best: Sequence[TrialRecord], rows: list[dict[str, Any]]
 ) -> None:
     console = Console(highlight=False)
-    title = f"best trials by {config.objective} on validation classes"
-    console.print(trial_table(title, best[:_SHOWN]))
+    console.print(f"best trials by {config.objective} on validation classes", style="italic")
+    console.print(trial_table(best[:NUM_SHOWN], sorted(config.space), console.width))
     if config.finalists:
         console.print(_finalists_table(rows))
     found = load_search(folder)

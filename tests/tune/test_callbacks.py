@@ -3,10 +3,10 @@
 import io
 from collections.abc import Mapping
 
-import pytest
 from rich.console import Console
 
-from tune.callbacks import SearchDisplay, format_value, trial_table
+from tune.callbacks import SearchDisplay
+from tune.report.analyse import trial_table
 from tune.space import default_space
 from tune.study import TrialRecord
 
@@ -35,26 +35,21 @@ def printed(table: object) -> list[str]:
 
 def test_the_table_of_the_default_space_fits_eighty_columns_without_broken_numbers() -> None:
     assert set(PARAMS) == set(default_space())
-    title, heads, row = printed(trial_table("best trials", [record("stopped")]))
-    assert heads.split()[4:] == ["cls", "clu", "ent", "sem", "D_v", "τ", "α", "rate"]
-    assert row.split()[3:] == [
-        "34.6", "0.035", "0.0012", "9.9", "0.0035", "300", "0.021", "-0.05", "1.2e-4",
+    heads, row = printed(trial_table([record()], sorted(PARAMS), 80))
+    assert heads.split()[4:] == [
+        "λ_cls", "λ_clu", "λ_ent", "λ_sem", "D_v", "τ", "α", "rate",
     ]  # fmt: skip
-    assert max(map(len, [title, heads, row])) <= 80
+    assert row.split() == [
+        "0012", "finished", "34.6", "20/20",
+        "0.0346", "0.00123", "9.88", "0.00346", "300", "0.0212", "−0.05", "0.000123",
+    ]  # fmt: skip
+    assert max(len(heads), len(row)) <= 80
 
 
-def test_a_large_space_says_where_the_rest_is_shown() -> None:
+def test_a_large_space_is_shown_in_part() -> None:
     many = {f"loss.quite_a_long_name_{number}": 0.5 for number in range(9)}
-    lines = printed(trial_table("best trials", [record(params=many)]))
-    assert max(map(len, lines)) <= 80 and "search.html shows all parameters" in lines[-1]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (1e-4, "1.0e-4"), (10.0, "10"), (-1.0, "-1"), (150, "150"), ("kmeans", "kmeans")],
-)
-def test_values_are_short(value: object, text: str) -> None:
-    assert format_value(value) == text and len(text) <= 6
+    lines = printed(trial_table([record(params=many)], sorted(many), 80))
+    assert len(lines) == 2 and max(map(len, lines)) <= 80
 
 
 def test_a_trial_that_went_wrong_is_told_with_its_cause() -> None:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune.report.axes import Axis, axes_of, plain
-from tune.report.search_files import Search, load_search
-from tune.study import ranked
+from tune.report.axes import axes_of, label_of, plain
+from tune.report.search_files import load_search
+from tune.study import TrialRecord, ranked
 
 NUM_SHOWN = 10
 
@@ -27,7 +27,8 @@ def analyse(folder: Path) -> Path:
     axes = axes_of(search)
     found = importance(search.trials, axes)
     falling = sorted(axes, key=lambda axis: -found.shares[axis.name] if found else 0)
-    console.print(_best_table(search, falling, console.width))
+    best = ranked(search.trials)[:NUM_SHOWN]
+    console.print(trial_table(best, [axis.name for axis in falling], console.width))
     lines = [counts(search.trials)]
     for state, cause, names in causes(search.trials):
         lines.append(f"  {state} {len(names)}x: {cause} ({', '.join(names[:5])})")
@@ -45,20 +46,19 @@ def analyse(folder: Path) -> Path:
     return save_page(folder, search, axes, found)
 
 
-def _best_table(search: Search, axes: Sequence[Axis], width: int) -> Table:
-    """The best trials, with as many hyper-parameters as the terminal has room for."""
-    trials = ranked(search.trials)[:NUM_SHOWN]
+def trial_table(trials: Sequence[TrialRecord], names: Sequence[str], width: int) -> Table:
+    """Trials, with as many of the hyper-parameters `names` as there is room for."""
     columns = [
         ["trial", *(trial.name for trial in trials)],
         ["state", *(trial.state for trial in trials)],
-        ["objective", *(f"{100 * (trial.objective or 0):.1f}%" for trial in trials)],
-        ["epochs", *(str(trial.epoch) for trial in trials)],
+        ["%", *("" if t.objective is None else f"{100 * t.objective:.1f}" for t in trials)],
+        ["epoch", *(f"{trial.epoch}/{trial.epochs}" for trial in trials)],
     ]
-    for axis in axes:
-        values = (trial.params.get(axis.name) for trial in trials)
-        columns.append([axis.label, *("" if v is None else plain(v) for v in values)])
+    for name in names:
+        values = (trial.params.get(name) for trial in trials)
+        columns.append([label_of(name), *("" if v is None else plain(v) for v in values)])
     columns = [[_printable(cell) for cell in column] for column in columns]
-    table = Table(box=None, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = []
     for n, column in enumerate(columns):
         needed = max(map(cell_len, column))

@@ -13,6 +13,7 @@ LABELS = {
     "model.num_clusters": "D_v",
     "model.temperature": "τ",
     "relations.alpha": "α",
+    "training.learning_rate": "rate",
 } | {f"loss.{name}": f"λ_{symbol}" for name, symbol in loss_symbols().items()}
 
 
@@ -34,8 +35,8 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """The symbol of the equations, else the field's own words."""
-        return LABELS.get(self.name, self.name.rpartition(".")[2].replace("_", " "))
+        """See `label_of`."""
+        return label_of(self.name)
 
     def place(self, value: Any) -> float | None:
         """The value's place in 0..1, clamped; None for a value that the axis does not know."""
@@ -49,6 +50,11 @@ class Axis:
         if self.log:
             low, high, number = math.log(low), math.log(high), math.log(number)
         return min(1.0, max(0.0, (number - low) / (high - low))) if high > low else 0.5
+
+
+def label_of(name: str) -> str:
+    """The symbol of the equations for a dotted field, else the field's own words."""
+    return LABELS.get(name, name.rpartition(".")[2].replace("_", " "))
 
 
 def axes_of(search: Search) -> list[Axis]:
