@@ -52,12 +52,7 @@ def search(
 ) -> Path:
     """Run all trials, retrain the best ones, and return the search folder.
 
-    Args:
-        config: the search.
-        search_id: name of the search folder below `config.run.storage`.
-        resume: go on with a search that is there. Trials that ended stay; interrupted ones go on
-            from their last epoch.
-        verbose: let Ray's own log through.
+    With `resume` trials that ended stay, and interrupted ones go on from their last epoch.
     """
     check_search(config)
     prepared = prepare(trial_base(config))

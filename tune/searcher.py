@@ -22,8 +22,8 @@ DEFAULT = trial_name(0)
 class JournalSearch(OptunaSearch):
     """Proposes the default once, then what TPE draws; interrupted trials before new ones.
 
-    Ray's own class tells Optuna a trial that ASHA stopped as if it were complete, counts reports
-    in place of epochs, knows no interrupted trial, and pickles itself.
+    Each attempt draws other points. Ray's own class tells Optuna that a trial that ASHA stopped is
+    complete, counts reports in place of epochs, knows no interrupted trial, and pickles itself.
     """
 
     def __init__(
@@ -36,16 +36,7 @@ class JournalSearch(OptunaSearch):
         source: str = "cache",
         seed: int = 0,
     ) -> None:
-        """Open the study and queue what a killed driver left.
-
-        Args:
-            storage: the search's journal.
-            name: of the study, if it is made.
-            run: the configuration that is searched around.
-            space: dotted fields and what they are drawn from.
-            source: where trials take patch features from.
-            seed: of the search; each attempt draws other points.
-        """
+        """Open the study, and queue the default of a new one or what a killed driver left."""
         self._run, self._dimensions = run, space
         attributes = {"epochs": run.training.epochs, "source": source}
         self.study = open_study(storage, name, attributes)

@@ -54,16 +54,7 @@ def make_context(
     folder: Path,
     device: str,
 ) -> TrialContext:
-    """Put together what trials need; reads training images' features from the cache.
-
-    Args:
-        config: the search.
-        prepared: the data, checked, for `trial_base(config)`.
-        spec: what the feature cache holds.
-        features: folder or URL of the feature cache, complete for the training split.
-        folder: of the search.
-        device: "cpu" or "cuda".
-    """
+    """Put together what trials need; reads training images' features from the cache `features`."""
     manifest, run = prepared.manifest, config.run
     units = tuple(units_of(manifest, ["train"]))
     contents = [read_unit(features, unit, access_of(run.data)) for unit in units]

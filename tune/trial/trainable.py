@@ -41,14 +41,8 @@ class Collapsed(Exception):
 
 
 def tune_trial(config: dict[str, Any], context: list[Any]) -> None:
-    """One trial; what goes wrong in it is reported as its last row, not raised.
-
-    A process that outlives its trial serves the next one, and the search goes on.
-
-    Args:
-        config: `trial`, its name, and `params`, dotted fields and their values.
-        context: one reference, to the search's TrialContext in Ray's object store.
-    """
+    """One trial; what goes wrong in it is reported as its last row, not raised: the process serves
+    the next trial. `context` holds one reference, to the TrialContext in Ray's object store."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     epoch = 0
