@@ -158,14 +158,14 @@ class Batches(IterableDataset[Batch]):
         order, plan = self._current()
         assert readers == plan.readers, (readers, plan)
         cv2.setNumThreads(0)
+        steps = reader_steps(plan, self.rank, reader)
         parts, ahead = tee(plan_parts(self._wanted(order, plan, reader), self.manifest.stride))
         return iter(
             wds.DataPipeline(
                 *reading_stages(self.manifest, ahead, self.access),
                 partial(_in_order, parts),
                 partial(_decoded, label_index(self.manifest), self.manifest.num_patches),
-                partial(self._batched, list(reader_steps(plan, self.rank, reader))),
-                partial(self._few_damaged, self._allowed(order, plan)),
+                partial(self._batched, steps, self._allowed(order, plan)),
             )
         )
 
@@ -189,9 +189,15 @@ class Batches(IterableDataset[Batch]):
         part = limit / (plan.world_size * plan.readers)
         return math.ceil(min(limit, part + 6 * math.sqrt(part)))
 
-    def _few_damaged(self, allowed: int, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _batched(
+        self, steps: Iterable[tuple[int, int]], allowed: int, samples: Iterator["_Decoded"]
+    ) -> Iterator[Batch]:
         num_damaged = 0
-        for batch in batches:
+        ended = time.perf_counter()
+        for step, count in steps:
+            idle = time.perf_counter() - ended
+            batch = self._assemble(step, count, islice(samples, count), idle)
+            assert len(batch) + len(batch.damaged) == count
             num_damaged += len(batch.damaged)
             if num_damaged > allowed:
                 raise UserError(
@@ -199,16 +205,6 @@ class Batches(IterableDataset[Batch]):
                     f"(last: {batch.damaged[-1]}), more than max_damaged={self.max_damaged} "
                     "allows; run `python -m shards check` and pack again"
                 )
-            yield batch
-
-    def _batched(
-        self, steps: list[tuple[int, int]], samples: Iterator["_Decoded"]
-    ) -> Iterator[Batch]:
-        ended = time.perf_counter()
-        for step, count in steps:
-            idle = time.perf_counter() - ended
-            batch = self._assemble(step, count, islice(samples, count), idle)
-            assert len(batch) + len(batch.damaged) == count
             ended = time.perf_counter()
             yield batch
 

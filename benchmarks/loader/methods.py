@@ -129,7 +129,6 @@ def bare_samples(manifest: Manifest, *, parse: bool) -> Iterator[Raw]:
 
 def webdataset_samples(manifest: Manifest, *, parse: bool) -> Iterator[Raw]:
     """Samples by webdataset."""
-    webdataset.utils.enforce_security = False  # it opens local files by their path
     data = webdataset.WebDataset(shard_paths(manifest), shardshuffle=False).to_tuple("jpg", "json")
     for jpeg, text in endless(lambda: data):
         yield jpeg, boxes_of(text) if parse else NO_BOXES
