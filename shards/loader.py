@@ -24,19 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from shards import sampler
 from shards.images import resize_square
 from shards.loader_health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
-from shards.sampler import (
-    Order,
-    Plan,
-    Selection,
-    epoch_order,
-    pieces,
-    reader_ranges,
-    reader_steps,
-)
+from shards.sampler import Order, Plan, Selection
 from shards.samples import (
     DamagedImage,
     RawSample,
@@ -141,7 +134,7 @@ class Batches(IterableDataset[Batch]):
         remaining = tuple(zip(edges[: 2 * count : 2], edges[1 : 2 * count : 2], strict=True))
         order = self.order
         if epoch != order.epoch:
-            order = epoch_order(
+            order = sampler.epoch_order(
                 self.selection.counts,
                 seed=order.seed,
                 epoch=epoch,
@@ -158,7 +151,7 @@ class Batches(IterableDataset[Batch]):
         order, plan = self._current()
         assert readers == plan.readers, (readers, plan)
         cv2.setNumThreads(0)
-        steps = reader_steps(plan, self.rank, reader)
+        steps = sampler.reader_steps(plan, self.rank, reader)
         parts, ahead = tee(plan_parts(self._wanted(order, plan, reader), self.manifest.stride))
         return iter(
             wds.DataPipeline(
@@ -173,8 +166,8 @@ class Batches(IterableDataset[Batch]):
         self, order: Order, plan: Plan, reader: int
     ) -> Iterator[tuple[ShardEntry, NDArray[np.int64]]]:
         """Shard and samples of each piece of a reader, in order."""
-        for start, stop in reader_ranges(plan, self.rank, reader):
-            for piece in pieces(order, start, stop):
+        for start, stop in sampler.reader_ranges(plan, self.rank, reader):
+            for piece in sampler.pieces(order, start, stop):
                 chosen = self.selection.indices[piece.shard]
                 wanted = piece.indices if chosen is None else chosen[piece.indices]
                 yield self.selection.shards[piece.shard], wanted

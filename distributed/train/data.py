@@ -12,26 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
-from shards import sampler as cursors
+from shards import sampler
 from shards.loader import Batch, Batches, Cut, make_loader
 from shards.loader_health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
-from shards.sampler import (
-    Cursor,
-    Order,
-    Plan,
-    Selection,
-    batch_counts,
-    continue_at,
-    order_of,
-    pieces,
-    reader_ranges,
-    reader_steps,
-    remaining_after,
-    select,
-    split_ranges,
-)
+from shards.sampler import Cursor, Order, Plan, Selection
 from vgse.training.step import StepData
 
 if TYPE_CHECKING:
@@ -93,7 +79,7 @@ def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
         cut = Cut("images", manifest.image.largest or manifest.image.short_side)
     return Dataset(
         manifest=manifest,
-        selection=select(manifest, "train", job.classes),
+        selection=sampler.select(manifest, "train", job.classes),
         label_of=label_of,
         folder=job.folder if frozen else None,
         cut=cut,
@@ -118,8 +104,8 @@ def epoch_batches(
     A rank whose part of a step is empty gets one image of weight 0, since all ranks must take
     part in the step's collective calls.
     """
-    order = order_of(cursor, dataset.selection)
-    counts = batch_counts(plan)
+    order = sampler.order_of(cursor, dataset.selection)
+    counts = sampler.batch_counts(plan)
     totals, most = counts.sum(0), counts.max(0)
     before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
     shares = before / cursor.total  # counted through the whole plan, from its step 0
@@ -204,13 +190,13 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
             np.empty((0, 2), np.int64),
             *(
                 store.places(piece.shard, piece.indices)
-                for start, stop in reader_ranges(plan, rank, 0)
-                for piece in pieces(order, start, stop)
+                for start, stop in sampler.reader_ranges(plan, rank, 0)
+                for piece in sampler.pieces(order, start, stop)
             ),
         ]
     )
     at = 0
-    for _, count in reader_steps(plan, rank, 0):
+    for _, count in sampler.reader_steps(plan, rank, 0):
         features, labels, ids = store.read(places[at : at + count])
         yield features, None, labels, ids, NO_TIMES
         at += count
@@ -278,19 +264,19 @@ class Position:
 
 def epoch_start(dataset: Dataset, epoch: int, step: int, seed: int, world_size: int) -> Position:
     """The beginning of an epoch."""
-    cursor = cursors.start_of(dataset.manifest, dataset.selection, seed=seed, epoch=epoch)
+    cursor = sampler.start_of(dataset.manifest, dataset.selection, seed=seed, epoch=epoch)
     return Position(cursor, world_size, dataset.loader_workers, 0, step)
 
 
 def restore_position(state: dict[str, Any], dataset: Dataset, world_size: int) -> Position:
     """The position of a checkpoint, dealt out anew if the number of workers has changed."""
-    cursor = cursors.restore(state["cursor"], dataset.manifest, dataset.selection)
+    cursor = sampler.restore(state["cursor"], dataset.manifest, dataset.selection)
     saved = Position(
         cursor, state["world_size"], state["loader_workers"], state["plan_step"], state["step"]
     )
     if (saved.world_size, saved.loader_workers) == (world_size, dataset.loader_workers):
         return saved
-    left = remaining_after(_whole_plan(saved, dataset), saved.plan_step)
+    left = sampler.remaining_after(_whole_plan(saved, dataset), saved.plan_step)
     return Position(
         replace(cursor, remaining=left), world_size, dataset.loader_workers, 0, saved.step
     )
@@ -298,11 +284,11 @@ def restore_position(state: dict[str, Any], dataset: Dataset, world_size: int) -
 
 def plan_of(position: Position, dataset: Dataset) -> Plan:
     """What is left to do of the position's epoch."""
-    return continue_at(_whole_plan(position, dataset), position.plan_step)
+    return sampler.continue_at(_whole_plan(position, dataset), position.plan_step)
 
 
 def _whole_plan(position: Position, dataset: Dataset) -> Plan:
-    return split_ranges(
+    return sampler.split_ranges(
         position.cursor.remaining,
         position.world_size,
         position.loader_workers,

@@ -26,11 +26,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
     On a GPU the next batch is loaded in a thread and copied from page-locked memory on a stream
     of its own while the step before it runs; neither the copy nor the step waits for the host.
-    On a CPU they are handed through.
-
-    Args:
-        batches: dataclasses with tensors among their fields.
-        device: where the step runs.
+    On a CPU they are handed through. Batches are dataclasses with tensors among their fields.
     """
     if device.type == "cuda":
         yield from _by_side_stream(batches, device)

@@ -2,24 +2,18 @@
 
 from pathlib import Path
 
+from shards.datasets import layout
 from shards.datasets.classes import read_names
-from shards.datasets.layout import (
-    Layout,
-    find_images,
-    listed_unseen,
-    require_folder,
-    safe_path,
-    unique_names,
-)
+from shards.datasets.layout import Layout
 from vgse.errors import UserError
 
 
 def read_awa2(root: Path) -> Layout:
     """The images of the classes of classes.txt."""
-    base = require_folder(root, "JPEGImages")
+    base = layout.require_folder(root, "JPEGImages")
     names = read_names(str(root / "classes.txt"))
-    missing = [name for name in names if not safe_path(base, name, "classes.txt").is_dir()]
+    missing = [name for name in names if not layout.safe_path(base, name, "classes.txt").is_dir()]
     if missing:
         raise UserError(f"{base}: no folder for classes {', '.join(missing[:10])} of classes.txt")
-    images = [image for name in names for image in find_images(base / name, root, name)]
-    return Layout(images, unique_names(names, "classes.txt"), listed_unseen(root))
+    images = [image for name in names for image in layout.find_images(base / name, root, name)]
+    return Layout(images, layout.unique_names(names, "classes.txt"), layout.listed_unseen(root))

@@ -3,31 +3,28 @@
 import re
 from pathlib import Path
 
-from shards.datasets.layout import (
-    Layout,
-    SourceImage,
-    listed_unseen,
-    require_folder,
-    safe_path,
-    source_of,
-    unique_names,
-)
+from shards.datasets import layout
+from shards.datasets.layout import Layout
 from vgse.errors import UserError
 
 
 def read_cub(root: Path) -> Layout:
     """The images of images.txt with their classes."""
-    base = require_folder(root, "images")
+    base = layout.require_folder(root, "images")
     classes = _read_numbered(root / "classes.txt")
     labels = _read_numbered(root / "image_class_labels.txt")
     images = []
     for key, relative in _read_numbered(root / "images.txt").items():
-        path = safe_path(base, relative, f"{root / 'images.txt'}: image {key}")
+        path = layout.safe_path(base, relative, f"{root / 'images.txt'}: image {key}")
         name = classes.get(labels.get(key, ""))
         if name is None:
             raise UserError(f"{root / 'image_class_labels.txt'}: no known class for image {key}")
-        images.append(SourceImage(str(path), source_of(path, root), name))
-    return Layout(images, unique_names(list(classes.values()), "classes.txt"), listed_unseen(root))
+        images.append(layout.SourceImage(str(path), layout.source_of(path, root), name))
+    return Layout(
+        images,
+        layout.unique_names(list(classes.values()), "classes.txt"),
+        layout.listed_unseen(root),
+    )
 
 
 def _read_numbered(path: Path) -> dict[str, str]:

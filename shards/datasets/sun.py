@@ -3,16 +3,9 @@
 import os
 from pathlib import Path
 
+from shards.datasets import layout
 from shards.datasets.classes import read_names
-from shards.datasets.layout import (
-    Layout,
-    SourceImage,
-    is_image,
-    listed_unseen,
-    safe_path,
-    source_of,
-    unique_names,
-)
+from shards.datasets.layout import Layout
 from vgse.errors import UserError
 
 
@@ -22,22 +15,24 @@ def read_sun(root: Path) -> Layout:
     listed = next((root / f for f in ("ClassName.txt", "classes.txt") if (root / f).exists()), None)
     if listed:
         lines = read_names(str(listed))
-        folders = [safe_path(base, line.strip("/"), str(listed)) for line in lines]
+        folders = [layout.safe_path(base, line.strip("/"), str(listed)) for line in lines]
         missing = [folder.name for folder in folders if not folder.is_dir()]
         if missing:
             raise UserError(f"{base}: no folder for {', '.join(missing[:10])} of {listed.name}")
     else:
         walk = os.walk(base)
-        folders = sorted(Path(parent) for parent, _, files in walk if any(map(is_image, files)))
+        folders = sorted(
+            Path(parent) for parent, _, files in walk if any(map(layout.is_image, files))
+        )
     named = [(_class_name(folder.relative_to(base)), folder) for folder in folders]
     images = [
-        SourceImage(str(path), source_of(path, root), name)
+        layout.SourceImage(str(path), layout.source_of(path, root), name)
         for name, folder in named
         for path in sorted(folder.iterdir())
-        if is_image(path.name)
+        if layout.is_image(path.name)
     ]
-    names = unique_names([name for name, _ in named], "class folders")
-    return Layout(images, names, listed_unseen(root))
+    names = layout.unique_names([name for name, _ in named], "class folders")
+    return Layout(images, names, layout.listed_unseen(root))
 
 
 def _class_name(folder: Path) -> str:

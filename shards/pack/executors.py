@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
@@ -40,14 +40,9 @@ def run_in_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.pack.pack"])
     pool = ProcessPoolExecutor(workers, mp_context=context)
-    rest = iter(pieces)
     try:
-        running = {pool.submit(work, piece) for piece in islice(rest, 2 * workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(work, piece) for piece in islice(rest, len(done))}
-            for future in done:
-                yield future.result()
+        for future in as_completed([pool.submit(work, piece) for piece in pieces]):
+            yield future.result()
     except BrokenProcessPool:
         raise UserError(
             "a worker process died, most likely out of memory; "
