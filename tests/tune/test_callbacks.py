@@ -37,7 +37,7 @@ def test_the_table_of_the_default_space_fits_eighty_columns_without_broken_numbe
     assert set(PARAMS) == set(default_space())
     heads, row = printed(trial_table([record()], sorted(PARAMS), 80))
     assert heads.split()[4:] == [
-        "λ_cls", "λ_clu", "λ_ent", "λ_sem", "D_v", "τ", "α", "rate",
+        "λ_cls", "λ_clu", "λ_ent", "λ_sem", "D_v", "τ", "α", "lr",
     ]  # fmt: skip
     assert row.split() == [
         "0012", "finished", "34.6", "20/20",

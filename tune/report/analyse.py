@@ -33,8 +33,7 @@ def analyse(folder: Path) -> Path:
     for state, cause, names in causes(search.trials):
         lines.append(f"  {state} {len(names)}x: {cause} ({', '.join(names[:5])})")
     if found:
-        labels = {axis.name: axis.label for axis in axes}
-        shares = ", ".join(f"{labels[name]} {100 * s:.0f}%" for name, s in found.shares.items())
+        shares = ", ".join(f"{label_of(name)} {100 * s:.0f}%" for name, s in found.shares.items())
         lines.append(f"importance: {shares}; below {100 * found.floor:.0f}% it may be chance")
     else:
         lines.append("importance: too few trials")

@@ -13,7 +13,7 @@ LABELS = {
     "model.num_clusters": "D_v",
     "model.temperature": "τ",
     "relations.alpha": "α",
-    "training.learning_rate": "rate",
+    "training.learning_rate": "lr",
 } | {f"loss.{name}": f"λ_{symbol}" for name, symbol in loss_symbols().items()}
 
 

@@ -15,14 +15,13 @@ from tune.report.importance import study_of
 from tune.report.search_files import FinalRow, Search
 from tune.report.verdict import tested_rows, winner_of
 from tune.study import TrialRecord, trial_name
-from vgse.report.page import percent
 
 ACCENT, BEST, MUTED = "var(--accent)", "var(--best)", "var(--muted)"
 DEFAULT = trial_name(0)
 
 
 def figures(search: Search, axes: Sequence[Axis]) -> dict[str, go.Figure]:
-    """All figures by name; points carry the name of their trial, or a text, as customdata."""
+    """All figures by name; points carry the name of their trial as customdata."""
     found = {}
     if len(rows := tested_rows(search)) > 1:
         found["tested"] = validation_against_test(rows, search)
@@ -105,10 +104,6 @@ def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figu
     up = [100 * row.test[search.objective] for row in rows]
     winner = winner_of(search)
     colours = [BEST if row is winner else MUTED if row.is_default else ACCENT for row in rows]
-    tips = [
-        f"{row.name}\nvalidation {percent(row.validation)}%\ntest {percent(y / 100)}%"
-        for row, y in zip(rows, up, strict=True)
-    ]
     symbols = ["diamond" if row.is_default else "circle" for row in rows]
     sides = ["middle left", "middle right"] * len(rows)  # in turn, or close names would overlap
     heights = rankdata(up, "ordinal")
@@ -117,7 +112,7 @@ def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figu
         x=across,
         y=up,
         cliponaxis=False,
-        customdata=tips,
+        customdata=[row.name for row in rows],
         hoverinfo="none",
         marker={"color": colours, "size": 11, "symbol": symbols},
         mode="markers+text",

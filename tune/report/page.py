@@ -10,14 +10,7 @@ from tune.report.axes import Axis, axes_of, plain
 from tune.report.figures import figures
 from tune.report.importance import MOST_TRIALS, NUM_CONTROLS, TOO_FEW, Importance, importance
 from tune.report.search_files import Search, finite, load_search
-from tune.report.verdict import (
-    STATE_WORDS,
-    causes,
-    counts,
-    headline,
-    judge_ranks,
-    winner_of,
-)
+from tune.report.verdict import STATE_WORDS, causes, counts, headline, judge_ranks, winner_of
 from tune.study import ranked
 from vgse.files import written_whole
 from vgse.report.page import page, render
@@ -78,17 +71,15 @@ def render_search(search: Search, axes: Sequence[Axis], found: Importance | None
         "drawn": drawn.keys(),
         "figures": {name: json.loads(figure.to_json()) for name, figure in drawn.items()},
     }
-    package = "tune.report"
-    sections = [
-        (ident, title, render(ident, content, package=package)) for ident, title in SECTIONS.items()
-    ]
-    head = render("search_head", content, package=package)
+    parts = {name: render(name, content, package="tune.report") for name in ("head", *SECTIONS)}
+    sections = [(name, title, parts[name]) for name, title in SECTIONS.items()]
+    here, title = Path(__file__).parent, f"VGSE search: {search.name}"
     sheet, script = (
-        Path(__file__).with_name(name).read_text(encoding="utf-8")
-        for name in ("search.css", "search.js")
+        (here / "search.css").read_text("utf-8"),
+        (here / "search.js").read_text("utf-8"),
     )
-    title = f"VGSE search: {search.name}"
-    return page(title, sheet, head, sections, script, library=plotly.offline.get_plotlyjs())
+    library = plotly.offline.get_plotlyjs()
+    return page(title, sheet, parts["head"], sections, script, library=library)
 
 
 def _facts(search: Search) -> list[tuple[str, str, str]]:

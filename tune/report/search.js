@@ -108,10 +108,13 @@
     plot.on("plotly_unhover", leave);
     plot.on("plotly_hover", ({ points, curveNumber }) => {
       const told = points ? points[0].customdata : parallel.data[0].customdata[curveNumber];
-      const trial = rows.has(told);
-      if (trial && off.has(told)) return;
-      if (trial) light(told);
-      show(pointer, trial ? words(told) : told);
+      if (plot.dataset.figure === "tested") {
+        const [x, y] = [points[0].x, points[0].y].map((share) => share.toFixed(1));
+        show(pointer, `${told}\nvalidation ${x}%\ntest ${y}%`);
+      } else if (!off.has(told)) {
+        light(told);
+        show(pointer, words(told));
+      }
     });
   }
   if (parallel) {

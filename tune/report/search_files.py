@@ -59,11 +59,11 @@ def load_search(folder: Path) -> Search:
     settings = _mapping(folder / "search.yaml", yaml.safe_load)
     final = _mapping(folder / "final.json", json.loads)
     space = settings.get("space")
-    space = space if isinstance(space, dict) else {}
+    entries = space.items() if isinstance(space, dict) else ()
     return Search(
         name=folder.resolve().name,
         trials=trials,
-        space={str(name): spec for name, spec in space.items() if isinstance(spec, dict)},
+        space={str(name): spec for name, spec in entries if isinstance(spec, dict)},
         objective=str(final.get("objective") or settings.get("objective") or "zsl"),
         final=_final(folder / "final.json", final),
         timing=_mapping(folder / "search.json", json.loads),

@@ -16,13 +16,8 @@ OBJECTIVES = {
     "seen": "accuracy on seen classes",
     "unseen": "accuracy on unseen classes",
 }
-STATE_WORDS = {
-    "finished": "finished",
-    "stopped": "stopped early",
-    "collapsed": "collapsed",
-    "failed": "failed",
-    "running": "running",
-}
+STATES = ("finished", "stopped", "collapsed", "failed", "running")
+STATE_WORDS = dict(zip(STATES, STATES, strict=True)) | {"stopped": "stopped early"}
 NUM_ORDERS = 20_000
 
 
