@@ -1,4 +1,5 @@
-"""Loader processes hold what loading needs, last through the training and end with it."""
+"""Loader processes hold what loading needs, last through the training and end with it; and no
+memory grows from epoch to epoch."""
 
 import gc
 import multiprocessing
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from shards.loader import Batches, Cut, make_loader
+from shards.loader import Batch, Batches, Cut, make_loader
 from shards.manifest import Manifest
 from shards.sampler import Cursor, order_of, remaining_after, select, split_ranges, start_of
 from shards_trees import flat_tree, pack_tree
@@ -161,3 +164,64 @@ def test_importing_what_a_loader_needs_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """600 pictures of 256 x 256 pixels."""
+    root: Path = tmp_path_factory.mktemp("memory")
+    rng = np.random.default_rng(0)
+    for c in "abcdef":
+        for n in range(100):
+            small = rng.integers(0, 255, (32, 32, 3), np.uint8)
+            path = root / "set" / c / f"{n}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(small).resize((256, 256)).save(path)
+    return pack_tree(root / "set", root / "out", images_per_shard=100, num_patches=9)
+
+
+def resident() -> float:
+    """Resident memory of this process and its loader processes in MB."""
+    pids = [os.getpid(), *children()]
+    lines = [
+        line
+        for pid in pids
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    ]
+    return sum(int(line.split()[1]) for line in lines) / 1024
+
+
+def growth(manifest: Manifest, workers: int, kept: list[Batch] | None = None) -> float:
+    """MB that are more after the last of 8 epochs than after the third."""
+    selection, sizes = select(manifest, "train"), []
+    batches = loader = None
+    for epoch in range(8):
+        cursor = start_of(manifest, selection, seed=0, epoch=epoch)
+        plan, order = split_ranges(cursor.remaining, 1, workers, 64), order_of(cursor, selection)
+        if batches is None:
+            batches = Batches(manifest, selection, order, plan, 0, Cut("images", 256))
+            loader = make_loader(batches)
+        batches.begin(order, plan)
+        assert loader is not None
+        for batch in loader:
+            if kept is not None:
+                kept.append(batch)
+        sizes.append(resident())
+    return sizes[-1] - sizes[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_epochs_need_no_more_memory(large: Manifest, workers: int) -> None:
+    assert growth(large, workers) < 20
+
+
+@pytest.mark.slow
+def test_streaming_through_fsspec_needs_no_more_either(large: Manifest) -> None:
+    assert growth(replace(large, url=f"local://{large.url}"), 0) < 20
+
+
+@pytest.mark.slow
+def test_batches_that_are_kept_would_be_seen(large: Manifest) -> None:
+    assert growth(large, 0, []) > 100
