@@ -2,20 +2,20 @@
 
 import logging
 import os
-import re
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
 import ray
-from ray._private import ray_constants
-from ray._private.utils import get_num_cpus  # what a container may use, not what its machine has
+from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
+from torch.distributed import DistError
 
-from distributed.train.callbacks import plural
+from distributed.display import plural
 from vgse.config import ClusterConfig
 from vgse.errors import UserError
 
@@ -37,10 +37,7 @@ def bundle(config: ClusterConfig, gpu: bool) -> dict[str, float]:
 def shortfall(config: ClusterConfig, gpu: bool, *, taken: bool = True) -> str | None:
     """What the workers wait for, such as `waiting for 4 CPUs (2 there)`; None for nothing.
 
-    Args:
-        config: the workers.
-        gpu: whether each takes a GPU.
-        taken: count only what is free, where the workers themselves have nothing yet.
+    With `taken`, where the workers themselves have nothing yet, only what is free counts.
     """
     count, worker = least_workers(config), bundle(config, gpu)
     there = ray.cluster_resources()
@@ -77,15 +74,8 @@ def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
     adds nodes for it.
 
     A placement group rather than a request to the autoscaler: it goes when the driver does,
-    where a request would keep nodes up for good.
-
-    Args:
-        config: the workers, and how long to wait.
-        gpu: whether each takes a GPU.
-        say: prints a line while there is something to wait for.
-
-    Returns:
-        None once there is room, or what was still lacking when the time was up.
+    where a request would keep nodes up for good. Returns None once there is room, or what was
+    still lacking when the time was up.
     """
     if not any(bundle(config, gpu).values()):
         return None
@@ -106,20 +96,6 @@ def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
         remove_placement_group(group)
 
 
-def could_have(name: str) -> float | None:
-    """How much of a resource the node types of a cluster that scales allow; None where the
-    cluster does not tell, as most do not."""
-    try:
-        from ray._private.state import state
-
-        most = state.get_max_resources_from_cluster_config()
-    except (ImportError, AttributeError):
-        return None
-    return None if most is None else float(most.get(name, 0))
-
-
-_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of what workers send each other
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -148,41 +124,6 @@ def _private_token() -> None:
         file.write(secrets.token_hex(32))
 
 
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have a Ray that is started here, and its workers, listen on this machine's loopback alone.
-
-    The variable is Ray's own: set to 0 it makes a node that no other can join, as on systems
-    where Ray knows no clusters. Setting it to 1 before is asking for the opposite.
-    """
-    if os.environ.get(_CLUSTER) == "1":
-        yield
-        return
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    changed = {_CLUSTER: "0"} | {name: loopback for name in _INTERFACES if name not in os.environ}
-    os.environ.update(changed)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # was read from the variable when Ray was imported
-    try:
-        yield
-    finally:  # Ray's processes have it by now; those that this one starts later need it not
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        for name in changed:
-            os.environ.pop(name, None)
-
-
-def _hush() -> None:
-    """Keep Ray from printing a paragraph for each dead worker or node, of which the display has a
-    line. Ray reads the variable for this (RAY_DEDUP_LOGS_SKIP_REGEX) as early as it is imported.
-    """
-    try:
-        from ray._private.ray_logging import stdout_deduplicator
-    except ImportError:
-        return
-    if not stdout_deduplicator.skip_re:
-        stdout_deduplicator.skip_re = re.compile("^A worker died or was killed|marked dead because")
-
-
 def _address(config: ClusterConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
 
@@ -205,51 +146,62 @@ def ray_cluster(
         config: which cluster.
         verbose: let Ray's own log through.
         dashboard: start one, on loopback, with a cluster that is started here.
-
-    Raises:
-        ValueError: the address does not answer.
     """
     if ray.is_initialized():
         yield
         return
-    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
-    address = _address(config)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     own: dict[str, object] = {}
-    watched = _WATCHER in os.environ
-    if not verbose:
-        _hush()
+    lent: dict[str, str] = {}  # what only the processes of a Ray of our own inherit
     if is_own(config):
         _private_token()
-        # Nobody takes this machine away with notice: a process less to start.
-        os.environ.setdefault(_WATCHER, "0")
         needed = int(config.num_workers * config.cpus_per_worker)
-        own = {"num_cpus": max(int(get_num_cpus()), needed), "include_dashboard": dashboard}
+        own = {"num_cpus": max(joblib.cpu_count(), needed), "include_dashboard": dashboard}
+        # Nobody takes this machine away with notice: a process less to start.
+        lent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        if _on_loopback():
+            lent |= dict.fromkeys(_INTERFACES, "lo0" if sys.platform == "darwin" else "lo")
+        lent = {name: value for name, value in lent.items() if name not in os.environ}
+    os.environ.update(lent)
     try:
-        with _on_loopback() if is_own(config) else nullcontext():
-            ray.init(
-                address=address,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-                **own,  # type: ignore[arg-type]
-            )
+        _start_ray(_address(config), verbose, own)
+        yield
+    finally:
+        ray.shutdown()
+        for name in lent:
+            os.environ.pop(name, None)
+
+
+def _on_loopback() -> bool:
+    """Whether Ray was told, before it was imported, to listen on loopback alone."""
+    if os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1":
+        return False
+    address = ray.util.get_node_ip_address()
+    assert address in ("127.0.0.1", "::1"), "Ray was imported before the package `distributed`"
+    return True
+
+
+def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            **own,  # type: ignore[arg-type]
+        )
     except ConnectionError as error:
         raise UserError(
             f"cluster.address: no Ray cluster answers at {address} ({error}); "
             "start one with 'ray start --head', or leave the address out"
         ) from None
-    except Exception as error:  # Ray has no kind of its own for this
-        if "timed out during startup" not in str(error):
+    except Exception as error:
+        if type(error) is not Exception:  # Ray has no kind of its own for a node that is too slow
             raise
         raise UserError(
-            "Ray did not start within half a minute: this machine is busy or short of memory; "
+            "Ray did not start: this machine is busy or short of memory; "
             "run the same command again when it has room"
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if is_own(config) and not watched:
-            os.environ.pop(_WATCHER, None)
 
 
 def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
@@ -257,52 +209,70 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
 
     Waits up to `config.wait_for_gpus` seconds for nodes: for those that scale up on demand, and
     for those that join slowly. A cluster of this process's own is as large as it will ever be.
-
-    Args:
-        config: what is asked for.
-        say: prints a line, such as what is waited for.
-
-    Raises:
-        ValueError: there is no room for the workers.
     """
-    count = least_workers(config)
+    count, own = least_workers(config), is_own(config)
     there = ray.cluster_resources().get("GPU", 0)
-    most = could_have("GPU")
-    if config.use_gpu == "auto" and there < count:
-        if most is not None and most >= count:
-            say("the cluster adds nodes with GPUs on demand; --cluster.use_gpu no takes CPUs")
-        else:
-            if there or not is_own(config):
-                instead = (
-                    f"--cluster.num_workers {there:g} trains on what there is"
-                    if is_own(config)
-                    else "--cluster.use_gpu yes waits for GPUs"
-                )
-                say(
-                    f"{plural(int(there), 'GPU')} for {plural(count, 'worker')}: training on CPUs "
-                    f"({instead})"
-                )
-            return _with_room(config, False, say)
-    return _with_room(config, config.use_gpu != "no", say)
-
-
-def _with_room(config: ClusterConfig, gpu: bool, say: Say) -> bool:
-    """`gpu`, once there is room for the workers."""
-    own = is_own(config)
-    most = could_have("GPU") if gpu else None
-    hopeless = own or (most is not None and most < least_workers(config))
-    lack = shortfall(config, gpu) if hopeless else wait_for_room(config, gpu, say)
+    gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and there >= count)
+    if config.use_gpu == "auto" and not gpu and (there or not own):
+        instead = (
+            f"--cluster.num_workers {there:g} trains on what there is"
+            if own
+            else "--cluster.use_gpu yes waits for GPUs"
+        )
+        say(
+            f"{plural(int(there), 'GPU')} for {plural(count, 'worker')}: training on CPUs "
+            f"({instead})"
+        )
+    lack = shortfall(config, gpu) if own else wait_for_room(config, gpu, say)
     if lack is None or (own and "GPU" not in lack):  # its CPUs count as many as there are workers
         return gpu
-    waited = "" if hopeless else f" after {config.wait_for_gpus:g} s"
-    limit = "" if most is None or not hopeless else f", and its node types allow {most:g} at most"
+    waited = "" if own else f" after {config.wait_for_gpus:g} s"
+    longer = "" if own else ", or raise cluster.wait_for_gpus"
     if gpu:
         raise UserError(
-            f"cluster.use_gpu is {config.use_gpu}, but{waited} training is still {lack}{limit}; "
-            "lower cluster.num_workers or set cluster.use_gpu to no"
-            + ("" if hopeless else ", or raise cluster.wait_for_gpus")
+            f"cluster.use_gpu is {config.use_gpu}, but{waited} training is still {lack}; "
+            f"lower cluster.num_workers or set cluster.use_gpu to no{longer}"
         )
     raise UserError(
         f"cluster.num_workers is {config.num_workers}, but{waited} training is still {lack}; "
-        "lower cluster.num_workers or cluster.cpus_per_worker, or raise cluster.wait_for_gpus"
+        f"lower cluster.num_workers or cluster.cpus_per_worker{longer}"
     )
+
+
+_DEATHS: dict[type[BaseException], str] = {  # the first that fits
+    exceptions.OutOfMemoryError: "its node ran out of memory",
+    exceptions.NodeDiedError: "its node died",
+    exceptions.ActorUnavailableError: "it does not answer",  # what is first seen of a lost node
+    exceptions.RayActorError: "its process was killed or crashed, or its node died",
+    exceptions.WorkerCrashedError: "its process was killed or crashed",
+}
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether a process is gone, rather than that it raised an error."""
+    return isinstance(_inner(error), exceptions.RayError)
+
+
+def lost_partner(error: BaseException) -> bool:
+    """Whether a worker's partner is gone, which is often heard before the death itself."""
+    # NCCL and the store raise kinds of their own, gloo does not.
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
+
+
+def describe_failure(error: BaseException) -> str:
+    """What ended a remote process, in one line."""
+    inner = _inner(error)
+    for kind, meaning in _DEATHS.items():
+        if isinstance(inner, kind):
+            return meaning
+    if lost_partner(error):
+        return "the connection to it was lost"
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    if is_death(error) and lines:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _inner(error: BaseException) -> BaseException:
+    """What Ray Train's health check found, if this is one that failed."""
+    return getattr(error, "health_check_failure", error)

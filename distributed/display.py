@@ -1,9 +1,9 @@
 """What the terminal shows: one line a stage, a bar while it runs, plain lines when piped."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,12 +18,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_INTERVAL_S = 15.0
 _NAME = 11  # columns of a stage's name
 
 Details = Sequence[tuple[str, str]]
 """Labels and what they say, shown below the bar."""
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class Stage:
@@ -91,28 +99,19 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
         )
-        self._live = Live(
-            console=self.console,
-            transient=True,
-            refresh_per_second=4,
-            get_renderable=self._render,
-        )
+        self._live = Live(console=self.console, transient=True, get_renderable=self._render)
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def line(self, text: str) -> None:
-        """Print one line, of rich markup, above the bar."""
+        """Print one line, of rich markup, above the bar; it is logged as well."""
+        logger.info(Text.from_markup(text).plain)
         self.console.print(text, soft_wrap=True)
 
     def redraw(self) -> None:

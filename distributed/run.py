@@ -15,6 +15,7 @@ from distributed.features.cache import units_of
 from distributed.features.extract import run_features
 from distributed.features.kmeans_init import run_kmeans
 from distributed.late_stages import write_results
+from distributed.logs import driver_log
 from distributed.setup import Prepared, learned, prepare
 from distributed.stages import (
     RunFolder,
@@ -26,7 +27,7 @@ from distributed.stages import (
     working_folder,
 )
 from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
-from distributed.train.checkpoint import damage, drop_damaged
+from distributed.train.checkpoint import damage
 from distributed.train.ray_trainer import run_training, training_job
 from shards.manifest import SPLITS
 from shards.objects import FIRST, join_url
@@ -96,7 +97,7 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
     prepared = prepare(config)
     url = join_url(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
-    with working_folder(url) as run, Display() as display:
+    with working_folder(url) as run, driver_log(run.local, verbose=verbose), Display() as display:
         write_config(config, url)
         display.line(describe(config, prepared))
         embedding = learn_and_embed(config, prepared, run, display, verbose)
@@ -125,8 +126,6 @@ def learn_and_embed(
         if checkpoint and damage(join_url(run.url, checkpoint)) is None:
             display.line(f"training    there already: {checkpoint}")
         else:
-            for line in drop_damaged(run.url):
-                display.line(f"training    {escape(line)}")
             checkpoint = run_training(job, gpu, display).rpartition("/")[2]
             mark_done(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
         units = units_of(prepared.manifest, SPLITS)

@@ -8,12 +8,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distributed.display import Display, Stage
+from distributed.logs import LOG
 from distributed.storage import (
     download_existing,
     file_sizes,
@@ -22,6 +23,7 @@ from distributed.storage import (
     write_bytes,
 )
 from shards.objects import is_remote, join_url
+from vgse.errors import UserError
 from vgse.files import sole_user
 
 FILE = "stages.json"
@@ -47,9 +49,12 @@ def working_folder(url: str) -> Iterator[RunFolder]:
     name = url.rsplit("/", 1)[-1]
     local = Path(tempfile.mkdtemp(prefix="vgse-")) / name  # the report shows the folder's name
     local.mkdir()
+    run = RunFolder(url, local)
+    download(run, LOG)
     try:
-        yield RunFolder(url, local)
+        yield run
     finally:
+        _send_log(run)
         for path in local.iterdir():
             if path.name != "report.html":
                 path.unlink()
@@ -102,6 +107,13 @@ def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **m
     entry = {"inputs": inputs, "files": sizes, **more}
     record = {**finished_stages(run.url), stage: entry}
     write_bytes(join_url(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
+    _send_log(run)
+
+
+def _send_log(run: RunFolder) -> None:
+    with suppress(UserError):  # the store is away: what ends the run, if anything, says so
+        if (run.local / LOG).is_file():
+            upload(run, LOG)
 
 
 def run_stage(

@@ -12,6 +12,8 @@ import pytest
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+import distributed  # noqa: F401  sets Ray's environment before a test imports Ray
+
 if TYPE_CHECKING:
     from fault_runs import Ended
 

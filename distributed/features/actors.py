@@ -13,8 +13,7 @@ import ray
 import ray.exceptions
 from ray.util import ActorPool
 
-from distributed.cluster import bundle, fitting, least_workers
-from distributed.train.callbacks import one_line
+from distributed.cluster import bundle, describe_failure, fitting, least_workers
 from vgse.config import ClusterConfig
 from vgse.errors import UserError
 
@@ -118,4 +117,6 @@ def lost_calls() -> Iterator[None]:
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise UserError(f"{one_line(error)}; run the same command again to go on") from error
+        raise UserError(
+            f"{describe_failure(error)}; run the same command again to go on"
+        ) from error

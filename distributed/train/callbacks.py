@@ -1,99 +1,155 @@
-"""What Ray Train's controller is told: figures are kept, and lost workers counted."""
+"""What a training tells while it runs: Ray Train's callback, and the state that is displayed."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import ray
-import ray.exceptions
 import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distributed.display import Details
+from distributed.cluster import describe_failure, is_death
+from distributed.display import Details, plural
 from distributed.train.metrics import append_metrics, read_metrics
+from vgse.config import loss_symbols
 from vgse.errors import UserError
 
+_RATE_S = 20.0  # seconds of the shares that make the rate
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to the group of workers."""
-
-    kind: Literal["started", "lost"]
-    workers: int
-    """Workers that started together, or that were lost together."""
-    epoch: int
-    """Number, from 1, of the epoch that is resumed; 0 for that of the last start."""
-    cause: str = ""
-    restart: int = 0
-    """Restarts of the run that this one makes."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class News:
-    """What a board holds that its reader has not seen."""
+class Update:
+    """A training as its display shows it, with what is new."""
 
-    progress: dict[str, Any]
-    rows: list[dict[str, Any]]
-    events: list[Event]
-
-
-class _Board:
-    def __init__(self) -> None:
-        self._progress: dict[str, Any] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._events: list[Event] = []
-
-    def progress(self, state: dict[str, Any]) -> None:
-        """Replace what is known of the epoch under way."""
-        self._progress = state
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """Append the figures of an epoch that ended."""
-        self._rows.append(row)
-
-    def event(self, event: Event) -> None:
-        """Append what happened; progress of before no longer counts."""
-        self._progress = {}
-        if not event.epoch:
-            started = [seen.epoch for seen in self._events if seen.kind == "started"]
-            event = replace(event, epoch=started[-1] if started else 1)
-        self._events.append(event)
-
-    def read(self, rows: int, events: int) -> News:
-        """The progress, and what came after the first `rows` rows and `events` events."""
-        return News(self._progress, self._rows[rows:], self._events[events:])
+    done: float  # epochs, the one under way by its share
+    details: Details
+    group: int  # workers of the last group that started
+    alive: int  # of them; 0 before a group has started and while it starts anew
+    restarts: int
+    news: list[str | Row | logging.LogRecord]  # lines to print, epochs' metrics, records to log
 
 
-def make_board() -> Any:
-    """Start a board beside the driver, where the loss of a worker's node cannot take it."""
+class TrainingProgress:
+    """What workers and controller tell of a training; an actor, which the driver reads."""
+
+    def __init__(self, epochs: int, num_images: int, num_clusters: int, max_failures: int) -> None:
+        self.epochs, self.num_images = epochs, num_images
+        self.num_clusters, self.max_failures = num_clusters, max_failures
+        self.done = 0.0
+        self.epoch = 1  # that the last group started with
+        self.group = self.alive = self.restarts = 0
+        self.last: Row = {}
+        self._shares: deque[tuple[float, float]] = deque()
+        self._news: list[str | Row | logging.LogRecord] = []
+
+    def group_started(self, workers: int, epoch: int) -> None:
+        """A group of workers goes on with an epoch, counted from 1."""
+        if self.group not in (0, workers):
+            self.say(f"now on {plural(workers, 'worker')} instead of {self.group}, epoch {epoch}")
+        self.group = self.alive = workers
+        self._go_back(epoch)
+
+    def workers_lost(self, workers: int, epoch: int | None, cause: str, restart: int) -> None:
+        """Workers are lost together; the group goes on with `epoch`, None: where it started."""
+        self._go_back(epoch or self.epoch)
+        self.alive, self.restarts = 0, restart
+        who = "a worker was" if workers == 1 else f"{workers} workers were"
+        if 0 <= self.max_failures < restart:
+            then = f"no restart is left of {self.max_failures}"
+        else:
+            then = f"{self._restarts()}, going on from epoch {self.epoch}"
+        self.say(f"{who} lost ({cause}); {then}")
+
+    def _go_back(self, epoch: int) -> None:
+        self.epoch, self.done = epoch, float(epoch - 1)
+        self._shares.clear()
+
+    def share_done(self, epoch: int, share: float, now: float | None = None) -> None:
+        """A share of an epoch, counted from 0, is done."""
+        if self.alive:
+            now = time.monotonic() if now is None else now
+            self.done = max(self.done, epoch + share)
+            self._shares.append((now, self.done))
+            while now - self._shares[0][0] > _RATE_S:
+                self._shares.popleft()
+
+    def epoch_ended(self, row: Row) -> None:
+        """Metrics of an epoch."""
+        self.last = row
+        self._news.append(row)
+        self.done = max(self.done, float(row["epoch"]))
+
+    def say(self, line: str) -> None:
+        """A line to print at once."""
+        self._news.append(line)
+
+    def log(self, record: logging.LogRecord) -> None:
+        """A record for the run's log."""
+        self._news.append(record)
+
+    def update(self, seen: int = 0) -> Update:
+        """The state, with all news but the first `seen`."""
+        state = self.done, self.details(), self.group, self.alive, self.restarts
+        return Update(*state, self._news[seen:])
+
+    def rate(self) -> float:
+        """Images a second: of the last seconds where workers told any, else of the last epoch."""
+        if len(self._shares) > 1 and self._shares[-1][0] > self._shares[0][0]:
+            (start, first), (stop, last) = self._shares[0], self._shares[-1]
+            return (last - first) * self.num_images / (stop - start)
+        return float(self.last.get("images_per_second", 0.0))
+
+    def details(self) -> Details:
+        """Labels and texts: epoch, losses, speed, clusters and workers."""
+        last = self.last
+        rows = [("epoch", f"{min(self.epochs, int(self.done) + 1)} of {self.epochs}")]
+        if "loss" in last:
+            terms = [f"{s} {last[name]:.2f}" for name, s in loss_symbols().items() if name in last]
+            rows.append(("loss", f"{last['loss']:.3f} ({'  '.join(terms)})"))
+        if self.alive and (rate := self.rate()):
+            rows.append(("speed", f"{rate:,.0f} images/s"))
+        if "used_clusters" in last:
+            rows.append(("clusters", f"{last['used_clusters']} of {self.num_clusters} in use"))
+        workers = f"{self.alive} of {self.group}" if self.alive else "starting"
+        return [*rows, ("workers", workers + (f", {self._restarts()}" if self.restarts else ""))]
+
+    def _restarts(self) -> str:
+        limit = self.max_failures
+        return f"{self.restarts} of {limit} restarts" if limit >= 0 else f"restart {self.restarts}"
+
+
+def start_progress(*state: int) -> Any:
+    """An actor of TrainingProgress on this node, where the loss of a worker's cannot take it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    actor = ray.remote(TrainingProgress).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote(*state)
 
 
-class Bookkeeper(ray.train.UserCallback):
-    """Keeps every report, which Ray's own result does for retained checkpoints only.
+class ReportCallback(ray.train.UserCallback):
+    """Writes every report to metrics.jsonl, and counts lost workers.
 
     It lives in the controller's process. There, an exception ends the training, and a call that
-    waits holds it up: figures go to trackers from the driver.
+    waits holds it up: metrics go to trackers from the driver.
     """
 
-    def __init__(self, run: str, board: Any) -> None:
-        self.run, self.board = run, board
+    def __init__(self, run: str, progress: Any) -> None:
+        self.run, self.progress = run, progress
         rows = read_metrics(run)
         last = rows[-1] if rows else {}
         self.restarts: int = last.get("restarts", 0)  # with those of earlier calls of the run
         self.lost_seconds: float = last.get("restart_seconds", 0.0)
         self.losses = 0  # of this call
-        self.epoch = 0  # that a restart goes on with; 0 is not known
+        self.epoch: int | None = None  # that a restart goes on with
         self.safe_at = time.time()  # what was done by then no restart takes away
         self.entered: float | None = None  # when the workers of the last report began
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Keep a report; those of all ranks are alike but for their own share of waiting."""
+    def after_report(self, run_context: Any, metrics: list[Row], checkpoint: Any) -> None:
+        """Write an epoch's row; those of all ranks are alike but for their own waiting."""
         rows = [dict(report) for report in metrics]
         entered, *_ = [row.pop("entered") for row in rows]
         stalls = [row.pop("worker_stall", 0.0) for row in rows]
@@ -111,160 +167,25 @@ class Bookkeeper(ray.train.UserCallback):
             row["worker_stalls"] = stalls
         row |= {"restarts": self.restarts, "restart_seconds": self.lost_seconds}
         append_metrics(self.run, row)
-        self.board.metrics.remote(row)
+        self.progress.epoch_ended.remote(row)
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Count a loss of workers, or end a training that would only fail again.
 
         Raises:
-            ValueError: a mistake, a full disk, a loss that is not finite: what starting again
-                would repeat.
+            UserError: a mistake, a full disk, a loss that is not finite.
         """
-        for error in worker_exceptions.values():
+        errors = worker_exceptions.values()
+        for error in errors:
             if isinstance(error, UserError):
                 raise error
         self.losses += 1
         self.restarts += 1
-        dead = [error for error in worker_exceptions.values() if _died(error)]
-        self.board.event.remote(
-            Event(
-                "lost",
-                workers=len(dead) or len(worker_exceptions),
-                epoch=self.epoch,
-                cause=cause_of(worker_exceptions.values()),
-                restart=self.losses,
-            )
-        )
-
-
-def _died(error: BaseException) -> ray.exceptions.RayError | None:
-    """Ray's word on a worker that is gone, rather than one that raised an error."""
-    inner = getattr(error, "health_check_failure", error)
-    return inner if isinstance(inner, ray.exceptions.RayError) else None
+        workers = sum(map(is_death, errors)) or len(errors)
+        self.progress.workers_lost.remote(workers, self.epoch, cause_of(errors), self.losses)
 
 
 def cause_of(errors: Iterable[BaseException]) -> str:
     """A few words on why workers failed: deaths first, since the others fail after them."""
-    ordered = sorted(errors, key=lambda error: _died(error) is None)
-    return one_line(ordered[0]) if ordered else "unknown"
-
-
-def one_line(error: BaseException) -> str:
-    """What a worker ended with, in one line."""
-    died = _died(error)
-    if died is None:
-        if any(words in str(error) for words in _HUNG_UP):
-            return "the connection to it was lost"
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    text = str(died)
-    for words, meaning in _DEATHS.items():
-        if words in text:
-            return meaning
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()
-
-
-# What gloo and NCCL raise in a worker whose partner is gone; often heard before the death itself.
-_HUNG_UP = ("gloo/transport", "remote process exited")
-
-_DEATHS = {
-    "running low on memory": "its node ran out of memory",
-    "node died": "its node died",
-    "is unavailable": "it does not answer",  # what is first seen of a node that went
-    "unexpectedly exits": "its process was killed or crashed",
-}
-
-
-_SHORT = {"classification": "cls", "semantic": "sem", "consistency": "clu", "entropy": "ent"}
-_RATE_S = 20.0  # seconds of posts that make the rate
-
-
-def restarts_of(count: int, limit: int) -> str:
-    """`1 of 3 restarts`, or `restart 1` without a limit."""
-    return f"{count} of {limit} restarts" if limit >= 0 else f"restart {count}"
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-@dataclass
-class TrainingProgress:
-    """The training as its board tells it; `take` brings it up to date."""
-
-    epochs: int
-    num_images: int
-    num_clusters: int
-    max_failures: int
-    done: float = 0.0
-    """Epochs that are done, the one under way by its share."""
-    group: int = 0
-    """Workers of the last group that started."""
-    alive: int = 0
-    """Workers alive; 0 before a group has started and while it starts anew."""
-    restarts: int = 0
-    last: dict[str, Any] = field(default_factory=dict)
-    """Figures of the last epoch that ended."""
-    _posts: deque[tuple[float, float]] = field(default_factory=deque)
-
-    def take(self, news: News, now: float) -> list[str]:
-        """Bring in what is new; returns lines worth saying at once.
-
-        Args:
-            news: what the board holds.
-            now: a clock's seconds.
-        """
-        for row in news.rows:
-            self.last = row
-            self.done = max(self.done, float(row["epoch"]))
-        lines = [line for event in news.events if (line := self._happened(event))]
-        if news.progress and self.alive:
-            self.done = max(self.done, news.progress["epoch"] + news.progress["share"])
-            self._posts.append((now, self.done))
-            while now - self._posts[0][0] > _RATE_S:
-                self._posts.popleft()
-        return lines
-
-    def _happened(self, event: Event) -> str:
-        self._posts.clear()
-        self.done = float(event.epoch - 1)
-        if event.kind == "lost":
-            self.alive, self.restarts = 0, event.restart
-            who = "a worker was" if event.workers == 1 else f"{event.workers} workers were"
-            said = f"{who} lost ({event.cause}); "
-            if 0 <= self.max_failures < event.restart:
-                return said + f"no restart is left of {self.max_failures}"
-            said += restarts_of(event.restart, self.max_failures)
-            return said + f", going on from epoch {event.epoch}"
-        before, self.group, self.alive = self.group, event.workers, event.workers
-        if before in (0, event.workers):
-            return ""
-        return f"now on {plural(event.workers, 'worker')} instead of {before}, epoch {event.epoch}"
-
-    def rate(self) -> float:
-        """Images a second: of the last seconds where workers posted any, else of the last epoch."""
-        if len(self._posts) > 1 and self._posts[-1][0] > self._posts[0][0]:
-            (start, first), (stop, last) = self._posts[0], self._posts[-1]
-            return (last - first) * self.num_images / (stop - start)
-        return float(self.last.get("images_per_second", 0.0))
-
-    def details(self) -> Details:
-        """Labels and texts: epoch, loss and its terms, speed, clusters and workers."""
-        last = self.last
-        rows = [("epoch", f"{min(self.epochs, int(self.done) + 1)} of {self.epochs}")]
-        if "loss" in last:
-            terms = [f"{short} {last[name]:.2f}" for name, short in _SHORT.items() if name in last]
-            rows.append(("loss", f"{last['loss']:.3f} ({'  '.join(terms)})"))
-        if self.alive and (rate := self.rate()):
-            rows.append(("speed", f"{rate:,.0f} images/s"))
-        if "used_clusters" in last:
-            rows.append(("clusters", f"{last['used_clusters']} of {self.num_clusters} in use"))
-        return [*rows, ("workers", self._workers())]
-
-    def _workers(self) -> str:
-        alive = f"{self.alive} of {self.group}" if self.alive else "starting"
-        if not self.restarts:
-            return alive
-        return f"{alive}, {restarts_of(self.restarts, self.max_failures)}"
+    first = min(errors, key=lambda error: not is_death(error), default=None)
+    return describe_failure(first) if first else "unknown"

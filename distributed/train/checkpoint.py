@@ -1,18 +1,21 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileType
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
-from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
+from distributed.storage import absolute, file_sizes, read_bytes
 from distributed.train.filesystem import ray_storage
 from shards import objects
 from shards.objects import PATIENT, join_url
+from vgse.config import loss_symbols
 from vgse.errors import UserError
 from vgse.training.model import TrainingModel
 
@@ -29,27 +32,21 @@ def save_checkpoint(
 ) -> None:
     """Write model, optimiser, neighbour queue and position into an empty folder.
 
-    `sums` are the figures of the epoch so far, where it is not finished.
-
-    Random numbers need no state: they are drawn from (seed, epoch, rank) anew each epoch.
+    `sums` are those of the epoch so far, where it is not finished. Random numbers need no state:
+    they are drawn from (seed, epoch, rank) anew each epoch.
     """
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-        folder / "model.safetensors",
-    )
-    save_file(
-        {k: v.cpu().contiguous() for k, v in model.queue.state().items()},
-        folder / "queue.safetensors",
-    )
+    _save_tensors(folder / "model.safetensors", model.state_dict())
+    _save_tensors(folder / "queue.safetensors", model.queue.state())
     tensors, scalars = _split_state(optimizer.state_dict()["state"])
-    save_file(tensors, folder / "optimizer.safetensors")
+    _save_tensors(folder / "optimizer.safetensors", tensors)
     if sums is not None:
-        save_file({"sums": sums}, folder / "sums.safetensors")
+        _save_tensors(folder / "sums.safetensors", {"sums": sums})
     state = {
         "version": VERSION,
         "position": position,
         "fingerprint": fingerprint,
         "optimizer_scalars": scalars,
+        "losses": list(loss_symbols()),  # what the sums begin with
     }
     (folder / "state.json").write_text(json.dumps(state))
 
@@ -57,21 +54,20 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Restore what `save_checkpoint` wrote, in place; returns the position and the sums.
-
-    Raises:
-        ValueError: another version, or a run with another configuration or other data.
-    """
+    """Restore what `save_checkpoint` wrote, in place; returns the position and the sums."""
     state = json.loads((folder / "state.json").read_text())
+    anew = "start a new run with another --run-id"
     if state["version"] != VERSION:
         raise UserError(
-            f"{folder}: checkpoint version {state['version']}, this program reads {VERSION}; "
-            "start a new run with another --run-id"
+            f"{folder}: checkpoint version {state['version']}, this program reads {VERSION}; {anew}"
         )
     if state["fingerprint"] != fingerprint:
+        raise UserError(f"{folder}: made with another configuration or other data; {anew}")
+    losses = list(loss_symbols())
+    if state.get("losses", losses) != losses:
         raise UserError(
-            f"{folder}: made with another configuration or other data; "
-            "start a new run with another --run-id"
+            f"{folder}: its losses are {', '.join(state['losses'])}, this program's are "
+            f"{', '.join(losses)}; {anew}"
         )
     device = next(model.parameters()).device
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -86,6 +82,12 @@ def load_checkpoint(
     return state["position"], load_file(path)["sums"] if path.is_file() else None
 
 
+def epoch_of(folder: Path) -> int:
+    """Number, from 1, of the epoch that a checkpoint goes on with."""
+    state = json.loads((folder / "state.json").read_text())
+    return int(state["position"]["cursor"]["epoch"]) + 1
+
+
 def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
     """Fill a part of the model, such as "head", from a checkpoint in a folder or at a URL."""
     state = load(read_bytes(join_url(absolute(folder), "model.safetensors")))
@@ -93,16 +95,14 @@ def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
     module.load_state_dict(own)
 
 
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+
+
 def _split_state(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, scalars = {}, {}
-    for index, values in state.items():
-        for name, value in values.items():
-            key = f"{index}.{name}"
-            if isinstance(value, Tensor):
-                tensors[key] = value.detach().cpu().contiguous()
-            else:
-                scalars[key] = value
-    return tensors, scalars
+    values = {f"{index}.{name}": v for index, row in state.items() for name, v in row.items()}
+    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in values.items() if key not in tensors}
 
 
 def _join_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -113,35 +113,7 @@ def _join_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int
     return state
 
 
-LIST = "checkpoint_manager_snapshot.json"  # Ray's
 _FILES = ("model.safetensors", "queue.safetensors", "optimizer.safetensors")
-
-
-def drop_damaged(run: str) -> list[str]:
-    """Take damaged checkpoints off Ray's list of a run; returns a line for each.
-
-    Raises:
-        ValueError: the list itself is damaged.
-    """
-    where = join_url(run, LIST)
-    try:
-        content = json.loads(read_bytes(where))
-        names = [str(row["checkpoint_dir_name"]) for row in content["checkpoint_results"]]
-    except FileNotFoundError:
-        return []
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: damaged ({type(error).__name__}), so the checkpoints beside it cannot be "
-            "told apart; delete it to train from the start, or take another --run-id"
-        ) from None
-    found = {name: why for name in names if (why := damage(join_url(run, name)))}
-    if not found:
-        return []
-    kept = _without(content, set(found))
-    write_bytes(where, json.dumps(kept).encode())
-    latest = kept["latest_checkpoint_result"]
-    then = f"going on from {latest['checkpoint_dir_name']}" if latest else "training from the start"
-    return [f"{name} is damaged ({why}): {then}" for name, why in found.items()]
 
 
 def damage(checkpoint: str) -> str | None:
@@ -150,8 +122,7 @@ def damage(checkpoint: str) -> str | None:
     for name in (*_FILES, "state.json"):
         if name not in sizes:
             return f"{name} is missing"
-    extra = [name for name in ("sums.safetensors",) if name in sizes]
-    for name in (*_FILES, *extra):
+    for name in (*_FILES, *({"sums.safetensors"} & sizes.keys())):
         if _length(join_url(checkpoint, name), sizes[name]) != sizes[name]:
             return f"{name} is cut short"
     try:
@@ -176,49 +147,47 @@ def _length(url: str, size: int) -> int | None:
     return end + max(offsets, default=0)
 
 
-def _without(content: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """Ray's list less some checkpoints; what is not about them stays as it is."""
-    rows, indices = content["checkpoint_results"], content["checkpoint_report_indices"]
-    kept = [
-        (row, index)
-        for row, index in zip(rows, indices, strict=True)
-        if row["checkpoint_dir_name"] not in names
-    ]
-    latest = content["latest_checkpoint_result"]
-    if latest and latest["checkpoint_dir_name"] in names:
-        latest = kept[-1][0] if kept else None
-    return {
-        **content,
-        "checkpoint_results": [row for row, _ in kept],
-        "checkpoint_report_indices": [index for _, index in kept],
-        "latest_checkpoint_result": latest,
-    }
+def newest_sound(run: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The last of a run's checkpoints, oldest first, whose files are whole, and a line for each
+    later one, which is damaged."""
+    causes = {}
+    for name in reversed(names):
+        cause = damage(join_url(run, name))
+        if cause is None:
+            break
+        causes[name] = cause
+    found = names[-1 - len(causes)] if len(causes) < len(names) else None
+    then = f"going on from {found}" if found else "training from the start"
+    return found, [f"{name} is damaged ({cause}): {then}" for name, cause in causes.items()]
 
 
-_LIST = "checkpoint_manager_snapshot.json"  # Ray's: what is in it can be resumed
+def committed_checkpoints(run: str) -> list[str]:
+    """Names of the checkpoints that Ray Train knows of a run, oldest first."""
+    parent, _, name = run.rpartition("/")
+    path, filesystem = ray_storage(parent)
+    try:
+        found = ray.train.Result.from_path(f"{path}/{name}", filesystem)
+    except RuntimeError:  # the run has none yet
+        return []
+    except Exception as error:
+        if type(error).__name__ != "CheckpointManagerInitializationError":
+            raise
+        raise UserError(
+            f"{run}: Ray Train's list of its checkpoints is damaged, or one of them is missing; "
+            "put the files back, or train anew with another --run-id"
+        ) from error
+    return [Path(checkpoint.path).name for checkpoint, _ in found.best_checkpoints or []]
 
 
 def remove_leftovers(run: str) -> None:
     """Delete what is half written of a run that is not under way: checkpoint folders that Ray does
-    not know, and lists of checkpoints that did not take their place."""
+    not know, and files that did not take their place."""
     parent, _, name = run.rpartition("/")
     path, filesystem = ray_storage(parent)
-    folder = f"{path}/{name}"
-    known = _committed(filesystem, f"{folder}/{_LIST}")
-    for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True)):
-        name = entry.path.rstrip("/").rpartition("/")[2]
+    known = committed_checkpoints(run)
+    for entry in filesystem.get_file_info(FileSelector(f"{path}/{name}", allow_not_found=True)):
         is_folder = entry.type == FileType.Directory
-        if is_folder and name.startswith("checkpoint_") and name not in known:
+        if is_folder and entry.base_name.startswith("checkpoint_") and entry.base_name not in known:
             filesystem.delete_dir(entry.path)
-        elif not is_folder and name.startswith(f".{_LIST}."):
+        elif not is_folder and entry.base_name.startswith(".") and entry.extension == "partial":
             filesystem.delete_file(entry.path)
-
-
-def _committed(filesystem: FileSystem, path: str) -> set[str]:
-    """Names of the checkpoints that are complete; none before there is a list of them."""
-    if filesystem.get_file_info(path).type == FileType.NotFound:
-        return set()
-    with filesystem.open_input_stream(path) as stream:
-        content = json.loads(stream.read())
-    entries = [*content["checkpoint_results"], content["latest_checkpoint_result"]]
-    return {entry["checkpoint_dir_name"] for entry in entries if entry}

@@ -8,6 +8,8 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,93 +21,32 @@ from distributed import storage
 from shards.objects import PATIENT, Retry, is_remote, open_filesystem, with_retries
 from vgse.files import room_for
 
-
-class DiskHandler(FSSpecHandler):
-    """What Ray does to a folder of this machine or of a shared disk."""
-
-    def __init__(self) -> None:
-        super().__init__(LocalFileSystem())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return DiskHandler, ()
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        """Make a folder; one that is there is left as it is."""
-        with room_for(path):
-            os.makedirs(path, exist_ok=True)
-
-    def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
-        """A file to write, which appears when it is closed."""
-        return PythonFile(_Partial(Path(path)), mode="w")
-
-
-class _Partial:
-    """A file beside its place, which takes it when closed, unless a write failed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with room_for(path):
-            self._file = self._part.open("xb")
-        self._broken = False
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, data: Any) -> int:
-        try:
-            with room_for(self._path):
-                return self._file.write(data)
-        except BaseException:
-            self._broken = True  # and Arrow does not always close it
-            self._part.unlink(missing_ok=True)
-            raise
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        with room_for(self._path):
-            self._file.flush()
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            with room_for(self._path):
-                self._file.close()
-                if not self._broken:
-                    os.replace(self._part, self._path)
-        finally:
-            self._part.unlink(missing_ok=True)
-
-
 Result = TypeVar("Result")
 
 
 def ray_storage(folder: str) -> tuple[str, FileSystem]:
     """`storage_path` and `storage_filesystem` of Ray's RunConfig for a folder or URL."""
-    if not is_remote(folder):
-        return folder, PyFileSystem(DiskHandler())
-    return open_filesystem(folder)[1], PyFileSystem(StoreHandler(folder))
+    path = open_filesystem(folder)[1] if is_remote(folder) else folder
+    return path, PyFileSystem(StoreHandler(folder))
 
 
 class StoreHandler(FSSpecHandler):
-    """What Ray does to a store, each call tried again.
+    """What Ray does to a disk or a store: files appear whole, a store's calls are tried again.
 
     It travels as a URL: every node opens the store with credentials of its own environment.
     """
 
     def __init__(self, url: str, retry: Retry = PATIENT) -> None:
-        super().__init__(open_filesystem(url)[0])
-        self.url = url
-        self.retry = retry
+        super().__init__(open_filesystem(url)[0] if is_remote(url) else LocalFileSystem())
+        self.url, self.retry = url, retry
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreHandler, (self.url, self.retry)
 
     def _retried(self, work: Callable[[], Result], path: str, what: str) -> Result:
+        if not is_remote(self.url):
+            return work()
+
         def once() -> Result:
             self.fs.invalidate_cache()  # workers and controller write in turn
             return work()
@@ -123,7 +64,10 @@ class StoreHandler(FSSpecHandler):
         return self._retried(lambda: get(selector), selector.base_dir, "listed")
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Nothing: folders come with their files, and a bucket must be there."""
+        """Make a folder on a disk; in a store they come with their files."""
+        if not is_remote(self.url):
+            with room_for(path):
+                os.makedirs(path, exist_ok=True)
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder and all it holds."""
@@ -136,7 +80,9 @@ class StoreHandler(FSSpecHandler):
         self._retried(lambda: delete(path), path, "deleted")
 
     def open_input_stream(self, path: str) -> PythonFile:
-        """A file to read, as a local copy that is gone when closed."""
+        """A file to read; one in a store as a local copy that is gone when closed."""
+        if not is_remote(self.url):
+            return PythonFile(open(path, "rb"), mode="r")
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "copy"
             storage.download_file(self.fs.unstrip_protocol(path), local, retry=self.retry)
@@ -147,48 +93,55 @@ class StoreHandler(FSSpecHandler):
         return self.open_input_stream(path)
 
     def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
-        """A file to write, which is sent whole when closed."""
-        return PythonFile(_Outgoing(self.fs.unstrip_protocol(path), self.retry), mode="w")
-
-    def open_append_stream(self, path: str, metadata: Any) -> PythonFile:
-        """Never: stores cannot append, and Ray does not."""
-        raise NotImplementedError("append")
+        """A file to write, which takes its place when closed."""
+        if not is_remote(self.url):
+            part = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.partial")
+            return PythonFile(_Outgoing(part, path, os.replace), mode="w")
+        handle, name = tempfile.mkstemp(prefix="vgse-out-")
+        os.close(handle)
+        put = partial(storage.upload_file, retry=self.retry)
+        return PythonFile(_Outgoing(Path(name), self.fs.unstrip_protocol(path), put), mode="w")
 
 
 class _Outgoing:
-    """A local file that goes to the store when it is closed, unless a write failed."""
+    """A local file that is put at its target when it is closed, unless a write failed."""
 
-    def __init__(self, url: str, retry: Retry) -> None:
-        self._url = url
-        self._retry = retry
-        self._file = tempfile.NamedTemporaryFile(prefix="vgse-out-")  # noqa: SIM115
+    def __init__(self, part: Path, target: str, put: Callable[[Path, str], None]) -> None:
+        self._part, self._target, self._put = part, target, put
         self._broken = False
+        with self._room():
+            self._file = part.open("wb")
+
+    def _room(self) -> AbstractContextManager[None]:
+        return room_for(self._part if is_remote(self._target) else self._target)
 
     @property
     def closed(self) -> bool:
-        return bool(self._file.closed)
+        return self._file.closed
 
     def write(self, data: Any) -> int:
         try:
-            with room_for(self._file.name):
+            with self._room():
                 return self._file.write(data)
         except BaseException:
-            self._broken = True
+            self._broken = True  # and Arrow does not always close it
+            self._part.unlink(missing_ok=True)
             raise
 
     def tell(self) -> int:
         return self._file.tell()
 
     def flush(self) -> None:
-        self._file.flush()
+        with self._room():
+            self._file.flush()
 
     def close(self) -> None:
         if self.closed:
             return
         try:
-            with room_for(self._file.name):
-                self._file.flush()
-            if not self._broken:
-                storage.upload_file(Path(self._file.name), self._url, retry=self._retry)
+            with self._room():
+                self._file.close()
+                if not self._broken:
+                    self._put(self._part, self._target)
         finally:
-            self._file.close()
+            self._part.unlink(missing_ok=True)

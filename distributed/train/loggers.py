@@ -1,4 +1,4 @@
-"""Figures for TensorBoard and MLflow, sent from the driver beside the training."""
+"""Metrics for TensorBoard and MLflow, sent from the driver beside the training."""
 
 import hashlib
 import importlib.util
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Tracker(Protocol):
-    """Where figures go."""
+    """Where metrics go."""
 
     name: str
 
@@ -32,11 +32,6 @@ class Tracker(Protocol):
 
     def close(self, finished: bool) -> None:
         """Say whether training ended."""
-
-
-def run_name(run: str) -> str:
-    """The name of a run folder, local or not."""
-    return run.rstrip("/").rsplit("/", 1)[-1]
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -50,10 +45,8 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, run: str) -> None:
-        self.target = join_url(run, "tensorboard")
-        remote = is_remote(run)
-        self.folder = tempfile.mkdtemp(prefix="vgse-tensorboard-") if remote else self.target
-        self._remote = remote
+        self._target, self._remote = join_url(run, "tensorboard"), is_remote(run)
+        self._folder = tempfile.mkdtemp(prefix="vgse-tb-") if self._remote else self._target
         self._writer: Any = None
         self._sent = 0  # epochs
 
@@ -65,14 +58,14 @@ class TensorBoard:
         if not new:
             return
         if self._writer is None:
-            self._writer = SummaryWriter(self.folder, purge_step=new[0]["epoch"])
+            self._writer = SummaryWriter(self._folder, purge_step=new[0]["epoch"])
         for row in new:
             for name, value in scalars(row).items():
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
         if self._remote:
-            for file in sorted(Path(self.folder).iterdir()):
-                upload_file(file, join_url(self.target, file.name), retry=FIRST)
+            for file in sorted(Path(self._folder).iterdir()):
+                upload_file(file, join_url(self._target, file.name), retry=FIRST)
         self._sent = new[-1]["epoch"]
 
     def close(self, finished: bool) -> None:
@@ -80,12 +73,11 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
         if self._remote:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-_BATCH = 1000  # metrics, and
-_PARAMS = 100  # parameters that MLflow takes in one request
 _TAG = "vgse.run"
+_PARAMS = 100  # parameters that MLflow takes in one request
 
 
 class MLflow:
@@ -94,7 +86,7 @@ class MLflow:
     name = "mlflow"
 
     def __init__(self, config: RunConfig, run: str) -> None:
-        self.config, self.run = config, run
+        self._config, self._run = config, run
         self._client: Any = None
         self._id = ""
         self._sent = 0  # epochs
@@ -105,15 +97,12 @@ class MLflow:
 
         if not self._id:
             self._connect()
-        metrics = [
-            Metric(name, value, int(time.time() * 1000), row["epoch"])
-            for row in rows
-            if row["epoch"] > self._sent
-            for name, value in scalars(row).items()
-        ]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(self._id, metrics=metrics[start : start + _BATCH])
-        self._sent = max([self._sent, *(row["epoch"] for row in rows)])
+        for row in rows:
+            if row["epoch"] > self._sent:
+                now, step = int(time.time() * 1000), row["epoch"]
+                metrics = [Metric(name, value, now, step) for name, value in scalars(row).items()]
+                self._client.log_batch(self._id, metrics=metrics)
+                self._sent = step
 
     def close(self, finished: bool) -> None:
         """Mark the run as finished or failed."""
@@ -123,18 +112,18 @@ class MLflow:
     def _connect(self) -> None:
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        # Figures can be sent later; a server that is away must not be waited for.
+        # Metrics can be sent later; a server that is away must not be waited for.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        client = MlflowClient(tracking_uri=self.config.tracking.mlflow)
-        wanted = self.config.tracking.mlflow_experiment
+        self._client = client = MlflowClient(tracking_uri=self._config.tracking.mlflow)
+        wanted = self._config.tracking.mlflow_experiment
         experiment = client.get_experiment_by_name(wanted)
         number = experiment.experiment_id if experiment else client.create_experiment(wanted)
         # A hash, because the filter language has no way to write a quote.
-        mark = hashlib.sha256(self.run.encode()).hexdigest()
+        mark = hashlib.sha256(self._run.encode()).hexdigest()
         known = client.search_runs([number], f"tags.`{_TAG}` = '{mark}'")
         if known:
             found = known[0].info.run_id
@@ -142,23 +131,20 @@ class MLflow:
             self._sent = max((metric.step for metric in history), default=0)
             client.update_run(found, status="RUNNING")
         else:
-            tags = {_TAG: mark, "vgse.run_folder": self.run}
-            found = client.create_run(number, run_name=run_name(self.run), tags=tags).info.run_id
-            params = [Param(name, str(value)) for name, value in leaves(to_dict(self.config))]
+            tags = {_TAG: mark, "vgse.run_folder": self._run}
+            name = self._run.rstrip("/").rpartition("/")[2]
+            found = client.create_run(number, run_name=name, tags=tags).info.run_id
+            params = [Param(name, str(value)) for name, value in leaves(to_dict(self._config))]
             for start in range(0, len(params), _PARAMS):
                 client.log_batch(found, params=params[start : start + _PARAMS])
-        self._client, self._id = client, found
+        self._id = found
 
 
 _LAST_WAIT_S = 60.0
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """See before any work that the trackers can be used.
-
-    Raises:
-        ValueError: one line that names the field and the remedy.
-    """
+    """See before any work that the trackers can be used."""
     uri = config.mlflow
     if uri is None:
         return
@@ -176,7 +162,7 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 class Tracking:
-    """Sends figures from a thread of its own: a tracker that waits or fails stops nothing."""
+    """Sends metrics from a thread of its own: a tracker that waits or fails stops nothing."""
 
     def __init__(
         self, trackers: Sequence[Tracker], history: Sequence[Row], say: Callable[[str], None]
@@ -189,14 +175,14 @@ class Tracking:
 
     def add(self, row: Row) -> None:
         """Send an epoch's row; it replaces rows of the same and of later epochs."""
-        self._rows = [kept for kept in self._rows if kept["epoch"] < row["epoch"]] + [row]
+        self._rows = [older for older in self._rows if older["epoch"] < row["epoch"]] + [row]
         self._jobs.append(self._thread.submit(self._send, list(self._rows)))
 
     def close(self, finished: bool) -> None:
         """Send what is missing, within a minute, and close the trackers."""
         self._jobs.append(self._thread.submit(self._close, list(self._rows), finished))
         if wait(self._jobs, _LAST_WAIT_S).not_done:
-            self._say(f"figures are still being sent after {_LAST_WAIT_S:.0f} s: given up")
+            self._say(f"metrics are still being sent after {_LAST_WAIT_S:.0f} s: given up")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, rows: list[Row]) -> None:
@@ -206,7 +192,7 @@ class Tracking:
             except Exception as error:  # of whatever kind a server or a disk makes
                 if tracker.name not in self._behind:
                     self._say(
-                        f"{tracker.name} takes no figures ({one_line(error)}); they are in "
+                        f"{tracker.name} takes no metrics ({one_line(error)}); they are in "
                         "metrics.jsonl, and are sent when it does"
                     )
                 self._behind.add(tracker.name)
@@ -217,7 +203,7 @@ class Tracking:
         self._send(rows)
         for tracker in self._trackers:
             if tracker.name in self._behind:
-                self._say(f"{tracker.name} lacks figures of this run; metrics.jsonl has all")
+                self._say(f"{tracker.name} lacks metrics of this run; metrics.jsonl has all")
             with suppress(Exception):
                 tracker.close(finished)
 
@@ -228,21 +214,14 @@ def tracking(
 ) -> Iterator[Tracking]:
     """The trackers that the configuration names, open for the time of a training.
 
-    Args:
-        config: the run's configuration.
-        run: its folder, a path or a URL.
-        history: rows of epochs that ended before, oldest first.
-        say: prints a line.
+    `history` are the rows of epochs that ended before, oldest first; `say` prints a line.
     """
-    trackers: list[Tracker] = []
-    if config.tracking.tensorboard:
-        trackers.append(TensorBoard(run))
+    trackers: list[Tracker] = [TensorBoard(run)] if config.tracking.tensorboard else []
     if config.tracking.mlflow is not None:
         trackers.append(MLflow(config, run))
-    open_trackers = Tracking(trackers, history, say)
+    open_trackers, finished = Tracking(trackers, history, say), False
     try:
         yield open_trackers
-    except BaseException:
-        open_trackers.close(finished=False)
-        raise
-    open_trackers.close(finished=True)
+        finished = True
+    finally:
+        open_trackers.close(finished)

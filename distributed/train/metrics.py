@@ -1,4 +1,4 @@
-"""Figures of an epoch, kept on the device and read when they are logged or saved."""
+"""Metrics of an epoch, summed up on the device and read when they are logged or saved."""
 
 import json
 import math
@@ -14,16 +14,12 @@ from distributed.storage import absolute, read_bytes, write_bytes
 from distributed.train.data import StepBatch
 from shards.objects import join_url
 from vgse import health
-from vgse.config import LossConfig
+from vgse.config import LossConfig, loss_symbols
 from vgse.errors import UserError
 from vgse.training.losses import world_size
 from vgse.training.model import StepOutput
 
-TERMS = ("classification", "semantic", "consistency", "entropy")
 LOADING = ("read", "decode", "cut", "idle")
-_COUNTS = len(TERMS)  # images, then images a worker's share stands for
-_TIMES = _COUNTS + 2  # seconds waited, seconds in all, then those of LOADING
-_TABLE = _TIMES + 2 + len(LOADING)
 
 
 class Diverged(UserError):
@@ -39,29 +35,34 @@ class EpochSums:
     """
 
     def __init__(self, num_classes: int, num_clusters: int, device: torch.device) -> None:
+        self.losses = tuple(loss_symbols())
+        # `weight` is a worker's share of the images of its steps.
+        names = (*self.losses, "images", "weight", "waited", "seconds", *LOADING)
+        self.index = {name: number for number, name in enumerate(names)}
         self.shape = (num_classes, num_clusters)
         self.base: Tensor | None = None  # what all workers had summed up at a checkpoint
-        size = _TABLE + num_classes * num_clusters
+        size = len(names) + num_classes * num_clusters
         self.values = torch.zeros(size, dtype=torch.float64, device=device)
 
     def add(self, output: StepOutput, batch: StepBatch) -> None:
         """Add a step of this worker."""
-        total_images = batch.total_images
-        for place, name in enumerate(TERMS):
+        weight = batch.total_images / world_size()
+        for name in self.losses:
             if name in output.terms:
                 # Terms are scaled to be averaged over workers; weigh a step by its images.
-                self.values[place] += output.terms[name] * (total_images / world_size())
+                self.values[self.index[name]] += output.terms[name] * weight
         # Whole numbers: the order in which a GPU adds them does not matter. bincount would wait.
-        self.values[_TABLE:].scatter_add_(0, output.cells, (output.weights > 0).double())
-        self.values[_COUNTS] += batch.num_images
-        self.values[_COUNTS + 1] += total_images / world_size()
-        for place, name in enumerate(LOADING, _TIMES + 2):
-            self.values[place] += getattr(batch.times, name)
+        table = self.values[len(self.index) :]
+        table.scatter_add_(0, output.cells, (output.weights > 0).double())
+        self.values[self.index["images"]] += batch.num_images
+        self.values[self.index["weight"]] += weight
+        for name in LOADING:
+            self.values[self.index[name]] += getattr(batch.times, name)
 
     def add_time(self, waited: float, seconds: float) -> None:
         """Add seconds that this worker waited for data, and seconds in all."""
-        self.values[_TIMES] += waited
-        self.values[_TIMES + 1] += seconds
+        self.values[self.index["waited"]] += waited
+        self.values[self.index["seconds"]] += seconds
 
     def total(self) -> Tensor:
         """The sums over all workers (a collective call), [size] float64 on the CPU.
@@ -75,8 +76,8 @@ class EpochSums:
         values = values.cpu()
         if self.base is not None:
             values += self.base
-        for name, value in zip(TERMS, values.tolist(), strict=False):
-            if not math.isfinite(value):
+        for name in self.losses:
+            if not math.isfinite(value := values[self.index[name]].item()):
                 raise Diverged(
                     f"the {name} loss is {value}: lower training.learning_rate, or check that "
                     "features and word vectors are finite"
@@ -86,34 +87,29 @@ class EpochSums:
     def row(self, config: LossConfig) -> dict[str, Any]:
         """The line of metrics.jsonl, without epoch and rates (a collective call).
 
-        `worker_stall` is this worker's own, all others are figures of all workers.
-
-        Raises:
-            Diverged: a loss that is not finite.
+        `worker_stall` is this worker's own, all others are of all workers.
         """
         values = self.total().numpy()
-        own_waited, own_seconds = self.values[_TIMES : _TIMES + 2].tolist()
-        images, weight, waited, seconds = values[_COUNTS : _TIMES + 2]
-        active = [name for name in TERMS if getattr(config, name)]
-        terms = {name: float(values[TERMS.index(name)] / weight) for name in active}
-        contingency = values[_TABLE:].reshape(self.shape).astype(np.int64)
+        total = {name: values[number] for name, number in self.index.items()}
+        own = {name: self.values[self.index[name]].item() for name in ("waited", "seconds")}
+        active = [name for name in self.losses if getattr(config, name)]
+        losses = {name: float(total[name] / total["weight"]) for name in active}
+        contingency = values[len(self.index) :].reshape(self.shape).astype(np.int64)
         used, entropy = health.usage(contingency.sum(0))
+        seconds = total["seconds"] / world_size()
         return {
-            "loss": sum(getattr(config, name) * value for name, value in terms.items()),
-            **terms,
+            "loss": sum(getattr(config, name) * value for name, value in losses.items()),
+            **losses,
             "used_clusters": used,
             "usage_entropy": entropy,
             "nmi": health.normalised_mutual_information(contingency),
-            "nmi_chance": health.chance_information(contingency, images),
-            "seconds": seconds / world_size(),
-            "images": int(images),
-            "images_per_second": images / max(1e-9, seconds / world_size()),
-            "loader_stall": waited / max(1e-9, seconds),
-            "worker_stall": own_waited / max(1e-9, own_seconds),
-            **{
-                f"loader_{name}_seconds": float(value)
-                for name, value in zip(LOADING, values[_TIMES + 2 : _TABLE], strict=True)
-            },
+            "nmi_chance": health.chance_information(contingency, total["images"]),
+            "seconds": seconds,
+            "images": int(total["images"]),
+            "images_per_second": total["images"] / max(1e-9, seconds),
+            "loader_stall": total["waited"] / max(1e-9, total["seconds"]),
+            "worker_stall": own["waited"] / max(1e-9, own["seconds"]),
+            **{f"loader_{name}_seconds": float(total[name]) for name in LOADING},
         }
 
 
@@ -131,6 +127,6 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
 
 def append_metrics(run: str | Path, row: dict[str, Any]) -> None:
     """Add an epoch's row; rows of a lost attempt at the same or later epochs make way."""
-    rows = [kept for kept in read_metrics(run) if kept["epoch"] < row["epoch"]] + [row]
-    text = "".join(json.dumps(kept) + "\n" for kept in rows)
+    rows = [older for older in read_metrics(run) if older["epoch"] < row["epoch"]] + [row]
+    text = "".join(json.dumps(each) + "\n" for each in rows)
     write_bytes(join_url(absolute(run), FILE), text.encode())

@@ -1,4 +1,4 @@
-"""What a run trains: the job that workers are told, its model, optimiser and learning rate."""
+"""What a run trains: the job that workers get, its model, optimiser and learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from distributed.features.kmeans_init import load_start
 from vgse.config import RunConfig
 from vgse.images.backbones import build_backbone
 from vgse.training.model import ClusterHead, TrainingModel
-from vgse.training.optimizer import make_optimizer
 
 WARM_UP = 0.05
 
@@ -33,7 +32,7 @@ class TrainingJob:
     precision: str
     fingerprint: str  # of configuration and data
     num_images: int = 0  # of an epoch
-    board: Any = None  # actor handle of distributed.train.callbacks
+    progress: Any = None  # actor of distributed.train.callbacks.TrainingProgress
 
 
 def learning_rate(progress: float) -> float:
@@ -59,8 +58,3 @@ def build_model(job: TrainingJob) -> TrainingModel:
     from_kmeans = config.model.init == "kmeans"
     head.start(projection, torch.from_numpy(centroids) if from_kmeans else None)
     return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
-
-
-def build_optimizer(model: TrainingModel, config: RunConfig) -> torch.optim.Optimizer:
-    """The configuration's optimiser at its rates."""
-    return make_optimizer(model, config.training)

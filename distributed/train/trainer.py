@@ -1,5 +1,6 @@
 """The training loop, the same for a worker of a cluster and for a process by itself."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,18 +24,41 @@ from distributed.train.data import (
 )
 from distributed.train.metrics import EpochSums
 from distributed.train.prefetch import prefetch
-from distributed.train.spec import TrainingJob, build_model, build_optimizer, learning_rate
+from distributed.train.spec import TrainingJob, build_model, learning_rate
 from vgse.files import room_for
 from vgse.training.losses import world_size
 from vgse.training.model import TrainingModel
-from vgse.training.optimizer import match_layout
+from vgse.training.optimizer import make_optimizer, match_layout
 from vgse.training.step import run_step
 
 _POST_INTERVAL_S = 0.5
 
 Report = Callable[[dict[str, Any], Path | None], None]
-"""Takes an epoch's figures (or, marked "partial", those of a checkpoint within one) and, on rank 0
+"""Takes an epoch's metrics (or, marked "partial", those of a checkpoint within one) and, on rank 0
 where one is due, the folder of a checkpoint, which is the callee's to move or delete."""
+
+
+def train_alone(
+    job: TrainingJob,
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: Report | None = None,
+    device: str = "cpu",
+) -> TrainingModel:
+    """Train in this process alone, without Ray, as a run with `cluster.num_workers=1` does.
+
+    The job's run folder must hold `init/`. A checkpoint's folder lives until `on_epoch` returns.
+    """
+
+    def report(row: dict[str, Any], folder: Path | None) -> None:
+        try:
+            if on_epoch is not None and not row.get("partial"):
+                on_epoch(row, folder)
+        finally:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    return train_epochs(job, torch.device(device), 0, checkpoint, report, lambda model: model)
 
 
 def train_epochs(
@@ -54,12 +78,9 @@ def train_epochs(
         checkpoint: folder of the checkpoint to go on from.
         report: called by every rank at the end of an epoch and at checkpoints within one.
         wrap: makes the model a DDP one; called where there are several workers.
-
-    Raises:
-        ValueError: the checkpoint belongs to another configuration or other data.
     """
     model = build_model(job).to(device)
-    optimizer = build_optimizer(model, job.config)
+    optimizer = make_optimizer(model, job.config.training)
     dataset = open_dataset(job, device)
     seed, config = job.config.seed, job.config.training
     sums = EpochSums(len(job.classes), job.config.model.num_clusters, device)
@@ -71,9 +92,7 @@ def train_epochs(
     wrapped = wrap(model) if world_size() > 1 else model
     worker = Worker(job, model, wrapped, optimizer, dataset, device, rank, report)
     while position.cursor.epoch < config.epochs:
-        # Drawn anew from these, random numbers need no place in a checkpoint.
-        place = (seed, position.cursor.epoch, position.plan_step, rank)
-        torch.manual_seed(hash(place) % 2**63)
+        seed_step(seed, position, rank)
         worker.finish_epoch(position, sums)
         epoch, step = position.cursor.epoch + 1, worker.step
         rate = optimizer.param_groups[0]["lr"]
@@ -83,6 +102,11 @@ def train_epochs(
         due = epoch % config.checkpoint_epochs == 0 or epoch == config.epochs
         worker.save_and_report(row, position if due else None, None)
     return model
+
+
+def seed_step(seed: int, position: Position, rank: int) -> None:
+    """Draw random numbers anew, so that they need no place in a checkpoint."""
+    torch.manual_seed(hash((seed, position.cursor.epoch, position.plan_step, rank)) % 2**63)
 
 
 @dataclass
@@ -131,7 +155,8 @@ class Worker:
                 entered, waited = time.monotonic(), 0.0
             if self.rank == 0 and time.monotonic() - posted > _POST_INTERVAL_S:
                 posted = time.monotonic()
-                self._post(position.cursor.epoch, batch.done_before)
+                if self.job.progress is not None:
+                    self.job.progress.share_done.remote(position.cursor.epoch, batch.done_before)
             asked = time.monotonic()
         sums.add_time(waited, time.monotonic() - entered)
 
@@ -152,17 +177,12 @@ class Worker:
         self.step += 1
         sums.add(output, batch)
 
-    def _post(self, epoch: int, share: float) -> None:
-        if self.job.board is not None:
-            self.job.board.progress.remote({"epoch": epoch, "share": share})
-
     def _checkpoint_within(self, position: Position, sums: EpochSums) -> None:
         sums.base = sums.total()
         sums.values.zero_()
         row = {"epoch": position.cursor.epoch, "step": position.step, "partial": True}
         self.save_and_report(row, position, sums.base)
-        place = (self.job.config.seed, position.cursor.epoch, position.plan_step, self.rank)
-        torch.manual_seed(hash(place) % 2**63)
+        seed_step(self.job.config.seed, position, self.rank)
 
     def save_and_report(
         self, row: dict[str, Any], position: Position | None, sums: Tensor | None

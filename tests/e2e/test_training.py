@@ -21,14 +21,15 @@ from distributed.setup import prepare
 from distributed.train.checkpoint import load_module
 from distributed.train.data import StepBatch, epoch_batches, epoch_start, open_dataset, plan_of
 from distributed.train.metrics import read_metrics
-from distributed.train.one_process import train_alone
 from distributed.train.ray_trainer import run_training, training_job
-from distributed.train.spec import TrainingJob, build_model, build_optimizer, learning_rate
+from distributed.train.spec import TrainingJob, build_model, learning_rate
+from distributed.train.trainer import train_alone
 from shards.manifest import SPLITS
 from vgse.__main__ import main as vgse_main
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vgse.embeddings import class_embeddings
 from vgse.health import nearest_class_mean, normalised_mutual_information
+from vgse.training.optimizer import make_optimizer
 
 EPOCHS = 15  # of the shared run
 CPU = torch.device("cpu")
@@ -150,7 +151,7 @@ def test_two_workers_learn_what_one_plain_loop_with_the_joint_batch_learns(
     run: Path, job: TrainingJob
 ) -> None:
     model = build_model(job)
-    optimizer = build_optimizer(model, job.config)
+    optimizer = make_optimizer(model, job.config.training)
     rows = read_metrics(run)
     for epoch in range(3):
         total = images = 0.0

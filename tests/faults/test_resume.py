@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.train.checkpoint import remove_leftovers
 from distributed.train.data import (
     Dataset,
     Position,
@@ -96,21 +95,6 @@ def test_each_image_is_read_once_with_one_then_two_then_three_workers(pixels: Da
 
 def checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("checkpoint_*/"))
-
-
-def test_a_checkpoint_that_was_cut_off_is_removed_and_others_stay(tmp_path: Path) -> None:
-    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "init"):
-        (tmp_path / "run" / name).mkdir(parents=True)
-        (tmp_path / "run" / name / "file").touch()
-    known = [{"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}]
-    content = {"checkpoint_results": known, "latest_checkpoint_result": known[1]}
-    (tmp_path / "run" / "checkpoint_manager_snapshot.json").write_text(json.dumps(content))
-    (tmp_path / "run" / ".checkpoint_manager_snapshot.json.ab12").touch()
-    remove_leftovers(str(tmp_path / "run"))
-    assert not list((tmp_path / "run").glob(".*"))
-    left = {path.name for path in (tmp_path / "run").glob("*/")}
-    assert left == {"checkpoint_1", "checkpoint_2", "init"}
-    remove_leftovers(str(tmp_path / "none"))
 
 
 @pytest.mark.slow

@@ -21,10 +21,9 @@ from ray.train import ControllerError, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from distributed.train.one_process import train_alone
-from distributed.train.ray_trainer import ddp_options, start_failures, start_timeout
+from distributed.train.ray_trainer import parallel_model, start_failures, start_timeout
 from distributed.train.spec import TrainingJob
-from distributed.train.trainer import train_epochs
+from distributed.train.trainer import train_alone, train_epochs
 from tune.space import with_params
 from tune.trial.checkpoints import latest_checkpoint, store_checkpoint
 from tune.trial.context import TrialContext
@@ -184,11 +183,8 @@ def _worker(arguments: dict[str, Any]) -> None:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
 
-    def parallel(model: torch.nn.Module) -> torch.nn.Module:
-        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=ddp_options())
-
     try:
-        train_epochs(job, ray.train.torch.get_device(), rank, checkpoint, report, parallel)
+        train_epochs(job, ray.train.torch.get_device(), rank, checkpoint, report, parallel_model)
     except UserError as error:  # such as a loss that is not finite, which all ranks see
         ray.train.report({"epoch": len(history), "failed": cause_of(error)})
 

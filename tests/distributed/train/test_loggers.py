@@ -134,14 +134,14 @@ def test_a_tracker_that_is_away_is_said_once_and_gets_all_later() -> None:
     assert [kept["epoch"] for kept in flaky.rows] == [1, 2, 3]
     assert flaky.finished
     (line,) = said
-    assert line.startswith("flaky takes no figures (ConnectionError: no route to host); ")
+    assert line.startswith("flaky takes no metrics (ConnectionError: no route to host); ")
 
 
 def test_a_tracker_that_stays_away_is_said_at_the_end() -> None:
     said: list[str] = []
     trackers = Tracking([Flaky()], [row(1)], said.append)
     trackers.close(finished=True)
-    assert said[-1] == "flaky lacks figures of this run; metrics.jsonl has all"
+    assert said[-1] == "flaky lacks metrics of this run; metrics.jsonl has all"
 
 
 @pytest.mark.parametrize(

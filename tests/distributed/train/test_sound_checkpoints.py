@@ -4,13 +4,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from distributed.run import train
-from distributed.train.checkpoint import LIST, damage, drop_damaged, save_checkpoint
+from distributed.train.checkpoint import (
+    damage,
+    load_checkpoint,
+    newest_sound,
+    remove_leftovers,
+    save_checkpoint,
+)
 from distributed.train.metrics import read_metrics
 from tiny import make_tiny
 from vgse.config import (
@@ -21,50 +29,36 @@ from vgse.config import (
     RunConfig,
     TrainingConfig,
 )
+from vgse.errors import UserError
 from vgse.formats import read_npz
 from vgse.training.model import ClusterHead, TrainingModel
 
-NAMES = ("checkpoint_1", "checkpoint_2")
+NAMES = ["checkpoint_1", "checkpoint_2"]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Two checkpoints and Ray's list of them."""
+    """Two checkpoints."""
     head = ClusterHead(ModelConfig(num_clusters=4, projection=0), 6, 3, 5)
     head.start(None, torch.randn(4, 6))
     model = TrainingModel(None, head, torch.randn(3, 5), LossConfig())
     optimizer = torch.optim.AdamW(head.parameters())
     sum(parameter.sum() for parameter in head.parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
-    rows = []
     for name in NAMES:
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name, model, optimizer, {"step": 1}, torch.zeros(3), "mark")
-        rows.append({"version": 0, "checkpoint_dir_name": name, "metrics": {}})
-    content = {"checkpoint_results": rows, "checkpoint_report_indices": [0, 1]}
-    content["latest_checkpoint_result"] = rows[-1]  # type: ignore[assignment]
-    (tmp_path / LIST).write_text(json.dumps(content))
     return tmp_path
-
-
-def listed(run: Path) -> tuple[list[str], str | None, list[int]]:
-    content = json.loads((run / LIST).read_text())
-    names = [row["checkpoint_dir_name"] for row in content["checkpoint_results"]]
-    latest = content["latest_checkpoint_result"]
-    indices = content["checkpoint_report_indices"]
-    return names, latest and latest["checkpoint_dir_name"], indices
 
 
 def cut(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
 
-def test_sound_checkpoints_stay(run: Path) -> None:
-    before = (run / LIST).read_bytes()
+def test_the_newest_checkpoint_is_taken_while_it_is_sound(run: Path) -> None:
     assert damage(str(run / NAMES[0])) is None
-    assert drop_damaged(str(run)) == []
-    assert (run / LIST).read_bytes() == before
-    assert drop_damaged(str(run / "none")) == [], "a run without checkpoints"
+    assert newest_sound(str(run), NAMES) == ("checkpoint_2", [])
+    assert newest_sound(str(run), []) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -83,24 +77,70 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(
     run: Path, harm: Callable[[Path], None], why: str
 ) -> None:
     harm(run / NAMES[1])
-    assert drop_damaged(str(run)) == [
-        f"checkpoint_2 is damaged ({why}): going on from checkpoint_1"
-    ]
-    assert listed(run) == (["checkpoint_1"], "checkpoint_1", [0])
+    line = f"checkpoint_2 is damaged ({why}): going on from checkpoint_1"
+    assert newest_sound(str(run), NAMES) == ("checkpoint_1", [line])
 
 
 def test_without_a_sound_checkpoint_training_starts_anew(run: Path) -> None:
     for name in NAMES:
         cut("model.safetensors", 100)(run / name)
-    lines = drop_damaged(str(run))
+    found, lines = newest_sound(str(run), NAMES)
+    assert found is None
     assert len(lines) == 2 and lines[0].endswith("training from the start")
-    assert listed(run) == ([], None, [])
 
 
-def test_a_damaged_list_is_one_line_with_the_remedy(run: Path) -> None:
-    (run / LIST).write_text('{"checkpoint_results": [')
-    with pytest.raises(ValueError, match=rf"{LIST}: damaged .* delete it to train from the start"):
-        drop_damaged(str(run))
+def list_checkpoints(run: Path) -> Path:
+    """Ray Train's list of the two checkpoints, as Ray 2.60 writes it."""
+    rows = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in NAMES]
+    content: dict[str, Any] = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": rows,
+        "checkpoint_report_indices": [0, 1],
+        "latest_checkpoint_result": rows[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 2,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    path = run / "checkpoint_manager_snapshot.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_what_ray_does_not_know_and_what_is_half_written_is_removed(run: Path) -> None:
+    shutil.copytree(run / NAMES[0], run / "checkpoint_3")
+    (run / "init").mkdir()
+    (run / ".list.json.ab12.partial").touch()
+    list_checkpoints(run)
+    remove_leftovers(str(run))
+    assert not list(run.glob(".*"))
+    assert {path.name for path in run.glob("*/")} == {*NAMES, "init"}
+    remove_leftovers(str(run / "none"))
+
+
+@pytest.mark.parametrize("harm", ["list", "folder"])
+def test_a_damaged_list_or_a_missing_folder_is_one_line_with_the_remedy(
+    run: Path, harm: str
+) -> None:
+    path = list_checkpoints(run)
+    if harm == "list":
+        path.write_text(path.read_text()[:40])
+    else:
+        shutil.rmtree(run / NAMES[0])
+    with pytest.raises(UserError, match=r"put the files back, or .* another --run-id"):
+        remove_leftovers(str(run))
+    assert (run / NAMES[1]).is_dir(), "nothing is deleted on the word of a damaged list"
+
+
+def test_a_checkpoint_of_other_losses_is_refused(run: Path) -> None:
+    state = json.loads((run / NAMES[0] / "state.json").read_text())
+    state["losses"] = ["classification", "toy"]
+    (run / NAMES[0] / "state.json").write_text(json.dumps(state))
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="its losses are classification, toy"):
+        load_checkpoint(run / NAMES[0], model, None, "mark")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
