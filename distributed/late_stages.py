@@ -1,9 +1,6 @@
 """The stages after the embedding pass, each done once: relations to report."""
 
 import functools
-import json
-from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -13,11 +10,10 @@ from distributed.embedding.embed import Embedded
 from distributed.embedding.files import load_embedded
 from distributed.embedding.pictures import gather_pictures
 from distributed.embedding.results import cluster_measures, relate_classes, write_health
-from distributed.features.cache import access_of
 from distributed.setup import Prepared
 from distributed.stages import RunFolder, digest, download, run_stage
 from vgse.config import RunConfig, to_dict
-from vgse.files import write_arrays
+from vgse.files import read_mapping, write_arrays
 from vgse.report import write_report
 from vgse.run_folder import evaluate_run
 from vgse.zsl.show import evaluation_table
@@ -47,7 +43,7 @@ def write_results(
 
     `embedding` is the digest of what the embedding pass's files were made from.
     """
-    folder, num_clusters = run.local, config.model.num_clusters
+    folder = run.local
 
     @functools.cache
     def embedded() -> Embedded:
@@ -62,22 +58,14 @@ def write_results(
         )
 
     def pictures(stage: Stage) -> None:
-        arrays = gather_pictures(
-            prepared.manifest,
-            embedded().images,
-            prepared.seen,
-            prepared.unseen,
-            num_clusters,
-            config.seed,
-            access_of(config.data),
-        )
+        arrays = gather_pictures(config, prepared, embedded().images)
         write_arrays(folder / "pictures.npz", arrays)
         shown, classes = len(arrays["cluster_ids"]), len(prepared.manifest.class_names)
         stage.summary = f"{shown} clusters, {classes} classes"
 
     def health_file(stage: Stage) -> None:
         download(run, "metrics.jsonl")
-        clusters = cluster_measures(prepared, embedded(), num_clusters)
+        clusters = cluster_measures(prepared, embedded(), config.model.num_clusters)
         found = write_health(folder, config, prepared, clusters)
         stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
 
@@ -88,7 +76,7 @@ def write_results(
             config.evaluation,
             config.relations,
             config.seed,
-            clusters=read_json(folder / "health.json")["clusters"],
+            clusters=read_mapping(folder / "health.json")["clusters"],
         )
         rows, models = len(content["rows"]), len(content["models"])
         stage.summary = f"{rows} rows by {models} zero-shot models"
@@ -98,10 +86,10 @@ def write_results(
         write_report(folder)
         stage.summary = "report.html"
 
-    late = to_dict(config)
-    related = digest(embedding, late["relations"])
+    sections = to_dict(config)
+    related = digest(embedding, sections["relations"])
     pictured = digest(embedding, config.seed)
-    evaluated = digest(related, late["evaluation"], config.seed)
+    evaluated = digest(related, sections["evaluation"], config.seed)
     healthy = digest(embedding, "health")
     for name, inputs, files, work in (
         ("relations", related, RELATIONS, relations),
@@ -112,17 +100,8 @@ def write_results(
     ):
         run_stage(run, name, inputs, files, work, display, redo=redo)
     download(run, "evaluation.json", "health.json", "report.html")
-    _show(read_json(folder / "evaluation.json"), read_json(folder / "health.json"), display)
-
-
-def _show(evaluation: dict[str, Any], health_content: dict[str, Any], display: Display) -> None:
-    display.console.print(evaluation_table(evaluation))
-    display.line(escape(evaluation["summary"]))
-    for finding in health_content["findings"]:
+    evaluated_rows = read_mapping(folder / "evaluation.json")
+    display.console.print(evaluation_table(evaluated_rows))
+    display.line(escape(evaluated_rows["summary"]))
+    for finding in read_mapping(folder / "health.json")["findings"]:
         display.line(f"[yellow]{finding['cause']}[/yellow]: {escape(finding['sentence'])}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the run folder."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

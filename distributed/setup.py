@@ -15,7 +15,7 @@ from shards.manifest import Manifest, load_manifest
 from shards.objects import is_remote, join_url
 from vgse.config import RunConfig, to_dict, validate
 from vgse.errors import UserError
-from vgse.images.backbones import Backbone, build_backbone
+from vgse.images.backbones import build_backbone
 from vgse.knowledge.words import load_word_vectors, normalise_words
 
 
@@ -54,28 +54,14 @@ def prepare(config: RunConfig) -> Prepared:
     vectors[kept] = words.vectors
     vectors = normalise_words(vectors, seen)
     _check_sizes(config, manifest)
+    num_features = _check_backbone(config)
+    cache, fingerprint = _cache_root(config), _fingerprint(config, manifest, vectors)
+    return Prepared(manifest, seen, unseen, val, trained, vectors, num_features, cache, fingerprint)
+
+
+def _check_backbone(config: RunConfig) -> int:
+    """One blank picture of each size, since some networks take one size only; returns D_f."""
     backbone = build_backbone(config.backbone.name, config.backbone.weights)
-    _check_backbone(config, backbone)
-    if config.model.projection > backbone.num_features:
-        raise UserError(
-            f"model.projection is {config.model.projection}, but {config.backbone.name} gives "
-            f"{backbone.num_features} features; lower it, or set 0 for none"
-        )
-    return Prepared(
-        manifest,
-        seen,
-        unseen,
-        val,
-        trained,
-        vectors,
-        backbone.num_features,
-        _cache_root(config),
-        _fingerprint(config, manifest, vectors),
-    )
-
-
-def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
-    """One blank picture of each size: some networks take one size only."""
     for name in ("patch_size", "image_size"):
         size = getattr(config.backbone, name)
         try:
@@ -86,6 +72,12 @@ def _check_backbone(config: RunConfig, backbone: Backbone) -> None:
                 f"backbone.{name} is {size}, which {config.backbone.name} does not take "
                 f"({str(error).splitlines()[0]}); vision transformers want 224"
             ) from None
+    if config.model.projection > backbone.num_features:
+        raise UserError(
+            f"model.projection is {config.model.projection}, but {config.backbone.name} gives "
+            f"{backbone.num_features} features; lower it, or set 0 for none"
+        )
+    return backbone.num_features
 
 
 def _check_classes(

@@ -49,8 +49,7 @@ def save_embedded(folder: Path, embedded: Embedded) -> None:
 def load_embedded(folder: Path) -> Embedded:
     """What `save_embedded` wrote."""
     features = read_image_features(folder)
-    path = folder / "embedded.npz"
-    arrays = read_arrays(path, *_names(path))
+    arrays = read_arrays(folder / "embedded.npz")
     images = EmbeddedImages(
         keys=features.keys,
         sources=features.sources or [""] * len(features.keys),
@@ -68,11 +67,3 @@ def load_embedded(folder: Path) -> Embedded:
                 parts = (arrays[f"{prefix}.{split}.{part}"] for part in _SUMS)
                 of_prefix[split] = ClassSums(*parts)
     return Embedded(sums["sums"], sums["start_sums"], images)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return list(archive.files)
-    except Exception:
-        return ["sums"]  # read_arrays says what is wrong

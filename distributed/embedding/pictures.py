@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.embedding.embed import EmbeddedImages
+from distributed.features.cache import access_of
 from distributed.features.extract import whole_picture
+from distributed.setup import Prepared
 from shards.manifest import Manifest
-from shards.objects import ACCESS, Access
+from shards.objects import Access
 from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_parts
 from shards.source import plan_parts
+from vgse.config import RunConfig
 from vgse.images.patches import cut_patches_opencv
 
 MONTAGE_CLUSTERS = 48
@@ -82,27 +85,22 @@ def nearest_patches(
 
 
 def gather_pictures(
-    manifest: Manifest,
-    images: EmbeddedImages,
-    seen: NDArray[np.int64],
-    unseen: NDArray[np.int64],
-    num_clusters: int,
-    seed: int,
-    access: Access = ACCESS,
+    config: RunConfig, prepared: Prepared, images: EmbeddedImages
 ) -> dict[str, NDArray[np.generic]]:
     """Montages of the most used clusters, a picture of each class, and a sample of patches.
 
     Returns the arrays of pictures.npz. Memory is bounded by what the report shows, not by the data.
     """
-    strongest, labels = images.strongest, images.labels
+    manifest, strongest, labels = prepared.manifest, images.strongest, images.labels
+    num_clusters = config.model.num_clusters
     usage = np.bincount(strongest.ravel(), minlength=num_clusters) / max(1, strongest.size)
     shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
     shown = shown[usage[shown] > 0]
     montages = {
         name: nearest_patches(images, classes, shown, MONTAGE_PATCHES)
-        for name, classes in (("seen", seen), ("unseen", unseen))
+        for name, classes in (("seen", prepared.seen), ("unseen", prepared.unseen))
     }
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(config.seed)
     portraits = _one_of_each(labels, len(manifest.class_names))
     sampled = np.sort(random.permutation(strongest.size)[:MAP_PATCHES])
     map_image, map_patch = np.divmod(sampled, strongest.shape[1])
@@ -110,7 +108,7 @@ def gather_pictures(
     places: list[Wanted] = list(zip(images.shards, images.rows.tolist(), strict=True))
     needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
     needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
-    samples = read_pictures(manifest, (places[i] for i in needed), access)
+    samples = read_pictures(manifest, (places[i] for i in needed), access_of(config.data))
 
     def sample_of(image: int) -> Sample | None:
         return samples.get(places[image]) if image >= 0 else None

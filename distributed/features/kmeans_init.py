@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -60,31 +61,21 @@ def run_kmeans(
         display.line("clusters    there already: init/centroids.npy")
         return
     with display.stage("clusters") as stage:
-        task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3)(_kmeans_task)
-        units = units_of(prepared.manifest, ["train"])
-        labels, num_patches = prepared.trained.tolist(), prepared.manifest.num_patches
-        centroids, sampled, population = result_of(
-            task.remote(str(folder), units, labels, config, num_patches, spec.sample_below, init)
+        task: Any = ray.remote(make_start)  # type: ignore[arg-type]  # takes keywords
+        call = task.options(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3).remote(
+            str(folder),
+            units_of(prepared.manifest, ["train"]),
+            prepared.trained.tolist(),
+            config,
+            num_patches=prepared.manifest.num_patches,
+            below=spec.sample_below,
+            init=init,
         )
+        centroids, sampled, population = result_of(call)
         stage.summary = (
             f"k-means of {sampled:,} of {population:,} patches into {config.model.num_clusters} "
             f"on {centroids.device}, mean distance {centroids.objective:.3f}"
         )
-
-
-def _kmeans_task(
-    folder: str,
-    units: Sequence[Unit],
-    labels: list[int],
-    config: RunConfig,
-    num_patches: int,
-    below: int,
-    init: str,
-) -> tuple[Centroids, int, int]:
-    centroids, sample = make_start(
-        folder, units, labels, config, num_patches=num_patches, below=below, init=init
-    )
-    return centroids, len(sample.features), sample.population
 
 
 def sample_patches(
@@ -98,21 +89,11 @@ def sample_patches(
     below: int,
     access: Access = ACCESS,
 ) -> PatchSample:
-    """Bottom-k sample of the cached patch features of some classes.
+    """Bottom-k sample, k = sample_size, of the cached patch features of some classes.
 
     The result does not depend on the number of workers nor on the order of the units. Memory is
     bounded by the sample: of hashes, which are gathered first, the smallest are kept, and features
-    are read of the chosen patches alone.
-
-    Args:
-        folder: the cache's folder or URL.
-        units: units of the training split.
-        labels: classes to draw from.
-        sample_size: k.
-        seed: seed of the hash.
-        num_patches: N, patches an image.
-        below: hash bound under which the cache holds features, 2**64 - 1 for all.
-        access: where this node keeps copies, if the cache is at a URL.
+    are read of the chosen patches alone. The cache holds patches whose hash lies under `below`.
     """
     parts: list[Hashed] = []
     population = 0
@@ -185,17 +166,11 @@ def make_start(
     num_patches: int,
     below: int,
     init: str | Path,
-) -> tuple[Centroids, PatchSample]:
-    """Sample, fit and save the start of a run; returns its centroids and what they are made of.
+) -> tuple[Centroids, int, int]:
+    """Sample, fit and save the start of a run into the folder or URL `init`.
 
-    Args:
-        folder: the feature cache's folder or URL.
-        units: units to draw from.
-        labels: classes to draw from.
-        config: the run.
-        num_patches: N, patches an image.
-        below: hash bound of the cache, as `sample_patches` takes it.
-        init: folder or URL to write to.
+    Returns its centroids, the patches they are made of, and those that the sample was drawn from.
+    The other arguments are those of `sample_patches`.
     """
     sample = sample_patches(
         folder,
@@ -209,12 +184,12 @@ def make_start(
     )
     projection, centroids = fit_start(sample, config.model, config.seed)
     save_start(init, projection, centroids)
-    return centroids, sample
+    return centroids, len(sample.features), sample.population
 
 
 def save_start(folder: str | Path, projection: Projection | None, centroids: Centroids) -> None:
     """Write `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
-    whose last column is the bias, into a local folder or a URL."""
+    whose last column is the bias."""
     if projection is not None:
         joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
         _write_array(join_url(str(folder), "projection.npy"), joined)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -95,11 +95,6 @@ def list_jobs(client: JobSubmissionClient, name: str | None = None) -> list[JobD
     return sorted(jobs, key=lambda job: job.start_time or 0)
 
 
-def run_id_of(job: JobDetails) -> str | None:
-    """The run that a job works on, if it was submitted from here."""
-    return (job.metadata or {}).get("run_id")
-
-
 def latest_job(client: JobSubmissionClient, name: str) -> JobDetails:
     """The newest job of a run id, or the job of a submission id."""
     jobs = list_jobs(client, name)
@@ -128,9 +123,8 @@ def stop_job(client: JobSubmissionClient, job: JobDetails) -> str:
         return f"{name} had ended already ({job.status.value})"
     with one_line(client.get_address()):
         client.stop_job(name)
-        give_up = time.monotonic() + 20  # Ray kills after 3 s
-        while not (status := client.get_job_status(name)).is_terminal():
-            if time.monotonic() > give_up:
+        for _ in range(100):  # Ray kills after 3 s
+            if (status := client.get_job_status(name)).is_terminal():
                 break
             time.sleep(0.2)
     return f"{name} {status.value}"
@@ -142,11 +136,8 @@ def watch_job(client: JobSubmissionClient, job: str) -> int:
         return _follow_log(client, job)
     except KeyboardInterrupt:
         answer = ""
-        if sys.stdin.isatty():
-            try:
-                answer = input("\nstop the job? [y/N] ")
-            except (KeyboardInterrupt, EOFError):
-                answer = ""
+        with suppress(KeyboardInterrupt, EOFError):
+            answer = input("\nstop the job? [y/N] ") if sys.stdin.isatty() else ""
         if answer.strip().lower() in {"y", "yes"}:
             sys.stdout.write(stop_job(client, latest_job(client, job)) + "\n")
         else:
