@@ -57,4 +57,5 @@ def test_the_python_snippets_read_a_run(
         exec(block.replace("NAME", "mine"), names)
     assert names["attributes"].shape == (14, 20)  # type: ignore[attr-defined]
     assert len(names["embedding"]) == 14  # type: ignore[arg-type]
+    assert len(names["boxes"]) == 4  # type: ignore[arg-type]
     assert len(names["unseen"]) == 40  # type: ignore[arg-type]
