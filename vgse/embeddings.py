@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass
 class ClassSums:
-    """Running sums from which class embeddings and cluster measures follow.
-
-    Sums are float64, and adding two of them is how workers' results are reduced.
-    """
+    """Running sums from which class embeddings follow; workers' results are added up."""
 
     sums: NDArray[np.float64]  # [C, D_v], sum of a_n over the class's images
     counts: NDArray[np.int64]  # [C], images
@@ -31,25 +28,14 @@ def empty_sums(num_classes: int, num_clusters: int) -> ClassSums:
     return ClassSums(np.zeros(shape), np.zeros(num_classes, np.int64), np.zeros(shape, np.int64))
 
 
-def image_embeddings(assignments: NDArray[np.floating]) -> NDArray[np.float64]:
-    """a_n, the mean over an image's patches: [B, N, D_v] -> float64 [B, D_v]."""
-    return assignments.mean(1, dtype=np.float64)
-
-
 def add_images(
     sums: ClassSums, assignments: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Add a batch of images to `sums` in place.
+    """Add a batch of assignments [B, N, D_v] to `sums` in place.
 
-    Args:
-        sums: what was summed so far.
-        assignments: [B, N, D_v].
-        labels: [B], in 0..C-1.
-
-    Returns:
-        The images' embeddings a_n, float64 [B, D_v].
+    Returns the images' embeddings a_n, the means over their patches, float64 [B, D_v].
     """
-    means = image_embeddings(assignments)
+    means: NDArray[np.float64] = assignments.mean(1, dtype=np.float64)
     np.add.at(sums.sums, labels, means)
     np.add.at(sums.counts, labels, 1)
     np.add.at(sums.contingency, (labels[:, None], assignments.argmax(2)), 1)
@@ -57,10 +43,6 @@ def add_images(
 
 
 def class_embeddings(sums: ClassSums) -> NDArray[np.float64]:
-    """φ(y), the mean of a_n over the class's images (eq. 5); NaN for a class without images.
-
-    Returns:
-        float64 [C, D_v], rows that sum to 1.
-    """
+    """φ(y) [C, D_v], the mean of a_n over the class's images (eq. 5); NaN where there are none."""
     with np.errstate(invalid="ignore"):
         return sums.sums / sums.counts[:, None]

@@ -93,7 +93,7 @@ def write_safetensors(path: Path, classes: ClassEmbeddings) -> None:
 
 
 def read_safetensors(path: Path) -> ClassEmbeddings:
-    """What `write_safetensors` wrote; ValueError names what is wrong with another file."""
+    """What `write_safetensors` wrote."""
     try:
         with safetensors.safe_open(str(path), "np") as file:
             names = json.loads((file.metadata() or {})["class_names"])

@@ -8,14 +8,8 @@ from numpy.typing import NDArray
 
 
 def normalised_mutual_information(contingency: NDArray[np.integer]) -> float:
-    """NMI of two partitions from their contingency table, arithmetic normalisation, in 0..1.
-
-    Args:
-        contingency: counts [classes, clusters].
-
-    Returns:
-        2 I(X; Y) / (H(X) + H(Y)); 0 when both are constant.
-    """
+    """NMI 2 I(X; Y) / (H(X) + H(Y)) of counts [classes, clusters], in 0..1; 0 where both are
+    constant."""
     joint = contingency / max(1, contingency.sum())
     rows, columns = joint.sum(1), joint.sum(0)
     inside = joint > 0
@@ -32,10 +26,7 @@ def chance_information(contingency: NDArray[np.integer], images: float) -> float
     The first term of the expectation of I under independence, (R - 1)(K - 1) / 2n, with the
     patches of an image counted as one draw: an upper bound, since they are not one cluster. It
     means something while it is small, that is with many images for each class and cluster.
-
-    Args:
-        contingency: counts of patches [classes, clusters].
-        images: n, images that they belong to.
+    `contingency` counts patches [classes, clusters] of so many images.
     """
     joint = contingency / max(1, contingency.sum())
     rows, columns = joint.sum(1), joint.sum(0)
@@ -55,17 +46,8 @@ def nearest_class_mean(
     class_means: NDArray[np.floating],
     classes: NDArray[np.integer],
 ) -> float:
-    """Per-class mean accuracy, in 0..1, of giving each image the class with the nearest mean.
-
-    Args:
-        embeddings: a_n [M, D_v].
-        labels: [M].
-        class_means: [C, D_v].
-        classes: the classes to choose among; images of others are left out.
-
-    Returns:
-        NaN where no image is left.
-    """
+    """Per-class mean accuracy, in 0..1, of giving images a_n [M, D_v] the class of the nearest
+    mean [C, D_v] among `classes`; images of others are left out. NaN where none is left."""
     keep = np.isin(labels, classes)
     points, truth = embeddings[keep].astype(np.float64), labels[keep]
     means = class_means[classes].astype(np.float64)
@@ -86,16 +68,7 @@ def usage(counts: NDArray[np.integer]) -> tuple[int, float]:
 def findings(
     metrics: list[dict[str, Any]], num_clusters: int, num_classes: int
 ) -> list[dict[str, str]]:
-    """Named causes, each with a sentence that says what to change.
-
-    Args:
-        metrics: the lines of metrics.jsonl, one an epoch.
-        num_clusters: D_v.
-        num_classes: classes that were trained on.
-
-    Returns:
-        A list of {"cause", "sentence"}; empty when nothing is wrong.
-    """
+    """{"cause", "sentence"} for whatever is wrong, with what to change, by the epochs' metrics."""
     if not metrics:
         return []
     found: list[dict[str, str]] = []

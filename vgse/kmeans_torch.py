@@ -26,13 +26,8 @@ def kmeans_torch(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Centroids [D_v, D] of length 1, and of each row [n] the largest cosine and its centroid.
 
-    Args:
-        features: float32 [n, D], finite rows of length 1.
-        num_clusters: D_v.
-        seed: seed of the subsample, the start and the splits.
-        max_points_per_centroid: a subsample is drawn above this.
-        num_iterations: Lloyd steps.
-        device: where to compute. Beside the subsample it holds blocks of at most 256 MB.
+    Arguments as those of `vgse.clusters.fit_centroids`. Beside the subsample the device holds
+    blocks of at most 256 MB.
     """
     random = np.random.default_rng(seed)
     rows = torch.from_numpy(np.ascontiguousarray(features))
@@ -102,11 +97,8 @@ def _sums(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 def _split_empty(
     centroids: Tensor, counts: NDArray[np.float32], random: np.random.Generator
 ) -> None:
-    """Let each empty cluster share the points of another, in place.
-
-    The other is drawn with a probability that grows with its size; the two start a little to
-    each side of where it was.
-    """
+    """Let each empty cluster share the points of another, drawn by size: the two start a little to
+    each side of where that was."""
     signs = torch.ones(centroids.shape[1], device=centroids.device)
     signs[1::2] = -1
     for empty in np.flatnonzero(counts == 0):

@@ -69,7 +69,7 @@ def write_image_features(run: Path, images: ImageFeatures) -> None:
 
 
 def read_image_features(run: Path) -> ImageFeatures:
-    """Reads image_features.npz; ValueError where it is missing or damaged."""
+    """Reads image_features.npz."""
     path = run / "image_features.npz"
     arrays = read_arrays(path, "features", "labels", "split", "split_names", "keys", "assignments")
     names = [str(name) for name in arrays.pop("split_names")]

@@ -59,10 +59,7 @@ def write_att_splits(path: Path, splits: AttSplits) -> None:
 def write_res101(
     path: Path, features: NDArray[np.floating], labels: Indices, image_files: Sequence[str]
 ) -> None:
-    """Writes features [D_f, M] as float32, labels [M, 1] and image_files [M, 1].
-
-    `features` are [M, D_f]. Raises ValueError where they do not fit the format's 2 GB.
-    """
+    """Writes `features` [M, D_f] as float32 [D_f, M], labels [M, 1] and image_files [M, 1]."""
     if features.size * 4 > _MAX_BYTES:
         raise UserError(
             f"{path}: {features.shape[0]} x {features.shape[1]} features exceed the 2 GB of a .mat "
@@ -109,10 +106,7 @@ def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
 
 
 def zsl_data(features: NDArray[np.float32], labels: Indices, splits: AttSplits) -> ZslData:
-    """The protocol's data: seen are the classes of trainval_loc, val those only in val_loc.
-
-    Raises ValueError where the two files contradict each other.
-    """
+    """The protocol's data: seen are the classes of trainval_loc, val those only in val_loc."""
     at = splits.locations
     for name, images in at.items():
         if len(images) and not 0 <= images.min() <= images.max() < len(labels):
@@ -161,7 +155,7 @@ def _finite(array: NDArray[Any], where: str) -> NDArray[np.float64]:
 
 
 def zero_based(array: Any, where: str) -> Indices:
-    """Indices [n] from 0, of an array that counts from 1; ValueError names `where`."""
+    """Indices [n] from 0, of an array that counts from 1 and is named `where` in messages."""
     found: Indices = np.asarray(array).ravel().astype(np.int64) - 1
     if len(found) and found.min() < 0:
         raise UserError(f"{where} holds 0; indices count from 1 in this format")
@@ -175,10 +169,7 @@ def _save(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_mat(path: Path, *needed: str, also: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields `needed` of a .mat file, and those of `also` that are there.
-
-    Raises ValueError in one line for a file that cannot be read or lacks a field.
-    """
+    """The fields `needed` of a .mat file, and those of `also` that are there."""
     try:
         mat: dict[str, Any] = scipy.io.loadmat(
             str(path), appendmat=False, variable_names=[*needed, *also]

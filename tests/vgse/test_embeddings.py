@@ -6,7 +6,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.embeddings import ClassSums, add_images, class_embeddings, empty_sums, image_embeddings
+from vgse.embeddings import ClassSums, add_images, class_embeddings, empty_sums
 
 IMAGES, PATCHES, CLUSTERS, CLASSES = 40, 3, 5, 6
 
@@ -59,7 +59,6 @@ def test_the_images_embeddings_are_float64_means_over_patches() -> None:
     found = add_images(empty_sums(CLASSES, CLUSTERS), half, labels)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, half.astype(np.float64).sum(1) / PATCHES)
-    np.testing.assert_array_equal(found, image_embeddings(half))
 
 
 def test_the_contingency_counts_patches_by_class_and_strongest_cluster() -> None:

@@ -98,13 +98,11 @@ _READERS = {".bin": _read_binary, ".npz": _read_npz, ".mat": _read_mat}
 
 
 def read_rows(stream: BinaryIO, path: str, keep: Callable[[str], bool]) -> Rows:
-    """Words and their float32 vectors [D_w], as they stand in the file.
+    """Words and their float32 vectors [D_w] from a file's content, no longer compressed.
 
-    Args:
-        stream: the file's content, no longer compressed.
-        path: its name or URL, whose ending tells the format: .bin (word2vec), .npz, .mat, and
-            text (word2vec, GloVe or fastText) for any other.
-        keep: tells the words whose numbers are wanted; .npz and .mat, which are small, give all.
+    The ending of `path` tells the format: .bin (word2vec), .npz, .mat, and text (word2vec, GloVe or
+    fastText) for any other. `keep` tells the words whose numbers are wanted; .npz and .mat, which
+    are small, give all.
     """
     endings = [ending.lower() for ending in PurePosixPath(path).suffixes]
     if endings and endings[-1] in _COMPRESSED:

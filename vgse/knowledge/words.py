@@ -75,9 +75,6 @@ def load_word_vectors(
         path: a file or any fsspec URL; the format follows the ending (.bin, .npz, .mat, text).
         class_words: class name -> its words (lower case), in the order wanted.
         missing: what to do with classes that have no vector.
-
-    Returns:
-        float32 vectors [C, D_w] as they stand in the file.
     """
     wanted = _wanted(class_words)
     table: dict[str, NDArray[np.float32]] = {}
@@ -149,10 +146,6 @@ def _listed(names: list[str]) -> str:
 def normalise_words(
     vectors: NDArray[np.floating], seen: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Centre on the mean of the seen classes, then scale rows to unit length.
-
-    Returns:
-        float64 [C, D_w] with rows of length 1.
-    """
+    """Rows [C, D_w] centred on the mean of the seen classes, then brought to length 1."""
     centred = vectors.astype(np.float64) - vectors[seen].astype(np.float64).mean(0)
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)

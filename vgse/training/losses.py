@@ -48,12 +48,7 @@ class AssignmentSum:
 
 
 def sum_assignments(assignments: Tensor, weights: Tensor) -> AssignmentSum:
-    """Begin to sum assignments over all workers; other work can go on meanwhile.
-
-    Args:
-        assignments: [n, D_v], rows that sum to 1.
-        weights: [n], 0 for padding and 1 otherwise.
-    """
+    """Begin to sum assignments [n, D_v] over all workers; other work can go on meanwhile."""
     own = (_floats(assignments) * weights[:, None]).sum(0)  # [D_v]
     everywhere = own.detach().clone()
     work = dist.all_reduce(everywhere, async_op=True) if world_size() > 1 else None

@@ -13,16 +13,10 @@ from vgse.training.losses import world_size
 def nearest_in_queue(
     features: Tensor, images: Tensor, queue_features: Tensor, queue_images: Tensor
 ) -> Tensor:
-    """Index of the queue's most similar patch (cosine) that is not of the same image.
+    """Index [n] of the queue's most similar patch (cosine) that is not of the same image.
 
-    Args:
-        features: [n, D], rows of length 1.
-        images: int64 [n], an id of each patch's image.
-        queue_features: [m, D], rows of length 1.
-        queue_images: int64 [m]; below 0 where the queue holds nothing.
-
-    Returns:
-        int64 [n], -1 where the queue holds no other image.
+    -1 where there is none. Features [n, D] and [m, D] have rows of length 1; `queue_images` [m] are
+    below 0 where the queue holds nothing.
     """
     with torch.no_grad():
         similarity = features.detach() @ queue_features.T
@@ -49,13 +43,10 @@ class NeighbourQueue:
     def push(
         self, features: Tensor, images: Tensor, weights: Tensor, most_rows: int | None = None
     ) -> None:
-        """Begin to append this step's patches of all workers (a collective call).
+        """Begin to append this step's patches [n, D_p] of all workers (a collective call).
 
-        Args:
-            features: [n, D_p], rows of length 1.
-            images: int64 [n], an id of each patch's image.
-            weights: [n], 0 for padding.
-            most_rows: the largest n of all workers; none where it is the same on all.
+        `images` are the ids of their images, `weights` 0 for padding, and `most_rows` is the
+        largest n of all workers; none where it is the same on all.
         """
         self._settle()
         images = images.masked_fill(weights <= 0, -1)

@@ -51,12 +51,8 @@ def run_step(
     pass of θ. Workers exchange gradients in the last micro-batch alone. Without a backbone there
     is nothing to split.
 
-    Args:
-        model: the model, in training mode.
-        wrapped: the model, under DDP where there are several workers.
-        data: this worker's part of the step.
-        micro_batches: how many; the same on all workers, whatever their number of images.
-        precision: "float32" or "bfloat16", of θ.
+    `wrapped` is the model under DDP where there are several workers; `micro_batches` is the same on
+    all of them, whatever their number of images.
     """
     if micro_batches > 1 and model.backbone is not None:
         return _in_micro_batches(model, wrapped, data, micro_batches, precision)

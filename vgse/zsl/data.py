@@ -30,7 +30,7 @@ class ZslData:
     val: Indices
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the parts contradict each other."""
+        """UserError where the parts contradict each other."""
         _check_arrays(self)
         _check_classes(self)
         _check_splits(self)
@@ -128,11 +128,7 @@ class TestSplits:
 
 @dataclass
 class TestGuard:
-    """Gives the test images out once, and writes down to whom and after what.
-
-    `note` records the work done before; `open` hands the images out and refuses a second time.
-    `log` is what evaluation.json shows as `test_opened`.
-    """
+    """Gives the test images out once; `log` is what evaluation.json shows as `test_opened`."""
 
     __test__ = False
 
@@ -147,7 +143,7 @@ class TestGuard:
         self._notes.append(what)
 
     def open(self, purpose: str) -> TestSplits:
-        """The test images; raises ValueError if they were given out before."""
+        """The test images, if they were not given out before."""
         if self.log:
             raise UserError(
                 f"the test images were opened for {self.log[0]['purpose']}: "

@@ -25,8 +25,7 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
     """The fold on which everything is chosen; all its images are training images.
 
     Validation classes play the unseen ones. Of each other seen class a share `holdout` of the
-    training images, drawn by `seed` and class, plays test_seen. Raises ValueError where there
-    are no validation classes or too few images.
+    training images, drawn by `seed` and class, plays test_seen.
     """
     if not 0 < holdout < 1:
         raise UserError(f"evaluation.holdout is {holdout}: give a share between 0 and 1")

@@ -19,8 +19,7 @@ Floats = NDArray[np.floating]
 def per_class_top1(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Mean over the classes in `labels` of the share of their images that is right, in 0..1.
 
-    Xian et al. 2018, Eq. 15. A class without an image does not count. Raises ValueError where
-    there is no image.
+    Xian et al. 2018, Eq. 15. A class without an image does not count.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if not len(labels):

@@ -93,7 +93,7 @@ def label_of(name: str) -> str:
 
 
 def find_model(name: str) -> Model:
-    """The model called `name`; ValueError names those there are."""
+    """The model called `name`."""
     if name not in MODELS:
         raise UserError(f"zero-shot model {name!r} is unknown: choose among {', '.join(MODELS)}")
     return MODELS[name]
