@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group_table
 
 from distributed import cluster
 from distributed.cluster import shortfall, wait_for_room, wants_gpu
-from fault_runs import children, title
+from processes import descendants, title
 from ray_scaling import scaling_head
 from vgse.config import ClusterConfig
 
@@ -150,7 +150,7 @@ def listening(parent: int) -> dict[str, str]:
             if fields[3] == "0A":
                 sockets[f"socket:[{fields[9]}]"] = fields[1].rsplit(":", 1)[0]
     found = {}
-    for pid in [parent, *children(parent)]:
+    for pid in [parent, *descendants(parent)]:
         for handle in Path(f"/proc/{pid}/fd").glob("*"):
             with suppress(OSError):
                 number = os.readlink(handle)

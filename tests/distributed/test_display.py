@@ -23,7 +23,7 @@ from distributed.train.callbacks import (
     start_progress,
 )
 from distributed.train.metrics import Diverged, EpochSums, read_metrics
-from fault_runs import children, title
+from processes import descendants
 from tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,7 +245,8 @@ def test_a_killed_worker_is_one_line_of_a_run_that_goes_on(root: Path) -> None:
     while not metrics.is_file():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         time.sleep(0.1)
-    workers = [pid for pid in children(process.pid) if "RayTrainWorker" in title(pid)]
+    below = descendants(process.pid)
+    workers = [pid for pid, title in below.items() if "RayTrainWorker" in title]
     os.kill(workers[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output

@@ -23,14 +23,13 @@ from fault_runs import (
     CONFIG,
     Ended,
     assert_same_result,
-    children,
     committed_step,
     lines_with,
     only_line,
     record,
     start_run,
-    title,
 )
+from processes import descendants
 from shards.loader import Cut
 from shards.manifest import load_manifest
 from shards.sampler import select
@@ -111,7 +110,8 @@ def test_a_killed_worker_costs_nothing_but_time(tiny_runs: Path, uninterrupted: 
     run.wait_for_checkpoints(20)
     step = committed_step(run.folder)
     assert step % 10 in (4, 8) or step % 20 == 0  # every 4 steps, and every second epoch
-    workers = [pid for pid in children(run.process.pid) if "RayTrainWorker" in title(pid)]
+    below = descendants(run.process.pid)
+    workers = [pid for pid, title in below.items() if "RayTrainWorker" in title]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
     ended = run.end()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from processes import descendants
 from ray_head import ray_head
 from ray_nodes import ray_nodes
 from tune.config import SearchConfig, to_dict
@@ -75,21 +76,6 @@ def until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < give_up, "it never came to that"
         time.sleep(0.05)
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of all processes below one."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
-    table = [row.split(None, 2) for row in rows.splitlines()]
-    found: dict[int, str] = {}
-    open_ = [pid]
-    while open_:
-        parent = open_.pop()
-        for child, owner, args in table:
-            if int(owner) == parent:
-                found[int(child)] = args
-                open_.append(int(child))
-    return found
 
 
 def states(records: list[TrialRecord]) -> list[str]:

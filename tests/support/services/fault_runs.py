@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from distributed.train.metrics import read_metrics
+from processes import descendants
 from vgse.formats import read_npz
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -91,7 +92,7 @@ class Started:
 
     def kill(self) -> float:
         """End the driver and all it started, as a machine that goes down; its seconds."""
-        below = children(self.process.pid)
+        below = descendants(self.process.pid)
         self.process.kill()
         self.process.wait()
         for pid in below:
@@ -204,26 +205,3 @@ def record(fault: str, told: list[str], root: Path, **figures: Any) -> None:
         shown = [line.replace(str(root), "…").strip() for line in told]
         with open(path, "a") as file:
             file.write(json.dumps({"fault": fault, "told": shown, **figures}) + "\n")
-
-
-def children(pid: int) -> list[int]:
-    """All processes below one, found in /proc."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            parents[int(folder.name)] = int(stat[1])
-    found, waiting = [], [pid]
-    while waiting:
-        parent = waiting.pop()
-        own = [child for child, its in parents.items() if its == parent]
-        found += own
-        waiting += own
-    return found
-
-
-def title(pid: int) -> str:
-    """The command line of a process; empty if it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import descendants, title
+
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "0123456789abcdef" * 4
 
@@ -104,12 +106,12 @@ def ray_head() -> Iterator[Head]:
 
 def end(process: "subprocess.Popen[bytes]", *, patience: float) -> None:
     """End a `ray start --block` and, after some seconds, what is left of all it started."""
-    own = _below(process.pid)
+    own = descendants(process.pid)
     process.send_signal(signal.SIGTERM)  # --block ends what it started
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=patience)
-    for pid, started in own.items():
-        if _started(pid) == started:
+    for pid, command in own.items():
+        if title(pid) == command:  # else the number serves another process by now
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.kill()
@@ -124,26 +126,3 @@ def _wait(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
         assert process.poll() is None, (folder / "head.log").read_text()
         time.sleep(0.2)
     raise AssertionError((folder / "head.log").read_text())
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, by which a reused id is told apart."""
-    found = subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True
-    ).stdout.strip()
-    return found or None
-
-
-def _below(parent: int) -> dict[int, str | None]:
-    """All descendants of a process, with when they began."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    children: dict[int, list[int]] = {}
-    for row in rows.splitlines():
-        pid, owner = map(int, row.split())
-        children.setdefault(owner, []).append(pid)
-    found, open_ = [], [parent]
-    while open_:
-        new = children.get(open_.pop(), [])
-        found += new
-        open_ += new
-    return {pid: _started(pid) for pid in found}
