@@ -76,7 +76,7 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="Redo what follows the embedding in a finished run.",
     )
-    parser.add_argument("--verbose", action="store_true", help="Show run.log as it is written, and Ray's own log.")
+    parser.add_argument("--verbose", action="store_true", help="Show run.log and Ray's own log.")
     parser.add_class_arguments(RunConfig, as_group=False)
 
 

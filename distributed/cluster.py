@@ -70,12 +70,10 @@ def fitting(worker: dict[str, float]) -> int:
 
 
 def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
-    """Hold a place for the least number of workers for a moment, so that a cluster that scales
-    adds nodes for it.
+    """Have a cluster that scales add nodes for the least number of workers; returns None once
+    there is room, or what was still lacking when the time was up.
 
-    A placement group rather than a request to the autoscaler: it goes when the driver does,
-    where a request would keep nodes up for good. Returns None once there is room, or what was
-    still lacking when the time was up.
+    A placement group goes when the driver does; a request to the autoscaler would keep nodes up.
     """
     if not any(bundle(config, gpu).values()):
         return None
@@ -139,13 +137,8 @@ def ray_cluster(
 ) -> Iterator[None]:
     """Join the cluster at `config.address` (or RAY_ADDRESS), or start one on this machine.
 
-    A cluster that was started here is stopped on leaving; one that was there already, also a
-    Ray that this process had initialised before, is left as it was.
-
-    Args:
-        config: which cluster.
-        verbose: let Ray's own log through.
-        dashboard: start one, on loopback, with a cluster that is started here.
+    A cluster that was started here is stopped on leaving, and has a `dashboard` if asked for; one
+    that was there already, also a Ray that this process had initialised, is left as it was.
     """
     if ray.is_initialized():
         yield
@@ -207,8 +200,8 @@ def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
 def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
     """Whether training workers get a GPU each, by configuration and by what the cluster has.
 
-    Waits up to `config.wait_for_gpus` seconds for nodes: for those that scale up on demand, and
-    for those that join slowly. A cluster of this process's own is as large as it will ever be.
+    Waits up to `config.wait_for_gpus` seconds for nodes that scale up or join slowly. A cluster
+    of this process's own is as large as it will ever be.
     """
     count, own = least_workers(config), is_own(config)
     there = ray.cluster_resources().get("GPU", 0)

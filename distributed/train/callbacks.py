@@ -170,11 +170,7 @@ class ReportCallback(ray.train.UserCallback):
         self.progress.epoch_ended.remote(row)
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Count a loss of workers, or end a training that would only fail again.
-
-        Raises:
-            UserError: a mistake, a full disk, a loss that is not finite.
-        """
+        """Count a loss of workers, or end, by a UserError, what would only fail again."""
         errors = worker_exceptions.values()
         for error in errors:
             if isinstance(error, UserError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from distributed.storage import upload_file
@@ -20,18 +20,6 @@ from vgse.config import RunConfig, TrackingConfig, leaves, to_dict
 from vgse.errors import UserError
 
 Row = dict[str, Any]
-
-
-class Tracker(Protocol):
-    """Where metrics go."""
-
-    name: str
-
-    def send(self, rows: list[Row]) -> None:
-        """Send those of all rows so far that are not there yet, and none twice."""
-
-    def close(self, finished: bool) -> None:
-        """Say whether training ended."""
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -162,10 +150,13 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 class Tracking:
-    """Sends metrics from a thread of its own: a tracker that waits or fails stops nothing."""
+    """Sends metrics from a thread of its own: a tracker that waits or fails stops nothing.
+
+    Trackers, such as TensorBoard, take all rows so far and send what they have not sent.
+    """
 
     def __init__(
-        self, trackers: Sequence[Tracker], history: Sequence[Row], say: Callable[[str], None]
+        self, trackers: Sequence[Any], history: Sequence[Row], say: Callable[[str], None]
     ) -> None:
         self._trackers, self._say = list(trackers), say
         self._rows = list(history)
@@ -176,11 +167,11 @@ class Tracking:
     def add(self, row: Row) -> None:
         """Send an epoch's row; it replaces rows of the same and of later epochs."""
         self._rows = [older for older in self._rows if older["epoch"] < row["epoch"]] + [row]
-        self._jobs.append(self._thread.submit(self._send, list(self._rows)))
+        self._jobs.append(self._thread.submit(self._send, self._rows))
 
     def close(self, finished: bool) -> None:
         """Send what is missing, within a minute, and close the trackers."""
-        self._jobs.append(self._thread.submit(self._close, list(self._rows), finished))
+        self._jobs.append(self._thread.submit(self._close, self._rows, finished))
         if wait(self._jobs, _LAST_WAIT_S).not_done:
             self._say(f"metrics are still being sent after {_LAST_WAIT_S:.0f} s: given up")
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -216,7 +207,7 @@ def tracking(
 
     `history` are the rows of epochs that ended before, oldest first; `say` prints a line.
     """
-    trackers: list[Tracker] = [TensorBoard(run)] if config.tracking.tensorboard else []
+    trackers: list[Any] = [TensorBoard(run)] if config.tracking.tensorboard else []
     if config.tracking.mlflow is not None:
         trackers.append(MLflow(config, run))
     open_trackers, finished = Tracking(trackers, history, say), False

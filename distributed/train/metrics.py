@@ -65,11 +65,8 @@ class EpochSums:
         self.values[self.index["seconds"]] += seconds
 
     def total(self) -> Tensor:
-        """The sums over all workers (a collective call), [size] float64 on the CPU.
-
-        Raises:
-            Diverged: a loss that is not finite, on every worker alike.
-        """
+        """The sums over all workers (a collective call), [size] float64 on the CPU; raises
+        Diverged for a loss that is not finite, on every worker alike."""
         values = self.values.clone()
         if world_size() > 1:
             dist.all_reduce(values)
@@ -85,10 +82,8 @@ class EpochSums:
         return values
 
     def row(self, config: LossConfig) -> dict[str, Any]:
-        """The line of metrics.jsonl, without epoch and rates (a collective call).
-
-        `worker_stall` is this worker's own, all others are of all workers.
-        """
+        """The line of metrics.jsonl, without epoch and rates (a collective call); `worker_stall`
+        is this worker's own, all others are of all workers."""
         values = self.total().numpy()
         total = {name: values[number] for name, number in self.index.items()}
         own = {name: self.values[self.index[name]].item() for name in ("waited", "seconds")}
