@@ -38,7 +38,6 @@ from distributed.features.cache import access_of, read_unit, weights_of, write_t
 from distributed.features.extract import patch_features, run_features
 from distributed.setup import prepare
 from tune.__main__ import make_parser
-from tune.callbacks import percent
 from tune.config import SearchConfig
 from tune.report.search_files import load_search
 from tune.report.verdict import headline, judge_ranks
@@ -48,6 +47,7 @@ from tune.study import TrialRecord, read_trials
 from tune.trial.context import TrialContext, make_context, trial_base
 from tune.trial.trainable import run_trial, trial_job
 from vgse.images.backbones import build_backbone
+from vgse.report.page import percent
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/search-demo.yaml"

@@ -16,14 +16,10 @@ from tune.report.axes import label_of, plain
 from tune.searcher import JournalSearch
 from tune.study import TrialRecord, ranked, trials_of
 from tune.trial.checkpoints import delete_checkpoints
+from vgse.report.page import percent
 
 _SHOWN = 8
 _PLAIN_INTERVAL_S = 30.0
-
-
-def percent(value: float | None) -> str:
-    """A fraction as the tables show it."""
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 class SearchDisplay:

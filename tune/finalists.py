@@ -14,7 +14,6 @@ from rich.table import Table
 
 from distributed.display import Display
 from distributed.run import train
-from tune.callbacks import percent
 from tune.config import SearchConfig
 from tune.report.analyse import NUM_SHOWN, trial_table
 from tune.report.search_files import load_search
@@ -25,6 +24,7 @@ from tune.study import TrialRecord, ranked
 from tune.trial.objective import MEASURES
 from vgse.errors import UserError
 from vgse.files import write_json
+from vgse.report.page import percent
 
 _LEAST_ROWS = 3
 
