@@ -57,7 +57,6 @@ def test_a_new_loss_is_part_of_the_steps_loss() -> None:
     assert "sharpness" not in off.terms
 
 
-@pytest.mark.xfail(strict=False, reason="the metrics still list the names of losses")
 @pytest.mark.usefixtures("toy_loss")
 def test_a_new_loss_stands_in_the_metrics() -> None:
     output, expected = step(WiderLossConfig())
