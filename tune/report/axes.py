@@ -33,11 +33,6 @@ class Axis:
         """Whether a larger place means a larger value."""
         return all(finite(choice) is not None for choice in self.choices)
 
-    @property
-    def label(self) -> str:
-        """See `label_of`."""
-        return label_of(self.name)
-
     def place(self, value: Any) -> float | None:
         """The value's place in 0..1, clamped; None for a value that the axis does not know."""
         if self.choices:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from scipy.stats import rankdata
 
-from tune.report.axes import Axis, plain
+from tune.report.axes import Axis, label_of, plain
 from tune.report.importance import study_of
 from tune.report.search_files import FinalRow, Search
 from tune.report.verdict import tested_rows, winner_of
@@ -143,7 +143,7 @@ def _study(trials: Sequence[TrialRecord], axes: Sequence[Axis]) -> optuna.Study:
 
 
 def _dimension(axis: Axis, values: Sequence[Any]) -> dict[str, Any]:
-    head, _, tail = _text(axis.label).partition("_")
+    head, _, tail = _text(label_of(axis.name)).partition("_")
     label = f"{head}<sub>{tail}</sub>" if tail else head
     if axis.choices:
         return {

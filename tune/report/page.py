@@ -6,7 +6,7 @@ from pathlib import Path
 
 import plotly.offline
 
-from tune.report.axes import Axis, axes_of, plain
+from tune.report.axes import Axis, axes_of, label_of, plain
 from tune.report.figures import figures
 from tune.report.importance import MOST_TRIALS, NUM_CONTROLS, TOO_FEW, Importance, importance
 from tune.report.search_files import Search, finite, load_search
@@ -55,6 +55,7 @@ def render_search(search: Search, axes: Sequence[Axis], found: Importance | None
         "search": search,
         "axes": axes,
         "falling": falling,
+        "label_of": label_of,
         "plain": plain,
         "words": STATE_WORDS,
         "facts": _facts(search),
