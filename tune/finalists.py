@@ -26,8 +26,6 @@ from vgse.errors import UserError
 from vgse.files import write_json
 from vgse.report.page import percent
 
-_LEAST_ROWS = 3
-
 
 def score_finalists(
     config: SearchConfig, folder: Path, records: Sequence[TrialRecord]
@@ -114,16 +112,12 @@ def _test_scores(
 
 
 def rank_correlation(rows: Sequence[dict[str, Any]], objective: str) -> float | None:
-    """Spearman's, of validation and test over the rows that have both; None below three rows or
-    where one of the two does not vary."""
-    pairs = [
-        (row["validation"], row["test"][objective])
-        for row in rows
-        if row["test"] is not None and row["validation"] is not None
-    ]
-    if len(pairs) < _LEAST_ROWS:
+    """Spearman's of validation and test; None below three rows and where one does not vary."""
+    tested = [row for row in rows if row["test"] and row["validation"] is not None]
+    if len(tested) < 3:
         return None
-    rho, _ = spearman(*zip(*pairs, strict=True))
+    test = [row["test"][objective] for row in tested]
+    rho, _ = spearman([row["validation"] for row in tested], test)
     return None if math.isnan(rho) else rho
 
 

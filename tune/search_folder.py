@@ -11,7 +11,7 @@ from tune.study import TrialRecord, read_trials
 from vgse.config import RunConfig, leaves
 from vgse.config import to_dict as run_to_dict
 from vgse.errors import UserError
-from vgse.files import written_whole
+from vgse.files import read_mapping, written_whole
 
 CONFIG = "search.yaml"
 BEST = "best.yaml"
@@ -30,7 +30,7 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[Tr
         raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
     records = read_trials(folder)
     if there:
-        before = _read_yaml(path)
+        before = read_mapping(path, remedy="delete the folder and search again")
         before["run"] = _completed(before.get("run"), run_to_dict(RunConfig()))
         was, now = dict(leaves(before)), dict(leaves(to_dict(config)))
         for name in sorted(was.keys() | now.keys()):
@@ -45,16 +45,6 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> list[Tr
                     "configuration (or none: --search-id alone), or choose another --search-id"
                 )
     return records
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no configuration; delete the folder and search again")
-    return content
 
 
 def _completed(old: Any, defaults: dict[str, Any]) -> Any:
