@@ -72,9 +72,7 @@ def _add_run_arguments(parser: ArgumentParser) -> None:
         "the time.",
     )
     parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="Redo what follows the embedding in a finished run.",
+        "--resume", action="store_true", help="Redo what follows the embedding in a finished run."
     )
     parser.add_argument("--verbose", action="store_true", help="Show run.log and Ray's own log.")
     parser.add_class_arguments(RunConfig, as_group=False)

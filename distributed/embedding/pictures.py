@@ -1,8 +1,7 @@
 """Pictures for the report, gathered from the shards into `pictures.npz`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,41 +46,28 @@ def read_pictures(
     return found
 
 
-@dataclass(frozen=True)
-class TopPatches:
-    """For each of K clusters, the m patches it holds most strongly; -1 where there are fewer."""
-
-    score: NDArray[np.float32]  # [K, m], assignment in 0..1
-    image: NDArray[np.int64]  # [K, m], row in EmbeddedImages
-    patch: NDArray[np.int64]  # [K, m]
-
-
 def nearest_patches(
     images: EmbeddedImages,
     classes: NDArray[np.integer],
     clusters: NDArray[np.integer],
     count: int,
-) -> TopPatches:
-    """The `count` patches of some classes that each of `clusters` holds most strongly.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The `count` patches of some classes that each of K clusters holds most strongly.
 
-    At most one patch of an image is taken for a cluster, so that a montage shows variety.
+    At most one patch of an image is taken for a cluster, so that a montage shows variety. Returns
+    rows of `images` and numbers of patches, each [K, count], -1 where there are fewer.
     """
     candidates = np.where(np.isin(images.labels, classes)[:, None], images.scores, -1.0)
-    top = TopPatches(
-        np.zeros((len(clusters), count), np.float32),
-        np.full((len(clusters), count), -1, np.int64),
-        np.full((len(clusters), count), -1, np.int64),
-    )
-    for row, cluster in enumerate(clusters):
+    rows, patches = (np.full((len(clusters), count), -1, np.int64) for _ in range(2))
+    for place, cluster in enumerate(clusters):
         own = np.where(images.strongest == cluster, candidates, -1.0)  # [M, N]
         best_patch = own.argmax(1)
         best = own[np.arange(len(own)), best_patch]
         order = np.argsort(-best, kind="stable")[:count]
         order = order[best[order] > 0]
-        top.score[row, : len(order)] = best[order]
-        top.image[row, : len(order)] = order
-        top.patch[row, : len(order)] = best_patch[order]
-    return top
+        rows[place, : len(order)] = order
+        patches[place, : len(order)] = best_patch[order]
+    return rows, patches
 
 
 def gather_pictures(
@@ -92,8 +78,8 @@ def gather_pictures(
     Returns the arrays of pictures.npz. Memory is bounded by what the report shows, not by the data.
     """
     manifest, strongest, labels = prepared.manifest, images.strongest, images.labels
-    num_clusters = config.model.num_clusters
-    usage = np.bincount(strongest.ravel(), minlength=num_clusters) / max(1, strongest.size)
+    patches_of = np.bincount(strongest.ravel(), minlength=config.model.num_clusters)
+    usage = patches_of / max(1, strongest.size)
     shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
     shown = shown[usage[shown] > 0]
     montages = {
@@ -101,14 +87,18 @@ def gather_pictures(
         for name, classes in (("seen", prepared.seen), ("unseen", prepared.unseen))
     }
     random = np.random.default_rng(config.seed)
-    portraits = _one_of_each(labels, len(manifest.class_names))
+    portraits = np.full(len(manifest.class_names), -1, np.int64)  # an image of each class
+    present, first = np.unique(labels, return_index=True)
+    portraits[present] = first
     sampled = np.sort(random.permutation(strongest.size)[:MAP_PATCHES])
     map_image, map_patch = np.divmod(sampled, strongest.shape[1])
 
     places: list[Wanted] = list(zip(images.shards, images.rows.tolist(), strict=True))
-    needed = {int(i) for top in montages.values() for i in top.image[top.image >= 0]}
-    needed |= {int(i) for i in portraits if i >= 0} | set(map_image.tolist())
-    samples = read_pictures(manifest, (places[i] for i in needed), access_of(config.data))
+    needed = np.concatenate(
+        [portraits, map_image, *(rows.ravel() for rows, _ in montages.values())]
+    )
+    wanted = (places[i] for i in needed if i >= 0)
+    samples = read_pictures(manifest, wanted, access_of(config.data))
 
     def sample_of(image: int) -> Sample | None:
         return samples.get(places[image]) if image >= 0 else None
@@ -136,24 +126,9 @@ def gather_pictures(
             [patch(int(i), int(n), _MAP_SIDE) for i, n in zip(map_image, map_patch, strict=True)]
         ),
     }
-    for name, top in montages.items():
-        arrays[f"cluster_{name}"] = _montage(top, patch)
-        arrays[f"cluster_{name}_class"] = np.where(top.image >= 0, names[labels[top.image]], "")
+    for name, (rows, patches) in montages.items():
+        flat = zip(rows.ravel().tolist(), patches.ravel().tolist(), strict=True)
+        montage = np.stack([patch(image, number, _PATCH_SIDE) for image, number in flat])
+        arrays[f"cluster_{name}"] = montage.reshape(*rows.shape, *montage.shape[1:])
+        arrays[f"cluster_{name}_class"] = np.where(rows >= 0, names[labels[rows]], "")
     return arrays
-
-
-def _montage(
-    top: TopPatches, patch: Callable[[int, int, int], NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
-    rows = [
-        np.stack([patch(int(i), int(n), _PATCH_SIDE) for i, n in zip(images, places, strict=True)])
-        for images, places in zip(top.image, top.patch, strict=True)
-    ]
-    return np.stack(rows)
-
-
-def _one_of_each(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    first = np.full(num_classes, -1, np.int64)
-    present, index = np.unique(labels, return_index=True)
-    first[present] = index
-    return first

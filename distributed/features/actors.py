@@ -66,18 +66,11 @@ def actor_results(
     threads: int,
     gpus: float = 1,
 ) -> Iterator[Any]:
-    """Results as they come of calls in `count` actors, for which the cluster has room.
+    """Results as they come of calls in `count` actors, each with its CPUs and GPUs and several
+    calls at a time, so that some read and cut while another computes.
 
     What an actor loads (`functools.lru_cache`) stays for its later calls. One that dies is
     replaced, and its calls are repeated.
-
-    Args:
-        function: must bear being called in several threads at once.
-        calls: arguments of each.
-        count: actors.
-        cpus: CPUs that each reserves.
-        threads: calls at a time in each, so that some read and cut while another computes.
-        gpus: GPUs that each reserves.
     """
     caller = ray.remote(_Caller).options(
         num_cpus=cpus,

@@ -111,7 +111,8 @@ def compute_unit(
     """
     manifest = _manifest(url)
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
-    backbone = _backbone(spec, device)
+    with _ONE_AT_A_TIME:
+        backbone = _backbone(spec.name, weights_of(spec), device)
     keys = [sample.key for sample in samples]
     chosen = np.ones((len(keys), manifest.num_patches), bool)
     if spec.seed is not None:
@@ -180,13 +181,8 @@ def _manifest(url: str) -> Manifest:
 
 
 @functools.lru_cache(maxsize=1)
-def _build(name: str, weights: str, device: str) -> Backbone:
+def _backbone(name: str, weights: str, device: str) -> Backbone:
     return build_backbone(name, weights).to(device)
-
-
-def _backbone(spec: FeatureSpec, device: str) -> Backbone:
-    with _ONE_AT_A_TIME:
-        return _build(spec.name, weights_of(spec), device)
 
 
 def _patch_features(
