@@ -35,8 +35,7 @@ def relate_classes(
 ) -> tuple[ClassEmbeddings, float]:
     """Solve the relations; write embeddings, relations and the split file.
 
-    Returns:
-        The class embeddings and the largest relative duality gap.
+    Returns the class embeddings and the largest relative duality gap.
     """
     own = own_embeddings(prepared, embedded)
     words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen

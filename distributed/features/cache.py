@@ -24,33 +24,7 @@ from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
 from vgse.files import written_whole
 
-
-def unit_path(folder: str, name: str, access: Access) -> Path:
-    """Where this node has a file of the cache, or will have it.
-
-    Copies of a cache at a URL lie in the folder that keeps shards of a store, if there is one, and
-    otherwise in the system's folder for temporary files.
-    """
-    if not is_remote(folder):
-        return Path(folder) / name
-    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    if access.cache is not None:
-        return Path(access.cache).expanduser() / "features" / digest / name
-    root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
-    return root / digest / name
-
-
-def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-    with written_whole(target) as stream:
-        stream.write(content)
-
-
-UNIT = 256
+UNIT = 256  # images at most
 
 
 @dataclass(frozen=True)
@@ -135,6 +109,31 @@ def weights_of(spec: FeatureSpec) -> str:
     """The weights as `build_backbone` takes them."""
     path, _, _ = spec.weights.rpartition("#")
     return path or spec.weights
+
+
+def unit_path(folder: str, name: str, access: Access) -> Path:
+    """Where this node has a file of the cache, or will have it.
+
+    Copies of a cache at a URL lie in the folder that keeps shards of a store, if there is one, and
+    otherwise in the system's folder for temporary files.
+    """
+    if not is_remote(folder):
+        return Path(folder) / name
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    if access.cache is not None:
+        return Path(access.cache).expanduser() / "features" / digest / name
+    root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
+    return root / digest / name
+
+
+def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file that appears whole or not at all."""
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    with written_whole(target) as stream:
+        stream.write(content)
 
 
 def write_unit(
