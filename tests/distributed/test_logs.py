@@ -29,6 +29,9 @@ def test_the_log_holds_the_display_and_why_a_run_ended(
         with Display() as display, display.stage("features") as stage:
             stage.say("halfway [1/2]")
             logger.info("more")
+            logging.getLogger("library").error("trouble")
+            logging.getLogger("library").setLevel(logging.INFO)
+            logging.getLogger("library").info("chatter")
             raise UserError("data.shards: no such folder")
 
     with pytest.raises(UserError):
@@ -36,6 +39,7 @@ def test_the_log_holds_the_display_and_why_a_run_ended(
     text = (tmp_path / LOG).read_text()
     assert "driver distributed.display: features    halfway [1/2]\n" in text
     assert "driver distributed.test: more\n" in text
+    assert "trouble" in text and "chatter" not in text
     assert "ERROR" in text and "data.shards: no such folder" in text and "Traceback" not in text
     assert capsys.readouterr().err == ""
 
