@@ -40,7 +40,7 @@ def evaluate_files(
     image_features, labels, _ = read_res101(features)
     try:
         data = zsl_data(image_features, labels, protocol)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{features} and {splits or embeddings}: {error}") from None
     data = with_validation(data, seed=seed)
     names = protocol.class_names
