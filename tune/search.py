@@ -29,7 +29,7 @@ from tune.trial.context import TrialContext, make_context, trial_base
 from tune.trial.trainable import tune_trial
 from vgse.config import RunConfig
 from vgse.errors import UserError
-from vgse.files import room_for, sole_user, write_json
+from vgse.files import disk_errors_in_one_line, sole_user, write_json
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -59,7 +59,7 @@ def search(
     check_space_fits(config.space, prepared)
     folder = search_folder(config, search_id)
     check_folder(folder, config, resume=resume)
-    with room_for(folder):
+    with disk_errors_in_one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     with ExitStack() as open_things:
@@ -80,7 +80,7 @@ def search(
                 _with_largest_start(config), prepared, device == "cuda", display, ["train"]
             )
             context = make_context(config, prepared, spec, features, folder, device)
-        with room_for(folder):
+        with disk_errors_in_one_line(folder):
             records = run_trials(context, concurrent, records)
         best = ranked(records)
         if not best:

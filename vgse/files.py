@@ -32,8 +32,8 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(path: str | Path) -> Iterator[None]:
-    """What is written inside goes to the disk of `path`: UserError where that is full or closed."""
+def disk_errors_in_one_line(path: str | Path) -> Iterator[None]:
+    """A full disk, or one that cannot be written, is a UserError that names `path`."""
     try:
         yield
     except Exception as error:  # libraries raise errors of their own
@@ -63,7 +63,7 @@ def sole_user(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        with room_for(folder / LOCK):
+        with disk_errors_in_one_line(folder / LOCK):
             lock.acquire(blocking=False)
     except Timeout:
         raise UserError(
@@ -84,7 +84,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     error."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with room_for(path):
+    with disk_errors_in_one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as stream:

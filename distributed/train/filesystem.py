@@ -19,7 +19,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FSSpecHandler, PyFile
 
 from distributed import storage
 from shards.objects import PATIENT, Retry, is_remote, open_filesystem, with_retries
-from vgse.files import room_for
+from vgse.files import disk_errors_in_one_line
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ class StoreHandler(FSSpecHandler):
     def create_dir(self, path: str, recursive: bool) -> None:
         """Make a folder on a disk; in a store they come with their files."""
         if not is_remote(self.url):
-            with room_for(path):
+            with disk_errors_in_one_line(path):
                 os.makedirs(path, exist_ok=True)
 
     def delete_dir(self, path: str) -> None:
@@ -113,7 +113,7 @@ class _Outgoing:
             self._file = part.open("wb")
 
     def _room(self) -> AbstractContextManager[None]:
-        return room_for(self._part if is_remote(self._target) else self._target)
+        return disk_errors_in_one_line(self._part if is_remote(self._target) else self._target)
 
     @property
     def closed(self) -> bool:

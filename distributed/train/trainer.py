@@ -25,7 +25,7 @@ from distributed.train.data import (
 from distributed.train.metrics import EpochSums
 from distributed.train.prefetch import prefetch
 from distributed.train.spec import TrainingJob, build_model, learning_rate
-from vgse.files import room_for
+from vgse.files import disk_errors_in_one_line
 from vgse.training.losses import world_size
 from vgse.training.model import TrainingModel
 from vgse.training.optimizer import make_optimizer, match_layout
@@ -191,7 +191,7 @@ class Worker:
         folder = None
         if self.rank == 0 and position is not None:
             folder = Path(tempfile.mkdtemp(prefix="vgse-checkpoint-"))
-            with room_for(folder):
+            with disk_errors_in_one_line(folder):
                 save_checkpoint(
                     folder,
                     self.model,

@@ -25,7 +25,7 @@ from report_run import make_run
 from shards.__main__ import main as shards_main
 from shards_trees import flat_tree
 from vgse.__main__ import main as vgse_main
-from vgse.files import LOCK, is_full, read_arrays, room_for, write_json
+from vgse.files import LOCK, disk_errors_in_one_line, is_full, read_arrays, write_json
 from vgse.run_folder import ImageFeatures, write_image_features
 
 
@@ -120,11 +120,14 @@ def test_what_ray_writes_on_a_full_disk_leaves_the_old_content_and_nothing_besid
 
 def test_only_a_full_disk_is_told_as_one() -> None:
     assert not is_full(PermissionError(13, "Permission denied"))
-    with pytest.raises(ValueError, match=r"cannot be used \(Permission denied\)"), room_for("file"):
+    with (
+        pytest.raises(ValueError, match=r"cannot be used \(Permission denied\)"),
+        disk_errors_in_one_line("file"),
+    ):
         raise PermissionError(13, "Permission denied")
-    with pytest.raises(KeyError), room_for("file"):
+    with pytest.raises(KeyError), disk_errors_in_one_line("file"):
         raise KeyError
-    with pytest.raises(ValueError, match="no space left"), room_for("file"):
+    with pytest.raises(ValueError, match="no space left"), disk_errors_in_one_line("file"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vgse.files import room_for
+from vgse.files import disk_errors_in_one_line
 
 _HISTORY = "history.json"
 
@@ -27,7 +27,7 @@ def store_checkpoint(
     epoch = int(history[-1]["epoch"])
     part, target = home / f".part-{epoch:05d}", home / f"epoch-{epoch:05d}"
     shutil.rmtree(part, ignore_errors=True)
-    with room_for(home):
+    with disk_errors_in_one_line(home):
         shutil.copytree(checkpoint, part)
         (part / _HISTORY).write_text(json.dumps(history), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)

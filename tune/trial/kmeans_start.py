@@ -10,7 +10,7 @@ from filelock import FileLock
 from distributed.features.kmeans_init import make_start
 from tune.trial.context import TrialContext
 from vgse.config import RunConfig
-from vgse.files import room_for
+from vgse.files import disk_errors_in_one_line
 
 
 def start_key(config: RunConfig, classes: Sequence[int]) -> str:
@@ -39,7 +39,7 @@ def ensure_start(context: TrialContext, config: RunConfig) -> Path:
     centroids = folder / "init" / "centroids.npy"
     if centroids.is_file():
         return folder
-    with room_for(folder):
+    with disk_errors_in_one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not centroids.is_file():
