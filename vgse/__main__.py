@@ -86,7 +86,7 @@ def evaluate(
     from vgse.config import EvaluationConfig, RelationConfig
     from vgse.files import write_json
     from vgse.run_folder import evaluate_run, read_config, read_seed
-    from vgse.zsl.given import evaluate_files
+    from vgse.zsl.external import evaluate_files
     from vgse.zsl.show import evaluation_table
 
     if (run is None) == (embeddings is None):

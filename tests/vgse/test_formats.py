@@ -29,7 +29,7 @@ from vgse.run_folder import (
     zsl_data_of,
 )
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
-from vgse.zsl.data import TestGuard
+from vgse.zsl.folds import TestGuard, prepare
 from vgse.zsl.rows import table_rows
 from vgse.zsl.table import evaluate
 from zsl_toy import make_toy
@@ -295,11 +295,13 @@ def test_the_evaluation_says_which_test_images_were_opened_for_what_and_after_wh
 def test_a_table_that_opens_the_test_images_twice_is_no_table(run, monkeypatch):
     from vgse.zsl import table
 
-    def peeking(data, test):
-        guards[0].open("a look before the end")
+    def peeking(data, fold):
+        if guards[0].log:
+            guards[0].open("a look before the end")
+        return prepare(data, fold)
 
     guards = []
-    monkeypatch.setattr(table, "final_fold", peeking)
+    monkeypatch.setattr(table, "prepare", peeking)
     monkeypatch.setattr(
         table, "TestGuard", lambda data: guards.append(TestGuard(data)) or guards[0]
     )

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from vgse.config import RelationConfig
 from vgse.errors import UserError
 from vgse.relations import CachedSolver
-from vgse.zsl.data import Indices, TestSplits, ZslData
-from vgse.zsl.features import Features
+from vgse.zsl.data import Features, Indices, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
 from vgse.zsl.models import find_model
 from vgse.zsl.models.bilinear import Embeddings
@@ -83,7 +82,7 @@ def make_problem(
         val=np.sort(np.random.default_rng(seed).permutation(np.sort(trained))[:num_inner]),
     )
     inner = validation_fold(data, holdout, seed)
-    outer = final_fold(data, TestSplits(data.test_seen, data.test_unseen))
+    outer = final_fold(data)
     return Problem(inner, prepare(data, inner), outer, prepare(data, outer), seed)
 
 

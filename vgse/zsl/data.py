@@ -1,6 +1,6 @@
 """What zero-shot evaluation works on: features, labels, and who may see which image."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ class ZslData:
     """Image features with the splits of the zero-shot protocol.
 
     `train`, `test_seen` and `test_unseen` index images; `seen`, `unseen` and `val` index
-    `class_names`. `val` is the part of `seen` that validation treats as unseen.
+    `class_names`. `val` is the part of `seen` that validation treats as unseen. What contradicts
+    itself is refused.
     """
 
     features: Features  # [M, D_f]
@@ -30,81 +31,79 @@ class ZslData:
     val: Indices
 
     def __post_init__(self) -> None:
-        """UserError where the parts contradict each other."""
-        _check_arrays(self)
-        _check_classes(self)
-        _check_splits(self)
+        self._check_images()
+        self._check_classes()
+        self._check_splits()
 
+    def _names(self, classes: Indices) -> str:
+        names = [self.class_names[c] for c in classes[:5]]
+        return ", ".join(names) + (" …" if len(classes) > 5 else "")
 
-def _check_arrays(data: ZslData) -> None:
-    if data.features.ndim != 2 or len(data.features) != len(data.labels):
-        raise UserError(
-            f"features of shape {data.features.shape} do not fit {len(data.labels)} labels: "
-            "give one row of features an image"
-        )
-    if not np.isfinite(data.features).all():
-        bad = np.flatnonzero(~np.isfinite(data.features).all(axis=1))
-        raise UserError(
-            f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: compute them again"
-        )
-    num_classes = len(data.class_names)
-    if len(data.labels) and not 0 <= data.labels.min() <= data.labels.max() < num_classes:
-        raise UserError(
-            f"labels run from {data.labels.min()} to {data.labels.max()}, but there are "
-            f"{num_classes} class names: labels count from 0"
-        )
-    if len(set(data.class_names)) != num_classes:
-        raise UserError("class_names hold a name twice: rename one of the two classes")
-
-
-def _named(data: ZslData, classes: Indices) -> str:
-    names = [data.class_names[c] for c in classes[:5]]
-    return ", ".join(names) + (" …" if len(classes) > 5 else "")
-
-
-def _check_classes(data: ZslData) -> None:
-    for field_name in ("seen", "unseen", "val"):
-        classes = getattr(data, field_name)
-        if len(classes) and not 0 <= classes.min() <= classes.max() < len(data.class_names):
-            raise UserError(f"{field_name} points outside the {len(data.class_names)} class names")
-        if len(np.unique(classes)) != len(classes):
-            raise UserError(f"{field_name} names a class twice")
-    both = np.intersect1d(data.seen, data.unseen)
-    if len(both):
-        raise UserError(
-            f"classes are both seen and unseen: {_named(data, both)}; correct the split"
-        )
-    if not len(data.seen) or not len(data.unseen):
-        raise UserError("seen or unseen holds no class: correct the split")
-    stray = np.setdiff1d(data.val, data.seen)
-    if len(stray):
-        raise UserError(
-            f"validation classes must be seen classes, but these are not: {_named(data, stray)}"
-        )
-
-
-def _check_splits(data: ZslData) -> None:
-    splits = {"train": data.seen, "test_seen": data.seen, "test_unseen": data.unseen}
-    for name, classes in splits.items():
-        images = getattr(data, name)
-        if not len(images):
-            raise UserError(f"{name} holds no image: correct the split")
-        if not 0 <= images.min() <= images.max() < len(data.labels):
-            raise UserError(f"{name} points outside the {len(data.labels)} images")
-        foreign = np.setdiff1d(data.labels[images], classes)
-        if len(foreign):
-            kind = "unseen" if name == "test_unseen" else "seen"
+    def _check_images(self) -> None:
+        if self.features.ndim != 2 or len(self.features) != len(self.labels):
             raise UserError(
-                f"{name} holds images of classes that are not {kind}: {_named(data, foreign)}"
+                f"features of shape {self.features.shape} do not fit {len(self.labels)} labels: "
+                "give one row of features an image"
             )
-    all_images = np.concatenate([data.train, data.test_seen, data.test_unseen])
-    if len(np.unique(all_images)) != len(all_images):
-        raise UserError(
-            "an image stands in two of train, test_seen and test_unseen, or twice in one"
-        )
-    missing = np.setdiff1d(data.seen, data.labels[data.train])
-    if len(missing):
-        raise UserError(f"seen classes without a training image: {_named(data, missing)}")
+        bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: "
+                "compute them again"
+            )
+        if not _inside(self.labels, len(self.class_names)):
+            raise UserError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}, but there are "
+                f"{len(self.class_names)} class names: labels count from 0"
+            )
+
+    def _check_classes(self) -> None:
+        if len(set(self.class_names)) != len(self.class_names):
+            raise UserError("class_names hold a name twice: rename one of the two classes")
+        for name in ("seen", "unseen", "val"):
+            classes = getattr(self, name)
+            if not _inside(classes, len(self.class_names)):
+                raise UserError(f"{name} points outside the {len(self.class_names)} class names")
+            if len(np.unique(classes)) != len(classes):
+                raise UserError(f"{name} names a class twice")
+        both = np.intersect1d(self.seen, self.unseen)
+        if len(both):
+            raise UserError(
+                f"classes are both seen and unseen: {self._names(both)}; correct the split"
+            )
+        if not len(self.seen) or not len(self.unseen):
+            raise UserError("seen or unseen holds no class: correct the split")
+        stray = np.setdiff1d(self.val, self.seen)
+        if len(stray):
+            raise UserError(
+                f"validation classes must be seen classes, but these are not: {self._names(stray)}"
+            )
+
+    def _check_splits(self) -> None:
+        for name in ("train", "test_seen", "test_unseen"):
+            images = getattr(self, name)
+            if not len(images):
+                raise UserError(f"{name} holds no image: correct the split")
+            if not _inside(images, len(self.labels)):
+                raise UserError(f"{name} points outside the {len(self.labels)} images")
+            kind = "unseen" if name == "test_unseen" else "seen"
+            foreign = np.setdiff1d(self.labels[images], getattr(self, kind))
+            if len(foreign):
+                raise UserError(
+                    f"{name} holds images of classes that are not {kind}: {self._names(foreign)}"
+                )
+        images = np.concatenate([self.train, self.test_seen, self.test_unseen])
+        if len(np.unique(images)) != len(images):
+            raise UserError(
+                "an image stands in two of train, test_seen and test_unseen, or twice in one"
+            )
+        missing = np.setdiff1d(self.seen, self.labels[self.train])
+        if len(missing):
+            raise UserError(f"seen classes without a training image: {self._names(missing)}")
+
+
+def _inside(indices: Indices, size: int) -> bool:
+    return not len(indices) or bool(0 <= indices.min() <= indices.max() < size)
 
 
 def with_validation(data: ZslData, share: float = 0.2, seed: int = 0) -> ZslData:
@@ -112,54 +111,4 @@ def with_validation(data: ZslData, share: float = 0.2, seed: int = 0) -> ZslData
     if len(data.val):
         return data
     count = max(2, round(share * len(data.seen)))
-    chosen = np.random.default_rng(seed).permutation(data.seen)[:count]
-    return replace(data, val=np.sort(chosen))
-
-
-@dataclass(frozen=True)
-class TestSplits:
-    """The images on which the final table is scored."""
-
-    __test__ = False  # pytest would take the name for a test
-
-    seen: Indices
-    unseen: Indices
-
-
-@dataclass
-class TestGuard:
-    """Gives the test images out once; `log` is what evaluation.json shows as `test_opened`."""
-
-    __test__ = False
-
-    data: ZslData
-    log: list[dict[str, object]] = field(default_factory=list)
-    _notes: list[str] = field(default_factory=list)
-
-    def note(self, what: str) -> None:
-        """Records work that was done while the test images were closed."""
-        if self.log:
-            raise UserError(f"the test images are open already: {what} must come before")
-        self._notes.append(what)
-
-    def open(self, purpose: str) -> TestSplits:
-        """The test images, if they were not given out before."""
-        if self.log:
-            raise UserError(
-                f"the test images were opened for {self.log[0]['purpose']}: "
-                "make every choice on validation classes and open them once"
-            )
-        for name, images in (
-            ("test_seen", self.data.test_seen),
-            ("test_unseen", self.data.test_unseen),
-        ):
-            self.log.append(
-                {
-                    "order": len(self.log) + 1,
-                    "split": name,
-                    "images": len(images),
-                    "purpose": purpose,
-                    "after": list(self._notes),
-                }
-            )
-        return TestSplits(self.data.test_seen, self.data.test_unseen)
+    return replace(data, val=np.sort(np.random.default_rng(seed).permutation(data.seen)[:count]))

@@ -1,8 +1,7 @@
 """Image features as zero-shot models get them: unit length, centred, in their principal axes.
 
-Turning features into the axes of XᵀX changes no model here (all of them are invariant to
-rotations), and makes XᵀX diagonal: one eigendecomposition a split serves every ridge of every
-row of the table.
+No model here changes under rotations of the features, and in these axes XᵀX is diagonal: one
+eigendecomposition a split serves every ridge of every row of the table.
 """
 
 from dataclasses import dataclass
@@ -10,11 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Features = NDArray[np.float32]
-Indices = NDArray[np.int64]
+from vgse.zsl.data import Features, Indices
 
 _BLOCK = 4096
 _NO_VARIANCE = 1e-7
+
+
+def unit_rows(rows: NDArray[np.floating]) -> Features:
+    """`rows` [M, D] as float32 at Euclidean length 1; a row of zeros stays."""
+    rows = np.asarray(rows, np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,6 @@ class Axes:
         return out
 
 
-def unit_rows(rows: NDArray[np.floating]) -> Features:
-    """`rows` [M, D] as float32 at Euclidean length 1; a row of zeros stays."""
-    rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    lengths[lengths == 0] = 1
-    return np.asarray(rows / lengths, np.float32)
-
-
 def principal_axes(features: Features) -> Axes:
     """The axes of the training images `features` [M, D_f], the largest variance first."""
     size = features.shape[1]
@@ -51,20 +48,25 @@ def principal_axes(features: Features) -> Axes:
         gram += block.T @ block
     mean = total / len(features)
     values, vectors = np.linalg.eigh(gram / len(features) - np.outer(mean, mean))
-    kept = values > _NO_VARIANCE * max(values[-1], 1e-30)
-    rotation = np.ascontiguousarray(vectors[:, kept][:, ::-1], np.float32)
+    varies = values > _NO_VARIANCE * max(values[-1], 1e-30)
+    rotation = np.ascontiguousarray(vectors[:, varies][:, ::-1], np.float32)
     return Axes(mean.astype(np.float32), rotation)
+
+
+def class_sums(features: Features, labels: Indices, num_classes: int) -> NDArray[np.float64]:
+    """[C, D] sums of `features` [M, D] over the images of each class."""
+    sums = np.zeros((num_classes, features.shape[1]))
+    for label in np.unique(labels):
+        sums[label] = features[labels == label].sum(0, dtype=np.float64)
+    return sums
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a model learns from, besides class embeddings.
-
-    `labels` count the split's seen classes from 0 in the order of the embeddings' rows.
-    """
+    """What a model learns from, besides class embeddings."""
 
     features: Features  # [M, D], columns orthogonal to each other
-    labels: Indices  # [M] in 0..S-1
+    labels: Indices  # [M] in 0..S-1, the rows of the embeddings
     spectrum: NDArray[np.float64]  # [D] the diagonal of XᵀX
     class_sums: NDArray[np.float64]  # [S, D] sum of the features of each class
     counts: Indices  # [S] images of each class
@@ -72,11 +74,10 @@ class Training:
 
 def training_set(features: Features, labels: Indices, num_classes: int) -> Training:
     """Sums over `features` [M, D], which come from `Axes.transform` of training images."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels, minlength=num_classes)
-    sums = np.zeros((num_classes, features.shape[1]))
-    ends = np.cumsum(counts)
-    for label, (start, end) in enumerate(zip(ends - counts, ends, strict=True)):
-        sums[label] = features[order[start:end]].sum(0, dtype=np.float64)
-    spectrum = np.einsum("md,md->d", features, features, dtype=np.float64)
-    return Training(features, labels, spectrum, sums, counts)
+    return Training(
+        features,
+        labels,
+        np.einsum("md,md->d", features, features, dtype=np.float64),
+        class_sums(features, labels, num_classes),
+        np.bincount(labels, minlength=num_classes),
+    )

@@ -1,13 +1,13 @@
 """Folds: who is seen, who is unseen, and the images of each, for validation and for the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgse.errors import UserError
-from vgse.zsl.data import Indices, TestSplits, ZslData
-from vgse.zsl.features import Features, Training, principal_axes, training_set
+from vgse.zsl.data import Features, Indices, ZslData
+from vgse.zsl.features import Training, class_sums, principal_axes, training_set
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,6 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
     Validation classes play the unseen ones. Of each other seen class a share `holdout` of the
     training images, drawn by `seed` and class, plays test_seen.
     """
-    if not 0 < holdout < 1:
-        raise UserError(f"evaluation.holdout is {holdout}: give a share between 0 and 1")
     seen = np.setdiff1d(data.seen, data.val)
     if not len(data.val) or not len(seen):
         raise UserError(
@@ -36,7 +34,7 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
             "mark some, but not all, of them (about a fifth) as validation classes"
         )
     labels = data.labels[data.train]
-    train, held = [], []
+    train, held_out = [], []
     for label in seen:
         images = np.sort(data.train[labels == label])
         if len(images) < 2:
@@ -46,21 +44,59 @@ def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
             )
         images = np.random.default_rng((seed, int(label))).permutation(images)
         count = min(max(1, round(holdout * len(images))), len(images) - 1)
-        held.append(images[:count])
+        held_out.append(images[:count])
         train.append(images[count:])
-    pseudo_unseen = data.train[np.isin(labels, data.val)]
     return Fold(
         seen,
         np.sort(data.val),
         np.sort(np.concatenate(train)),
-        np.sort(np.concatenate(held)),
-        np.sort(pseudo_unseen),
+        np.sort(np.concatenate(held_out)),
+        np.sort(data.train[np.isin(labels, data.val)]),
     )
 
 
-def final_fold(data: ZslData, test: TestSplits) -> Fold:
-    """The fold of the final table; `test` comes from `TestGuard.open`."""
-    return Fold(np.sort(data.seen), np.sort(data.unseen), data.train, test.seen, test.unseen)
+def final_fold(data: ZslData) -> Fold:
+    """The fold of the final table; `TestGuard.open` sees that it comes last."""
+    return Fold(
+        np.sort(data.seen), np.sort(data.unseen), data.train, data.test_seen, data.test_unseen
+    )
+
+
+@dataclass
+class TestGuard:
+    """Gives the test images out once, and records for what, and after what work."""
+
+    __test__ = False  # pytest would take the name for a test
+
+    data: ZslData
+    log: list[dict[str, object]] = field(default_factory=list)
+    """`test_opened` of evaluation.json."""
+    _notes: list[str] = field(default_factory=list)
+
+    def note(self, what: str) -> None:
+        """Records work that was done while the test images were closed."""
+        if self.log:
+            raise UserError(f"the test images are open already: {what} must come before")
+        self._notes.append(what)
+
+    def open(self, purpose: str) -> Fold:
+        """The final fold; a second call is refused."""
+        if self.log:
+            raise UserError(
+                f"the test images were opened for {self.log[0]['purpose']}: "
+                "make every choice on validation classes and open them once"
+            )
+        self.log = [
+            {
+                "order": order,
+                "split": split,
+                "images": len(getattr(self.data, split)),
+                "purpose": purpose,
+                "after": list(self._notes),
+            }
+            for order, split in enumerate(("test_seen", "test_unseen"), 1)
+        ]
+        return final_fold(self.data)
 
 
 @dataclass(frozen=True)
@@ -77,18 +113,17 @@ class PreparedFold:
 
 def prepare(data: ZslData, fold: Fold) -> PreparedFold:
     """Features of `fold` in the axes of its own training images."""
-    columns = np.full(len(data.class_names), -1)
-    columns[fold.seen] = np.arange(len(fold.seen))
-    columns[fold.unseen] = len(fold.seen) + np.arange(len(fold.unseen))
+    rows = np.full(len(data.class_names), -1)
+    rows[np.concatenate([fold.seen, fold.unseen])] = np.arange(len(fold.seen) + len(fold.unseen))
+    labels = rows[data.labels]
     train = data.features[fold.train]
     axes = principal_axes(train)
-    labels = columns[data.labels[fold.train]]
     return PreparedFold(
-        training_set(axes.transform(train), labels, len(fold.seen)),
+        training_set(axes.transform(train), labels[fold.train], len(fold.seen)),
         axes.transform(data.features[fold.test_seen]),
-        columns[data.labels[fold.test_seen]],
+        labels[fold.test_seen],
         axes.transform(data.features[fold.test_unseen]),
-        columns[data.labels[fold.test_unseen]],
+        labels[fold.test_unseen],
         len(fold.seen),
     )
 
@@ -97,9 +132,6 @@ def class_means(
     features: Features, labels: Indices, images: Indices, num_classes: int
 ) -> NDArray[np.float64]:
     """[C, D_f] mean features of each class over `images`; NaN for a class without one."""
-    sums = np.zeros((num_classes, features.shape[1]))
-    counts = np.bincount(labels[images], minlength=num_classes)
-    for label in np.flatnonzero(counts):
-        sums[label] = features[images[labels[images] == label]].mean(0, dtype=np.float64)
-    sums[counts == 0] = np.nan
-    return sums
+    counts = np.bincount(labels[images], minlength=num_classes)[:, None]
+    with np.errstate(invalid="ignore"):
+        return class_sums(features[images], labels[images], num_classes) / counts

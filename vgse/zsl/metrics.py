@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vgse.errors import UserError
+from vgse.zsl.data import Indices
 
-Indices = NDArray[np.int64]
 Floats = NDArray[np.floating]
 
 
@@ -22,10 +21,8 @@ def per_class_top1(predictions: ArrayLike, labels: ArrayLike) -> float:
     Xian et al. 2018, Eq. 15. A class without an image does not count.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if not len(labels):
-        raise UserError("per_class_top1 got no labels: the split is empty")
-    weights = class_weights(labels)
-    return float(weights[predictions == labels].sum())
+    assert len(labels), "an empty split has no accuracy"
+    return float(class_weights(labels)[predictions == labels].sum())
 
 
 def class_weights(labels: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -71,12 +68,6 @@ def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
     return Generalised(seen, unseen, harmonic_mean(seen, unseen))
 
 
-def _margins(scores: Floats, num_seen: int) -> NDArray[np.float64]:
-    """[M] the gamma above which an image goes to an unseen class."""
-    best_seen = scores[:, :num_seen].max(axis=1)
-    return np.asarray(best_seen - scores[:, num_seen:].max(axis=1), np.float64)
-
-
 def best_gamma(scores: GeneralisedScores) -> tuple[float, Generalised]:
     """The gamma with the highest harmonic mean, and the accuracies there.
 
@@ -84,12 +75,14 @@ def best_gamma(scores: GeneralisedScores) -> tuple[float, Generalised]:
     the middle of the best interval between two margins.
     """
     split = scores.num_seen
-    margin_seen, margin_unseen = _margins(scores.of_seen, split), _margins(scores.of_unseen, split)
     right_seen = scores.of_seen[:, :split].argmax(1) == scores.labels_seen
     right_unseen = scores.of_unseen[:, split:].argmax(1) + split == scores.labels_unseen
     # An image of a seen class stays right while gamma is below its margin; one of an unseen
     # class becomes right above.
-    margins = np.concatenate([margin_seen, margin_unseen])
+    margins = np.concatenate(
+        [s[:, :split].max(1) - s[:, split:].max(1) for s in (scores.of_seen, scores.of_unseen)],
+        dtype=np.float64,
+    )
     lost = np.where(right_seen, class_weights(scores.labels_seen), 0.0)
     won = np.where(right_unseen, class_weights(scores.labels_unseen), 0.0)
     order = np.argsort(margins, kind="stable")

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
-from vgse.errors import UserError
 from vgse.relations import Relations, solve_relations, weighted_average
 from vgse.zsl.data import Indices
 
@@ -36,9 +35,10 @@ class RowInputs:
         assert table is not None, "rows are left out where what they need is missing"
         return table[np.concatenate([self.seen, self.unseen])]
 
-
-Embed = Callable[[RowInputs], Blocks]
-"""inputs -> blocks [S + U, D_e], to be normalised and then concatenated."""
+    def words_of_unseen_and_seen(self) -> tuple[Embeddings, Embeddings]:
+        """[U, D_w] and [S, D_w], as relations take them."""
+        words = self.of_classes(self.words)
+        return words[len(self.seen) :], words[: len(self.seen)]
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,27 @@ class Row:
     name: str
     label: str
     group: str
-    embed: Embed
+    embed: Callable[[RowInputs], Blocks]
+    """inputs -> blocks [S + U, D_e], to be normalised and then concatenated."""
 
 
-def smo_weights(inputs: RowInputs, alpha: float, ridge: float) -> Embeddings:
-    """r [U, S] by the semantic relations of the least squares problem (SMO)."""
-    words = inputs.of_classes(inputs.words)
-    num_seen = len(inputs.seen)
-    return inputs.solve(words[num_seen:], words[:num_seen], alpha=alpha, ridge=ridge).weights
-
-
-def wavg_weights(inputs: RowInputs, num_neighbours: int, eta: float) -> Embeddings:
-    """r [U, S] of weighted averages of the nearest seen classes (WAvg)."""
-    words = inputs.of_classes(inputs.words)
-    num_seen = len(inputs.seen)
-    count = min(num_neighbours, num_seen)
-    return weighted_average(words[num_seen:], words[:num_seen], num_neighbours=count, eta=eta)
-
-
-def related(weights: Embeddings, of_seen: Embeddings) -> Embeddings:
-    """[S + U, D]: Φ_unseen = r Φ_seen after Φ_seen."""
-    return np.concatenate([of_seen, weights @ of_seen])
+def _smo(inputs: RowInputs, of_seen: Embeddings, alpha: float, ridge: float) -> Blocks:
+    """Φ_unseen = r Φ_seen after Φ_seen `of_seen` [S, D]."""
+    weights = inputs.solve(*inputs.words_of_unseen_and_seen(), alpha=alpha, ridge=ridge).weights
+    return [np.concatenate([of_seen, weights @ of_seen])]
 
 
 def smo_row(inputs: RowInputs, alpha: float, ridge: float) -> Blocks:
     """VGSE-SMO."""
-    return [related(smo_weights(inputs, alpha, ridge), inputs.own[inputs.seen])]
+    return _smo(inputs, inputs.own[inputs.seen], alpha, ridge)
 
 
 def wavg_row(inputs: RowInputs, num_neighbours: int, eta: float) -> Blocks:
     """VGSE-WAvg."""
-    return [related(wavg_weights(inputs, num_neighbours, eta), inputs.own[inputs.seen])]
+    count, of_seen = min(num_neighbours, len(inputs.seen)), inputs.own[inputs.seen]
+    words = inputs.words_of_unseen_and_seen()
+    weights = weighted_average(*words, num_neighbours=count, eta=eta)
+    return [np.concatenate([of_seen, weights @ of_seen])]
 
 
 def random_row(inputs: RowInputs, seed: int) -> Blocks:
@@ -110,12 +100,14 @@ def table_rows(relations: RelationConfig, seed: int) -> list[Row]:
     smo = partial(smo_row, alpha=alpha, ridge=ridge)
     wavg = partial(wavg_row, num_neighbours=relations.num_neighbours, eta=relations.eta)
 
+    def words_and_smo(inputs: RowInputs) -> Blocks:
+        return words_row(inputs) + smo(inputs)
+
     def one_hot(inputs: RowInputs) -> Blocks:
-        return [related(smo_weights(inputs, alpha, ridge), np.eye(len(inputs.seen)))]
+        return _smo(inputs, np.eye(len(inputs.seen)), alpha, ridge)
 
     def image_means(inputs: RowInputs) -> Blocks:
-        of_seen = inputs.of_classes(inputs.image_means)[: len(inputs.seen)]
-        return [related(smo_weights(inputs, alpha, ridge), of_seen)]
+        return _smo(inputs, image_oracle(inputs)[0][: len(inputs.seen)], alpha, ridge)
 
     def permuted(inputs: RowInputs) -> Blocks:  # has to fail
         (block,) = smo(inputs)
@@ -123,27 +115,25 @@ def table_rows(relations: RelationConfig, seed: int) -> list[Row]:
         moved = num_seen + derangement(len(inputs.unseen), seed)
         return [block[np.concatenate([np.arange(num_seen), moved])]]
 
+    def image_oracle(inputs: RowInputs) -> Blocks:
+        return [inputs.of_classes(inputs.image_means)]
+
     return [
         Row("random", "random vectors", "baseline", partial(random_row, seed=seed)),
         Row("words", "word vectors", "baseline", words_row),
         Row("wavg", "VGSE-WAvg", "ours", wavg),
         Row("smo", "VGSE-SMO", "ours", smo),
         Row("smo_negative", "VGSE-SMO, alpha = -1", "ours", partial(smo, alpha=-1.0)),
-        Row("words_smo", "words + VGSE-SMO", "ours", lambda fold: words_row(fold) + smo(fold)),
+        Row("words_smo", "words + VGSE-SMO", "ours", words_and_smo),
         Row("onehot_smo", "no vision: one-hot + SMO", "control", one_hot),
         Row("image_smo", "no clusters: image means + SMO", "control", image_means),
         Row("permuted", "VGSE-SMO, unseen rows permuted", "control", permuted),
         Row("oracle", "VGSE, own images", "oracle", own_row),
-        Row(
-            "image_oracle",
-            "image means, own images",
-            "oracle",
-            lambda fold: [fold.of_classes(fold.image_means)],
-        ),
+        Row("image_oracle", "image means, own images", "oracle", image_oracle),
     ]
 
 
-def given_rows(with_words: bool, seed: int) -> list[Row]:
+def external_rows(with_words: bool, seed: int) -> list[Row]:
     """The rows for embeddings from elsewhere, which stand in `RowInputs.own`."""
     rows = [Row("random", "random vectors", "baseline", partial(random_row, seed=seed))]
     if with_words:
@@ -158,13 +148,15 @@ def assembled(blocks: Blocks, num_seen: int, normalise: str) -> Embeddings:
     seen classes, then unit rows: an unseen class may be far outside in a dimension that hardly
     varies among seen ones). Blocks are scaled as a whole, so that of two blocks none rules.
     """
-    return np.concatenate(
-        [_same_weight(_normalised(b, num_seen, normalise), num_seen) for b in blocks], 1
-    )
+    ready = []
+    for block in blocks:
+        rows = _normalised(np.asarray(block, np.float64), num_seen, normalise)
+        length = np.sqrt(np.mean(np.square(rows[:num_seen]).sum(1)))
+        ready.append(rows / length if length > 0 else rows)
+    return np.concatenate(ready, 1)
 
 
 def _normalised(block: Embeddings, num_seen: int, normalise: str) -> Embeddings:
-    block = np.asarray(block, np.float64)
     if normalise == "none":
         return block
     if normalise == "z":
@@ -172,12 +164,5 @@ def _normalised(block: Embeddings, num_seen: int, normalise: str) -> Embeddings:
         # A dimension that all seen classes share up to rounding says nothing.
         flat = spread <= 1e-9 * np.abs(block[:num_seen]).max(initial=1e-300)
         block = (block - block[:num_seen].mean(0)) / np.where(flat, np.inf, spread)
-    elif normalise != "l2":
-        raise UserError(f"evaluation.normalise is {normalise!r}: choose none, l2 or z")
     lengths = np.linalg.norm(block, axis=1, keepdims=True)
     return block / np.where(lengths > 0, lengths, 1)
-
-
-def _same_weight(block: Embeddings, num_seen: int) -> Embeddings:
-    length = np.sqrt(np.mean(np.square(block[:num_seen]).sum(1)))
-    return block / length if length > 0 else block

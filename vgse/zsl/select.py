@@ -91,8 +91,7 @@ def final_result(
     model: Model, fold: PreparedFold, embeddings: Embeddings, choice: Choice, seed: int
 ) -> Result:
     """Scores of the model refitted on all seen classes with what validation chose."""
-    training = fold.training
-    score = model.fit(training, embeddings[: fold.num_seen], seed=seed, **choice.params)
+    score = model.fit(fold.training, embeddings[: fold.num_seen], seed=seed, **choice.params)
     scale = score_spread(score, fold, embeddings) / choice.spread if choice.spread > 0 else 1.0
     gamma = choice.gamma * scale
     scores = generalised_scores(score, fold, embeddings)

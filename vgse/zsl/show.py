@@ -11,15 +11,16 @@ from vgse.zsl.models import label_of
 _MAX_MODELS = 4
 
 
-def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) -> Table:
-    """The rows of evaluation.json in percent: T1 of each model, then u, s and H of `model`.
+def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
+    """The rows of evaluation.json in percent: T1 of each model, then u, s and H of one.
 
-    Without `model` the one whose VGSE-SMO row (or last row) did best on validation is taken.
-    At most four models get a column, so that the table fits 80 columns.
+    That one is the model whose VGSE-SMO row (or last row) did best on validation. At most four
+    models get a column, so that the table fits 80 columns.
     """
-    names = evaluation["models"][:_MAX_MODELS]
     rows = evaluation["rows"]
-    model = model or _best_on_validation(rows, evaluation["models"])
+    judged = next((row for row in rows if row["name"] == "smo"), rows[-1])["results"]
+    model = max(evaluation["models"], key=lambda name: judged[name]["val_harmonic_mean"])
+    names = evaluation["models"][:_MAX_MODELS]
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
@@ -36,14 +37,9 @@ def evaluation_table(evaluation: Mapping[str, Any], model: str | None = None) ->
         table.add_column(symbol, justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(rows):
         results = row["results"]
-        chosen = results[model]
-        cells = [f"{100 * results[name]['zsl']:.1f}" for name in names]
-        cells += [f"{100 * chosen[key]:.1f}" for key in ("unseen", "seen", "harmonic_mean")]
+        shares = [results[name]["zsl"] for name in names]
+        shares += [results[model][key] for key in ("unseen", "seen", "harmonic_mean")]
         last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
+        cells = (f"{100 * share:.1f}" for share in shares)
         table.add_row(row["label"], *cells, end_section=last)
     return table
-
-
-def _best_on_validation(rows: list[Mapping[str, Any]], models: list[str]) -> str:
-    row = next((row for row in rows if row["name"] == "smo"), rows[-1])
-    return max(models, key=lambda name: row["results"][name]["val_harmonic_mean"])

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from vgse.config import EvaluationConfig
 from vgse.errors import UserError
 from vgse.relations import CachedSolver, Relations
-from vgse.zsl.data import TestGuard, ZslData
-from vgse.zsl.folds import Fold, PreparedFold, class_means, final_fold, prepare, validation_fold
+from vgse.zsl.data import ZslData
+from vgse.zsl.folds import Fold, PreparedFold, TestGuard, class_means, prepare, validation_fold
 from vgse.zsl.models import Model, find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import Row, RowInputs, assembled
@@ -45,36 +45,60 @@ def evaluate(
             each result is a mean and holds `std`, its standard deviation over the seeds.
         solve: `solve_relations`, or a `CachedSolver` that is shared with others.
     """
+    for name, array in (("class embeddings", own), ("word vectors", words)):
+        if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
+            raise UserError(
+                f"{name} have the shape {array.shape}, but there are {len(data.class_names)} "
+                "classes: give one row a class, in the order of the class names"
+            )
     rows = make_rows(seed)
     models = [find_model(name) for name in config.models]
     if not models:
         raise UserError("evaluation.models is empty: name at least one, such as eszsl")
-    _check_shapes(data, own, words)
     guard = TestGuard(data)
     solve = solve or CachedSolver()  # most rows ask for the same relation
 
+    def embeddings_in(fold: Fold) -> Callable[[Row], Embeddings]:
+        inputs = _inputs(data, fold, own, words, solve)
+        return lambda row: _embeddings(row, inputs, data.class_names, config.normalise)
+
     fold = validation_fold(data, config.holdout, seed)
-    prepared = prepare(data, fold)
-    inputs = _inputs(data, fold, own, words, solve)
-    choices = {
-        (row.name, model.name): choose(
-            model, prepared, _embeddings(row, inputs, data, config), seed
-        )
-        for row in rows
-        for model in models
-    }
+    prepared, embed = prepare(data, fold), embeddings_in(fold)
+    choices = {}
+    for row in rows:
+        embedded = embed(row)
+        for model in models:
+            choices[row.name, model.name] = choose(model, prepared, embedded, seed)
     guard.note(
         f"{len(choices)} choices of hyper-parameters on {len(fold.unseen)} validation classes"
     )
 
-    fold = final_fold(data, guard.open("final table"))
-    prepared = prepare(data, fold)
-    inputs = _inputs(data, fold, own, words, solve)
+    fold = guard.open("final table")
+    prepared, embed = prepare(data, fold), embeddings_in(fold)
+    entries = []
+    for index, row in enumerate(rows):
+        repeats = num_seeds if row.name in _SEEDED_ROWS else 1
+        embeddings = [embed(make_rows(seed + i)[index]) for i in range(repeats)]
+        results = {
+            model.name: _result(
+                model, prepared, embeddings, choices[row.name, model.name], seed, num_seeds
+            )
+            for model in models
+        }
+        entries.append(
+            {
+                "name": row.name,
+                "label": row.label,
+                "group": row.group,
+                "dimension": embeddings[0].shape[1],
+                "results": results,
+            }
+        )
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
         "models": list(config.models),
-        "rows": [],
+        "rows": entries,
         "protocol": {
             "normalise": config.normalise,
             "holdout": config.holdout,
@@ -83,37 +107,7 @@ def evaluate(
         },
         "test_opened": guard.log,
     }
-    for index, row in enumerate(rows):
-        repeats = num_seeds if row.name in _SEEDED_ROWS else 1
-        variants = [make_rows(seed + i)[index] for i in range(repeats)]
-        embeddings = [_embeddings(r, inputs, data, config) for r in variants]
-        evaluation["rows"].append(
-            {
-                "name": row.name,
-                "label": row.label,
-                "group": row.group,
-                "dimension": embeddings[0].shape[1],
-                "results": {
-                    model.name: _result(
-                        model, prepared, embeddings, choices[row.name, model.name], seed, num_seeds
-                    )
-                    for model in models
-                },
-            }
-        )
-    evaluation["summary"] = summary_sentence(evaluation)
-    return evaluation
-
-
-def _check_shapes(
-    data: ZslData, own: NDArray[np.floating], words: NDArray[np.floating] | None
-) -> None:
-    for name, array in (("class embeddings", own), ("word vectors", words)):
-        if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
-            raise UserError(
-                f"{name} have the shape {array.shape}, but there are {len(data.class_names)} "
-                "classes: give one row a class, in the order of the class names"
-            )
+    return evaluation | {"summary": summary_sentence(evaluation)}
 
 
 def _inputs(
@@ -136,17 +130,17 @@ def _inputs(
     )
 
 
-def _embeddings(row: Row, inputs: RowInputs, data: ZslData, config: EvaluationConfig) -> Embeddings:
+def _embeddings(row: Row, inputs: RowInputs, class_names: list[str], normalise: str) -> Embeddings:
     blocks = row.embed(inputs)
     bad = ~np.isfinite(np.concatenate(blocks, axis=1)).all(axis=1)
     if bad.any():
         missing = np.concatenate([inputs.seen, inputs.unseen])[bad]
-        names = ", ".join(data.class_names[c] for c in missing[:5])
+        names = ", ".join(class_names[c] for c in missing[:5])
         raise UserError(
             f"row {row.name!r}: no finite embedding for {names}: "
             "give these classes images and word vectors, or leave them out"
         )
-    return assembled(blocks, len(inputs.seen), config.normalise)
+    return assembled(blocks, len(inputs.seen), normalise)
 
 
 def _result(

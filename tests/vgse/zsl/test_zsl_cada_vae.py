@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from vgse.zsl.data import TestGuard
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.metrics import calibrated_stacking, per_class_top1
 from vgse.zsl.models.cada_vae import (
@@ -21,7 +20,7 @@ from vgse.zsl.select import generalised_scores, zsl_top1
 from zsl_toy import make_toy
 
 TOY = make_toy()
-FOLD = prepare(TOY.data, final_fold(TOY.data, TestGuard(TOY.data).open("test of CADA-VAE")))
+FOLD = prepare(TOY.data, final_fold(TOY.data))
 OWN = TOY.own[np.concatenate([TOY.data.seen, TOY.data.unseen])]
 OWN = OWN - OWN[: FOLD.num_seen].mean(0)
 
@@ -90,7 +89,7 @@ def test_it_names_unseen_classes_among_all_without_calibration(score):
 
 def test_few_numbers_an_image_do_not_drown_in_the_alignment():
     toy = make_toy(noise=1.0)  # 20 numbers an image: unscaled, hardly an image was called seen
-    fold = prepare(toy.data, final_fold(toy.data, TestGuard(toy.data).open("a noisy world")))
+    fold = prepare(toy.data, final_fold(toy.data))
     classes = np.concatenate([toy.data.seen, toy.data.unseen])
     embeddings = assembled([toy.own[classes]], fold.num_seen, "z")
     fitted = fit_cada_vae(fold.training, embeddings[: fold.num_seen])

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vgse.zsl.data import TestGuard, with_validation
+from vgse.zsl.data import with_validation
+from vgse.zsl.folds import TestGuard
 from zsl_toy import make_toy
 
 TOY = make_toy()
@@ -62,8 +63,8 @@ def test_missing_validation_classes_are_a_seeded_fifth_of_the_seen_ones():
 def test_the_guard_gives_test_images_out_once():
     guard = TestGuard(DATA)
     opened = guard.open("final table")
-    assert np.array_equal(opened.unseen, DATA.test_unseen)
-    assert np.array_equal(opened.seen, DATA.test_seen)
+    assert np.array_equal(opened.test_unseen, DATA.test_unseen)
+    assert np.array_equal(opened.test_seen, DATA.test_seen)
     with pytest.raises(ValueError, match="opened for final table: make every choice on validation"):
         guard.open("a second look")
 

@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from vgse.zsl.data import TestGuard
 from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.metrics import per_class_top1
 from vgse.zsl.models import MODELS, find_model
-from vgse.zsl.models.ale import weighted_ranking
 from vgse.zsl.models.bilinear import span
 from vgse.zsl.models.conse import cross_entropy_slope
-from vgse.zsl.models.devise import MARGIN, summed_hinge
 from vgse.zsl.models.eszsl import eszsl_matrix
 from vgse.zsl.models.prototype import fit_prototype
+from vgse.zsl.models.ranking import DEVISE_MARGIN, ale_slope, devise_slope, sje_slope
 from vgse.zsl.models.sae import sae_matrix
-from vgse.zsl.models.sje import structured_hinge
 from vgse.zsl.select import zsl_top1
 from zsl_toy import make_toy
 
@@ -105,7 +102,7 @@ def _ranking(scores, label):
 
 def _summed(scores, label):
     others = [y for y in range(len(scores)) if y != label]
-    return np.mean([max(0.0, MARGIN + scores[y] - scores[label]) for y in others])
+    return np.mean([max(0.0, DEVISE_MARGIN + scores[y] - scores[label]) for y in others])
 
 
 def _cross_entropy(scores, label):
@@ -115,9 +112,9 @@ def _cross_entropy(scores, label):
 @pytest.mark.parametrize(
     ("slope", "loss"),
     [
-        (structured_hinge, _hinge),
-        (weighted_ranking, _ranking),
-        (summed_hinge, _summed),
+        (sje_slope, _hinge),
+        (ale_slope, _ranking),
+        (devise_slope, _summed),
         (cross_entropy_slope, _cross_entropy),
     ],
 )
@@ -136,7 +133,7 @@ def test_slopes_are_the_finite_differences_of_the_losses(slope, loss):
 
 
 TOY = make_toy()
-FOLD = prepare(TOY.data, final_fold(TOY.data, TestGuard(TOY.data).open("test of the models")))
+FOLD = prepare(TOY.data, final_fold(TOY.data))
 OWN = TOY.own[np.concatenate([TOY.data.seen, TOY.data.unseen])]
 
 

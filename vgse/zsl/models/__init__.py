@@ -1,31 +1,20 @@
-"""The zero-shot models of the table, by name.
-
-A model is `fit(training, embeddings [S, D_e], *, seed, **params) -> score` and a score is
-`score(features [M, D], embeddings of K candidates [K, D_e]) -> [M, K]`, the higher the likelier.
-`Training` and `features` come from `vgse.zsl.features`.
-"""
+"""The zero-shot models of the table, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from typing import Any
 
 from vgse.errors import UserError
-from vgse.zsl.features import Training
-from vgse.zsl.models.ale import weighted_ranking
-from vgse.zsl.models.bilinear import Embeddings, Score, Slope, fit_bilinear
+from vgse.zsl.models.bilinear import Score, Slope, fit_bilinear
 from vgse.zsl.models.conse import fit_conse
-from vgse.zsl.models.devise import summed_hinge
 from vgse.zsl.models.eszsl import fit_eszsl
 from vgse.zsl.models.prototype import fit_prototype
+from vgse.zsl.models.ranking import ale_slope, devise_slope, sje_slope
 from vgse.zsl.models.sae import fit_sae
-from vgse.zsl.models.sje import structured_hinge
 
 Params = dict[str, float]
-
-
-Fit = Callable[..., Score]
-"""fit(training, embeddings [S, D_e], *, seed, **params) -> score."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +23,8 @@ class Model:
 
     name: str
     label: str
-    fit: Fit
+    fit: Callable[..., Score]
+    """fit(training, embeddings [S, D_e], *, seed, **params) -> score."""
     grid: tuple[Params, ...]
     stochastic: bool = False
 
@@ -43,17 +33,10 @@ def _grid(**values: tuple[float, ...]) -> tuple[Params, ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
-def fit_cada_vae(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
-) -> Score:
-    """`vgse.zsl.models.cada_vae.fit_cada_vae`; torch is imported where this model is asked for."""
-    from vgse.zsl.models import cada_vae
+def _fit_cada_vae(*arguments: Any, **params: Any) -> Score:
+    from vgse.zsl.models.cada_vae import fit_cada_vae  # torch takes a second to import
 
-    return cada_vae.fit_cada_vae(training, embeddings, seed=seed, noise=noise)
-
-
-_ONE_VIOLATOR = (0.003, 0.03, 0.1, 0.3, 1.0)
-_ALL_VIOLATORS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+    return fit_cada_vae(*arguments, **params)
 
 
 def _bilinear(name: str, label: str, slope: Slope, weight_decay: tuple[float, ...]) -> Model:
@@ -62,27 +45,22 @@ def _bilinear(name: str, label: str, slope: Slope, weight_decay: tuple[float, ..
     return Model(name, label, fit, _grid(weight_decay=weight_decay), stochastic=True)
 
 
+_ONE_VIOLATOR = (0.003, 0.03, 0.1, 0.3, 1.0)
+_ALL_VIOLATORS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
+_ESZSL = _grid(gamma=(0.1, 1.0, 10.0, 100.0), lam=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0))
+_PROTOTYPE = _grid(ridge=(0.01, 0.1, 1.0, 10.0, 100.0), shrinkage=(1.0, 10.0, 1000.0))
+
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model(
-            "eszsl",
-            "ESZSL",
-            fit_eszsl,
-            _grid(gamma=(0.1, 1.0, 10.0, 100.0), lam=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)),
-        ),
-        _bilinear("sje", "SJE", structured_hinge, _ONE_VIOLATOR),
-        Model(
-            "prototype",
-            "prototype",
-            fit_prototype,
-            _grid(ridge=(0.01, 0.1, 1.0, 10.0, 100.0), shrinkage=(1.0, 10.0, 1000.0)),
-        ),
-        _bilinear("ale", "ALE", weighted_ranking, _ALL_VIOLATORS),
-        _bilinear("devise", "DeViSE", summed_hinge, _ALL_VIOLATORS),
+        Model("eszsl", "ESZSL", fit_eszsl, _ESZSL),
+        _bilinear("sje", "SJE", sje_slope, _ONE_VIOLATOR),
+        Model("prototype", "prototype", fit_prototype, _PROTOTYPE),
+        _bilinear("ale", "ALE", ale_slope, _ALL_VIOLATORS),
+        _bilinear("devise", "DeViSE", devise_slope, _ALL_VIOLATORS),
         Model("sae", "SAE", fit_sae, _grid(balance=(0.1, 1.0, 10.0, 100.0, 1000.0))),
         Model("conse", "ConSE", fit_conse, _grid(top=(1, 3, 10, 30)), stochastic=True),
-        Model("cada_vae", "CADA-VAE", fit_cada_vae, _grid(noise=(0.3, 1.0)), stochastic=True),
+        Model("cada_vae", "CADA-VAE", _fit_cada_vae, _grid(noise=(0.3, 1.0)), stochastic=True),
     )
 }
 

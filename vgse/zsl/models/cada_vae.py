@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vgse.zsl.features import Features, Training
+from vgse.zsl.data import Features
+from vgse.zsl.features import Training
 from vgse.zsl.models.bilinear import Embeddings, Score, span
 from vgse.zsl.models.latent_classifier import Latents, LatentScore
 

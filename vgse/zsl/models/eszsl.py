@@ -4,15 +4,14 @@ ICML 2015.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vgse.zsl.features import Training
-from vgse.zsl.models.bilinear import BilinearScore, Score, span
+from vgse.zsl.models.bilinear import Embeddings, Score, span
 
 
 def eszsl_matrix(
-    training: Training, embeddings: NDArray[np.float64], gamma: float, lam: float
-) -> NDArray[np.float64]:
+    training: Training, embeddings: Embeddings, gamma: float, lam: float
+) -> Embeddings:
     """V [D, D_e] = (XᵀX + γI)⁻¹ XᵀYS (SᵀS + λI)⁻¹ with Y = ±1, in the notation of the paper.
 
     `gamma` and `lam` are relative to the mean eigenvalue of XᵀX and of SᵀS (over the min(S, D_e)
@@ -28,12 +27,8 @@ def eszsl_matrix(
 
 
 def fit_eszsl(
-    training: Training,
-    embeddings: NDArray[np.float64],
-    *,
-    seed: int = 0,
-    gamma: float = 1.0,
-    lam: float = 1.0,
+    training: Training, embeddings: Embeddings, *, seed: int = 0, gamma: float, lam: float
 ) -> Score:
-    """The compatibility x V aᵀ. The closed form needs no `seed`."""
-    return BilinearScore(eszsl_matrix(training, embeddings, gamma, lam))
+    """The compatibility x V aᵀ; `seed` has no effect."""
+    matrix = eszsl_matrix(training, embeddings, gamma, lam)
+    return lambda features, embeddings: features @ (matrix @ embeddings.T).astype(np.float32)

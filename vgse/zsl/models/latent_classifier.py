@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vgse.zsl.features import Features
+from vgse.zsl.data import Features
 from vgse.zsl.models.bilinear import Embeddings
 
 STEPS, BATCH, LEARNING_RATE = 300, 256, 1e-2

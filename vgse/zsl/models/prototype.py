@@ -6,49 +6,34 @@ features, and not from them, avoids hubs (Zhang et al., "Learning a Deep Embeddi
 Zero-Shot Learning", CVPR 2017).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.zsl.features import Features, Training, unit_rows
+from vgse.zsl.data import Features
+from vgse.zsl.features import Training, unit_rows
 from vgse.zsl.models.bilinear import Embeddings, Score
 
 
-@dataclass(frozen=True)
-class PrototypeScore:
-    """Cosine between an image and the predicted mean of a class, in a shrunken metric."""
-
-    matrix: NDArray[np.float64]  # [D_e, D] embedding -> class mean
-    metric: Features  # [D] factor of each axis
-
-    def __call__(self, features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
-        """Cosines [M, K] in -1..1 of `features` [M, D] and `embeddings` [K, D_e]."""
-        prototypes = unit_rows((embeddings @ self.matrix) * self.metric)
-        # The metric stands twice: once on the images, without a copy of them.
-        lengths = np.sqrt(np.einsum("md,md,d->m", features, features, self.metric**2))
-        scores = features @ (prototypes * self.metric).T
-        return scores / np.where(lengths > 0, lengths, 1)[:, None]
-
-
 def fit_prototype(
-    training: Training,
-    embeddings: Embeddings,
-    *,
-    seed: int = 0,
-    ridge: float = 0.1,
-    shrinkage: float = 10.0,
+    training: Training, embeddings: Embeddings, *, seed: int = 0, ridge: float, shrinkage: float
 ) -> Score:
     """Ridge regression from embeddings to class means, then the nearest mean by cosine.
 
     P = Φ Φ_sᵀ (Φ_s Φ_sᵀ + ρI)⁻¹ M_s with ρ = `ridge` times the mean eigenvalue. An axis with
     variance v gets the metric 1/√(v + shrinkage · mean variance): small shrinkage whitens, large
-    leaves the axes as they are. The closed form needs no `seed`.
+    leaves the axes as they are. `seed` has no effect.
     """
     means = training.class_sums / training.counts[:, None]
     gram = embeddings @ embeddings.T
     gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram)
-    matrix = embeddings.T @ np.linalg.solve(gram, means)
+    matrix = embeddings.T @ np.linalg.solve(gram, means)  # [D_e, D] embedding -> class mean
     relative = training.spectrum / training.spectrum.mean()
     metric = (1 / np.sqrt(relative + shrinkage)).astype(np.float32)
-    return PrototypeScore(matrix, metric)
+
+    def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
+        prototypes = unit_rows((embeddings @ matrix) * metric)
+        # The metric stands twice: once on the images, without a copy of them.
+        lengths = np.sqrt(np.einsum("md,md,d->m", features, features, metric**2))
+        return features @ (prototypes * metric).T / np.where(lengths > 0, lengths, 1)[:, None]
+
+    return score

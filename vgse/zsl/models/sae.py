@@ -1,15 +1,12 @@
 """SAE: Kodirov, Xiang & Gong, "Semantic Autoencoder for Zero-Shot Learning", CVPR 2017."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
-from vgse.zsl.features import Features, Training, unit_rows
+from vgse.zsl.features import Training, unit_rows
 from vgse.zsl.models.bilinear import Embeddings, Score, span
 
 
-def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> NDArray[np.float64]:
+def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> Embeddings:
     """W [D_e, D] with S Sᵀ W + λ W X Xᵀ = (1 + λ) S Xᵀ, columns of X and S being images.
 
     λ is `balance` times the ratio of the traces of S Sᵀ and X Xᵀ. X Xᵀ is diagonal here, so
@@ -24,19 +21,10 @@ def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> ND
     return basis.T @ vectors @ ((1 + lam) * right / (values[:, None] + lam * training.spectrum))
 
 
-@dataclass(frozen=True)
-class SaeScore:
-    """Cosine between the code W x of an image and the embedding of a class."""
+def fit_sae(training: Training, embeddings: Embeddings, *, seed: int = 0, balance: float) -> Score:
+    """Cosine between the code W x of an image and the embedding of a class; `seed` has no effect.
 
-    matrix: NDArray[np.float64]  # W [D_e, D]
-
-    def __call__(self, features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
-        """Cosines [M, K] in -1..1 of `features` [M, D] and `embeddings` [K, D_e]."""
-        return unit_rows(features @ self.matrix.T.astype(np.float32)) @ unit_rows(embeddings).T
-
-
-def fit_sae(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, balance: float = 1.0
-) -> Score:
-    """The encoder of a linear autoencoder tied to the embeddings. Needs no `seed`."""
-    return SaeScore(sae_matrix(training, embeddings, balance))
+    W is the encoder of a linear autoencoder tied to the embeddings.
+    """
+    encoder = sae_matrix(training, embeddings, balance).T.astype(np.float32)
+    return lambda features, embeddings: unit_rows(features @ encoder) @ unit_rows(embeddings).T

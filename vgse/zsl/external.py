@@ -14,7 +14,7 @@ from vgse.formats import read_safetensors
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
 from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
 from vgse.zsl.data import with_validation
-from vgse.zsl.rows import given_rows
+from vgse.zsl.rows import external_rows
 from vgse.zsl.table import evaluate
 
 
@@ -44,20 +44,20 @@ def evaluate_files(
         raise UserError(f"{features} and {splits or embeddings}: {error}") from None
     data = with_validation(data, seed=seed)
     names = protocol.class_names
-    rows = protocol.att if splits is None else _rows_by_name(embeddings, names)
+    own = _embeddings_of(embeddings, names)
     vectors = None
     if words is not None:
         found = load_word_vectors(words, {name: words_of(name) for name in names})
         vectors = normalise_words(found.vectors, data.seen)
-    make_rows = partial(given_rows, vectors is not None)
-    return evaluate(data, make_rows, rows, vectors, config, seed, num_seeds=num_seeds)
+    make_rows = partial(external_rows, vectors is not None)
+    return evaluate(data, make_rows, own, vectors, config, seed, num_seeds=num_seeds)
 
 
-def _rows_by_name(path: Path, class_names: list[str]) -> NDArray[np.floating]:
+def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:
     """[C, D] rows of the file in the order of `class_names`."""
     if path.suffix == ".mat":
-        given = read_att_splits(path)
-        names, rows = given.class_names, given.att
+        splits = read_att_splits(path)
+        names, rows = splits.class_names, splits.att
     elif path.suffix == ".safetensors":
         classes = read_safetensors(path)
         names, rows = classes.class_names, classes.embeddings.astype(np.float64)
@@ -66,6 +66,8 @@ def _rows_by_name(path: Path, class_names: list[str]) -> NDArray[np.floating]:
         names, rows = [str(name) for name in arrays["class_names"]], arrays["embeddings"]
     else:
         raise UserError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
+    if len(rows) != len(names):
+        raise UserError(f"{path}: {len(rows)} embeddings, but {len(names)} class names")
     position = {name: index for index, name in enumerate(names)}
     missing = [name for name in class_names if name not in position]
     if missing:
