@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from vgse.config import EvaluationConfig, RelationConfig, check_fields
 from vgse.errors import UserError
 
 Normalisation = Literal["none", "l2", "z"]
@@ -33,12 +35,13 @@ def relate(
         num_neighbours: Seen classes that the weighted average looks at.
         eta: Sharpness of the weighted average.
     """
-    from vgse.config import RelationConfig
     from vgse.relations.predict import relation_summary
     from vgse.run_folder import read_config, relate_run
 
-    config = read_config(run, "relations", RelationConfig)
-    _override(config, alpha=alpha, ridge=ridge, num_neighbours=num_neighbours, eta=eta)
+    config = _overridden(
+        read_config(run, "relations", RelationConfig),
+        {"alpha": alpha, "ridge": ridge, "num_neighbours": num_neighbours, "eta": eta},
+    )
     classes, related = relate_run(run, config)
     quality = relation_summary(related, config.alpha)
     print(
@@ -83,7 +86,6 @@ def evaluate(
         num_seeds: Repetitions of what is random; above 1 the file holds mean and std.
         out: JSON file for the result of others' files.
     """
-    from vgse.config import EvaluationConfig, RelationConfig
     from vgse.files import write_json
     from vgse.run_folder import evaluate_run, read_config, read_seed
     from vgse.zsl.external import evaluate_files
@@ -97,8 +99,7 @@ def evaluate(
             raise UserError(
                 "--features, --splits, --words and --out go with --embeddings, not with a run"
             )
-        config = read_config(run, "evaluation", EvaluationConfig)
-        _override(config, **given)
+        config = _overridden(read_config(run, "evaluation", EvaluationConfig), given)
         relations = read_config(run, "relations", RelationConfig)
         seed = read_seed(run) if seed is None else seed
         evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds)
@@ -106,7 +107,7 @@ def evaluate(
     else:
         if embeddings is None or features is None:
             raise UserError("--embeddings needs --features, a file in the form of res101.mat")
-        config = _override(EvaluationConfig(), **given)
+        config = _overridden(EvaluationConfig(), given)
         evaluation = evaluate_files(
             embeddings, features, splits, words, config, seed or 0, num_seeds=num_seeds
         )
@@ -161,18 +162,15 @@ def report(run: Path) -> None:
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "relate": relate,
-    "evaluate": evaluate,
-    "export": export,
-    "report": report,
+    function.__name__: function for function in (relate, evaluate, export, report)
 }
+_Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
 
 
-def _override(config: Any, **values: Any) -> Any:
-    """Sets the fields of `config` that were given on the command line."""
-    for name, value in values.items():
-        if value is not None:
-            setattr(config, name, value)
+def _overridden(config: _Config, given: dict[str, Any]) -> _Config:
+    """`config` with the fields that were given on the command line, all within their bounds."""
+    config = replace(config, **{k: value for k, value in given.items() if value is not None})
+    check_fields(config)
     return config
 
 
@@ -187,17 +185,11 @@ def make_parser() -> ArgumentParser:
     for name, function in _COMMANDS.items():
         description, _, _ = (function.__doc__ or "").partition("Args:")
         command = ArgumentParser(description=" ".join(description.split()), allow_abbrev=False)
-        optional = name == "evaluate"
-        command.add_argument(
-            "run",
-            type=Path | None if optional else Path,
-            nargs="?" if optional else None,
-            metavar="RUN",
-            help="Run folder.",
-        )
-        flags = {"features"} if name == "export" else set()
+        kind = {"type": Path | None, "nargs": "?"} if name == "evaluate" else {"type": Path}
+        command.add_argument("run", metavar="RUN", help="Run folder.", **kind)
+        flags = {"features"} if name == "export" else set()  # no value, which signatures want
         command.add_function_arguments(function, as_group=False, skip={"run", *flags})
-        if flags:  # a flag without a value, which signatures cannot say
+        if flags:
             command.add_argument("--features", action="store_true", help="Also write res101.mat.")
         commands.add_subcommand(name, command, help=description.strip().splitlines()[0])
     return parser

@@ -494,6 +494,8 @@ def test_the_command_takes_embeddings_by_class_name_from_other_formats(run, tmp_
         (["evaluate", "--embeddings", "a.npz", "--features", "b.mat"], "give an att_splits.mat"),
         (["evaluate", "nowhere", "--words", "w.txt"], "go with --embeddings"),
         (["relate", "nowhere"], "no such file"),
+        (["relate", "nowhere", "--alpha", "2"], "alpha is 2.0; it must be in -1..1"),
+        (["evaluate", "nowhere", "--holdout", "1"], "holdout is 1.0; it must be in 0.01..0.9"),
         (["export", "nowhere", "--like", "a.mat", "--features"], "does not belong"),
         (["report", "nowhere"], "nowhere"),
     ],
