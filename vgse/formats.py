@@ -51,11 +51,10 @@ class ClassEmbeddings:
         if how == "l2":
             lengths = np.linalg.norm(rows, axis=1, keepdims=True)
             return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-        if how == "z":
-            spread = rows[self.seen].std(0)
-            centred = rows - rows[self.seen].mean(0)
-            return (centred / np.where(spread > 0, spread, 1)).astype(np.float32)
-        raise UserError(f"normalise is {how!r}: choose none, l2 or z")
+        assert how == "z", how
+        spread = rows[self.seen].std(0)
+        centred = rows - rows[self.seen].mean(0)
+        return (centred / np.where(spread > 0, spread, 1)).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The numeric arrays of both file formats, normalised embeddings included."""

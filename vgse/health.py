@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.floating]
+
 
 def normalised_mutual_information(contingency: NDArray[np.integer]) -> float:
-    """NMI 2 I(X; Y) / (H(X) + H(Y)) of counts [classes, clusters], in 0..1; 0 where both are
+    """NMI 2 I(X; Y) / (H(X) + H(Y)), in 0..1, from counts [classes, clusters]; 0 if both are
     constant."""
-    joint = contingency / max(1, contingency.sum())
-    rows, columns = joint.sum(1), joint.sum(0)
+    joint, rows, columns, total = _shares(contingency)
     inside = joint > 0
     information = float(
         (joint[inside] * np.log(joint[inside] / np.outer(rows, columns)[inside])).sum()
     )
-    total = _entropy(rows) + _entropy(columns)
     return max(0.0, 2 * information / total) if total > 0 else 0.0
 
 
@@ -24,15 +24,20 @@ def chance_information(contingency: NDArray[np.integer], images: float) -> float
     """NMI that clusters have on average with labels dealt out at random, in 0..1.
 
     The first term of the expectation of I under independence, (R - 1)(K - 1) / 2n, with the
-    patches of an image counted as one draw: an upper bound, since they are not one cluster. It
-    means something while it is small, that is with many images for each class and cluster.
-    `contingency` counts patches [classes, clusters] of so many images.
+    patches of the n `images` counted as one draw each: an upper bound, since they are not one
+    cluster. It means something while it is small, that is with many images for each class and
+    cluster.
     """
+    _, rows, columns, total = _shares(contingency)
+    freedom = max(0, (rows > 0).sum() - 1) * max(0, (columns > 0).sum() - 1)
+    return min(1.0, freedom / max(1.0, images) / total) if total > 0 else 0.0
+
+
+def _shares(contingency: NDArray[np.integer]) -> tuple[Floats, Floats, Floats, float]:
+    """Shares of the cells, rows and columns, and the sum of both marginal entropies."""
     joint = contingency / max(1, contingency.sum())
     rows, columns = joint.sum(1), joint.sum(0)
-    freedom = max(0, (rows > 0).sum() - 1) * max(0, (columns > 0).sum() - 1)
-    total = _entropy(rows) + _entropy(columns)
-    return min(1.0, freedom / max(1.0, images) / total) if total > 0 else 0.0
+    return joint, rows, columns, _entropy(rows) + _entropy(columns)
 
 
 def _entropy(shares: NDArray[np.floating]) -> float:
@@ -46,8 +51,11 @@ def nearest_class_mean(
     class_means: NDArray[np.floating],
     classes: NDArray[np.integer],
 ) -> float:
-    """Per-class mean accuracy, in 0..1, of giving images a_n [M, D_v] the class of the nearest
-    mean [C, D_v] among `classes`; images of others are left out. NaN where none is left."""
+    """Per-class mean accuracy, in 0..1, of giving each image the class with the nearest mean.
+
+    `embeddings` are a_n [M, D_v] and `class_means` [C, D_v]. Images of other than `classes` are
+    left out; NaN where none stays.
+    """
     keep = np.isin(labels, classes)
     points, truth = embeddings[keep].astype(np.float64), labels[keep]
     means = class_means[classes].astype(np.float64)
@@ -68,7 +76,10 @@ def usage(counts: NDArray[np.integer]) -> tuple[int, float]:
 def findings(
     metrics: list[dict[str, Any]], num_clusters: int, num_classes: int
 ) -> list[dict[str, str]]:
-    """{"cause", "sentence"} for whatever is wrong, with what to change, by the epochs' metrics."""
+    """What is wrong: a list of {"cause", "sentence"}, each sentence with what to change.
+
+    `metrics` are the lines of metrics.jsonl, one an epoch, `num_classes` those trained on.
+    """
     if not metrics:
         return []
     found: list[dict[str, str]] = []

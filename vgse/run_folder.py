@@ -69,22 +69,18 @@ def write_image_features(run: Path, images: ImageFeatures) -> None:
 
 
 def read_image_features(run: Path) -> ImageFeatures:
-    """Reads image_features.npz."""
+    """What `write_image_features` wrote."""
     path = run / "image_features.npz"
     arrays = read_arrays(path, "features", "labels", "split", "split_names", "keys", "assignments")
     names = [str(name) for name in arrays.pop("split_names")]
     unknown = sorted(set(names) - set(SPLITS))
     if unknown:
         raise UserError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
-    order = np.array([SPLITS.index(name) for name in names], np.uint8)
+    arrays["split"] = np.array([SPLITS.index(name) for name in names], np.uint8)[arrays["split"]]
     keys = [str(key) for key in arrays.pop("keys")]
-    arrays["split"] = order[arrays["split"]]
-    return ImageFeatures(**arrays, keys=keys, sources=_sources(path))
-
-
-def _sources(path: Path) -> list[str]:
-    with np.load(path, allow_pickle=False) as archive:  # files of earlier versions hold none
-        return [str(source) for source in archive["sources"]] if "sources" in archive else []
+    with np.load(path, allow_pickle=False) as archive:  # files of earlier versions hold no sources
+        sources = [str(source) for source in archive["sources"]] if "sources" in archive else []
+    return ImageFeatures(**arrays, keys=keys, sources=sources)
 
 
 def write_classes(run: Path, classes: ClassEmbeddings, related: Related) -> None:
@@ -216,14 +212,10 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
 def export_features(run: Path, out: Path) -> Path:
     """Writes the image features as res101.mat into the folder `out` and returns its path.
 
-    image_files are the paths of the images in their data set, or their keys where those are not
-    known.
+    image_files are paths in the data set, or keys of images whose path is not known.
     """
     images = read_image_features(run)
+    pairs = zip(images.sources or images.keys, images.keys, strict=True)
     path = out / "res101.mat"
-    files = [
-        source or key
-        for source, key in zip(images.sources or images.keys, images.keys, strict=True)
-    ]
-    write_res101(path, images.features, images.labels, files)
+    write_res101(path, images.features, images.labels, [source or key for source, key in pairs])
     return path

@@ -80,14 +80,14 @@ def read_att_splits(path: Path) -> AttSplits:
     needed = ("att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
     mat = read_mat(path, *needed, also=("original_att", *LOCATIONS))
     names = cell_texts(mat["allclasses_names"])
-    att = _finite(mat["att"], f"{path}: att").T
-    if len(att) != len(names):
+    att, original = mat["att"], mat.get("original_att", mat["att"])
+    if att.dtype.kind not in "fiu" or att.shape[1] != len(names):
         raise UserError(
-            f"{path}: att has {len(att)} columns, but allclasses_names holds {len(names)}: "
-            "att is [dimensions x classes]"
+            f"{path}: att is not a matrix of numbers with a column for each of {len(names)} "
+            "allclasses_names: it is [dimensions x classes]"
         )
-    original = np.asarray(mat.get("original_att", mat["att"]), np.float64).T
     locations = {name: zero_based(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
+    att, original = (np.asarray(array, np.float64).T for array in (att, original))
     return AttSplits(names, att, original, locations)
 
 
@@ -96,13 +96,7 @@ def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
     mat = read_mat(path, "features", "labels", also=["image_files"])
     features = np.ascontiguousarray(mat["features"].T, np.float32)
     labels = zero_based(mat["labels"], f"{path}: labels")
-    if features.ndim != 2 or len(features) != len(labels):
-        raise UserError(
-            f"{path}: features have {len(features)} columns, but there are {len(labels)} labels: "
-            "features is [dimensions x images]"
-        )
-    files = cell_texts(mat["image_files"]) if "image_files" in mat else []
-    return features, labels, files
+    return features, labels, cell_texts(mat.get("image_files", []))
 
 
 def zsl_data(features: NDArray[np.float32], labels: Indices, splits: AttSplits) -> ZslData:
@@ -145,17 +139,8 @@ def cell_texts(cells: NDArray[Any]) -> list[str]:
     return found
 
 
-def _finite(array: NDArray[Any], where: str) -> NDArray[np.float64]:
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise UserError(f"{where} is not a matrix of numbers")
-    values = np.asarray(array, np.float64)
-    if not np.isfinite(values).all():
-        raise UserError(f"{where} holds NaN or infinity; leave those classes out")
-    return values
-
-
 def zero_based(array: Any, where: str) -> Indices:
-    """Indices [n] from 0, of an array that counts from 1 and is named `where` in messages."""
+    """Indices [n] from 0, of an array that counts from 1; `where` is for the message."""
     found: Indices = np.asarray(array).ravel().astype(np.int64) - 1
     if len(found) and found.min() < 0:
         raise UserError(f"{where} holds 0; indices count from 1 in this format")
