@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass
 class ClassSums:
-    """Running sums from which class embeddings and cluster measures follow; workers' are added."""
+    """Running sums from which class embeddings follow; workers' results are added up."""
 
     sums: NDArray[np.float64]  # [C, D_v], sum of a_n over the class's images
     counts: NDArray[np.int64]  # [C], images
@@ -31,8 +31,11 @@ def empty_sums(num_classes: int, num_clusters: int) -> ClassSums:
 def add_images(
     sums: ClassSums, assignments: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Add images of `assignments` [B, N, D_v] to `sums` in place; returns their a_n [B, D_v]."""
-    means = image_embeddings(assignments)
+    """Add a batch of assignments [B, N, D_v] to `sums` in place.
+
+    Returns the images' embeddings a_n, the means over their patches, float64 [B, D_v].
+    """
+    means: NDArray[np.float64] = assignments.mean(1, dtype=np.float64)
     np.add.at(sums.sums, labels, means)
     np.add.at(sums.counts, labels, 1)
     np.add.at(sums.contingency, (labels[:, None], assignments.argmax(2)), 1)
@@ -40,6 +43,6 @@ def add_images(
 
 
 def class_embeddings(sums: ClassSums) -> NDArray[np.float64]:
-    """φ(y) [C, D_v], the mean of a_n over a class's images (eq. 5); NaN where it has none."""
+    """φ(y) [C, D_v], the mean of a_n over the class's images (eq. 5); NaN where there are none."""
     with np.errstate(invalid="ignore"):
         return sums.sums / sums.counts[:, None]
