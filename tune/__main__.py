@@ -56,7 +56,7 @@ def _search(options: Any) -> int:
     files = [str(file) for file in options.pop("config", None) or []]
     search_id = options.pop("search_id") or default_name(files, "search")
     resume, verbose = options.pop("resume"), options.pop("verbose")
-    from tune.report.page import write_page  # torch and Ray take seconds: not for --help
+    from tune.report.analyse import analyse  # torch and Ray take seconds: not for --help
     from tune.search import Interrupted, search
 
     try:
@@ -67,7 +67,7 @@ def _search(options: Any) -> int:
             file=sys.stderr,
         )
         return 130
-    print(write_page(folder))
+    print(analyse(folder))
     return 0
 
 

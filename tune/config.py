@@ -4,12 +4,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from shards.objects import is_remote
 from tune.space import Dimension, check_space, default_space
-from vgse.config import RunConfig, bounded, check_fields, check_name, validate
+from vgse.config import RunConfig, bounded, check_fields, check_name, leaves, validate
 from vgse.errors import UserError
+from vgse.files import read_mapping, written_whole
 from vgse.zsl.models import find_model
 
+CONFIG = "search.yaml"
 Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
 
 
@@ -89,6 +93,32 @@ def search_folder(config: SearchConfig, search_id: str) -> Path:
     return (Path(config.run.storage) / search_id).absolute()
 
 
+def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
+    """See that a search may be made there, or resumed."""
+    path = folder / CONFIG
+    there = path.is_file()
+    if there and not resume:
+        raise UserError(
+            f"{folder}: this search is there already; add --resume to go on with it, or choose "
+            "another --search-id"
+        )
+    if resume and not there:
+        raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
+    if not there:
+        return
+    # Fields that there were not yet when it was written had their defaults.
+    was = dict(leaves({"run": asdict(RunConfig())}))
+    was |= leaves(read_mapping(path, remedy="delete the folder and search again"))
+    now = dict(leaves(to_dict(config)))
+    for name in sorted(was.keys() | now.keys()):
+        fixed = not name.startswith(("run.tracking.", *CHANGEABLE))
+        if fixed and was.get(name) != now.get(name):
+            raise UserError(
+                f"{path}: {name} was another when this search began; resume it with the same "
+                "configuration (or none: --search-id alone), or choose another --search-id"
+            )
+
+
 def to_dict(config: SearchConfig) -> dict[str, Any]:
     """The configuration as plain dicts and scalars; the space without what is not set."""
     content = asdict(config)
@@ -97,3 +127,9 @@ def to_dict(config: SearchConfig) -> dict[str, Any]:
         for name, dimension in content["space"].items()
     }
     return content
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write a configuration."""
+    with written_whole(path) as stream:
+        stream.write(yaml.safe_dump(content, sort_keys=False).encode())

@@ -142,7 +142,7 @@ def test_a_lost_node_costs_no_finished_trial_and_no_finished_epoch(root: Path) -
     assert states(list(after.values())) == ["finished"] * 4
     for name, record in before.items():
         assert after[name].history[: record.epoch] == record.history
-    assert " goes on: its " in out, out  # node was lost, or process was killed with it
+    assert " goes on: its process was lost" in out, out
     assert "Traceback" not in out, out
 
 
@@ -191,9 +191,9 @@ def test_a_trial_whose_process_is_killed_goes_on_or_is_recorded(root: Path, chan
     assert second.history[: before.epoch] == before.history
     if chances:
         assert (second.state, second.epoch) == ("finished", 8)
-        assert "0001 goes on: its process was killed" in out
+        assert "0001 goes on: its process was lost" in out
     else:
-        assert second.state == "failed" and "its process was killed" in str(second.cause)
+        assert second.state == "failed" and "its process was lost" in str(second.cause)
         assert "0001 failed" in out
 
 

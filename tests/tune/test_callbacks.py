@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from tune.callbacks import SearchDisplay
+from tune.callbacks import describe_trial
 from tune.report.analyse import trial_table
 from tune.space import default_space
 from tune.study import TrialRecord
@@ -52,9 +52,6 @@ def test_a_large_space_is_shown_in_part() -> None:
     assert len(lines) == 2 and max(map(len, lines)) <= 80
 
 
-def test_a_trial_that_went_wrong_is_told_with_its_cause() -> None:
-    stream = io.StringIO()
-    display = SearchDisplay(4, "zsl", console=Console(file=stream, width=80))
-    display.ended(record("failed"))
-    told = stream.getvalue()
-    assert told.startswith("0012 failed") and "a cause" in told and told.count("\n") == 1
+def test_a_trial_is_described_with_its_cause_and_its_parameters() -> None:
+    line = describe_trial(record("failed"))
+    assert line.startswith("failed, epoch 20/20, 34.6 %, a cause (λ_cls 0.0346, ")

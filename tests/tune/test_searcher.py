@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import pytest
 from optuna.trial import TrialState
 
 from tune.callbacks import death_cause
@@ -166,14 +165,9 @@ def test_a_collapsed_trial_is_stopped_and_enters_no_rung() -> None:
     assert decision(scheduler, "0002", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
 
 
-@pytest.mark.parametrize(
-    ("text", "cause"),
-    [
-        ("The actor died unexpectedly before finishing this task.", "was killed"),
-        ("Task was killed due to the node running low on memory.", "out of memory"),
-        ("", "it failed without a word"),
-    ],
-)
-def test_deaths_of_processes_have_a_plain_cause(tmp_path: Path, text: str, cause: str) -> None:
-    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{text}\n" if text else "")
-    assert cause in death_cause(SimpleNamespace(error_file=str(tmp_path / "error.txt")))
+def test_a_lost_process_is_described_by_the_last_words_of_ray(tmp_path: Path) -> None:
+    file = tmp_path / "error.txt"
+    trial = SimpleNamespace(error_file=str(file))
+    assert death_cause(trial) == "its process was lost: no cause is known"
+    file.write_text("Failure # 1\nold\nFailure # 2\nTraceback\n  raise X\nX: low on memory\n\n")
+    assert death_cause(trial) == "its process was lost: X: low on memory"

@@ -9,8 +9,7 @@ import yaml
 
 from distributed.setup import Prepared, prepare
 from tune.__main__ import main, make_parser, with_stored_config
-from tune.config import SearchConfig, check_search, to_dict
-from tune.search_folder import check_folder, write_config
+from tune.config import SearchConfig, check_folder, check_search, to_dict, write_yaml
 from tune.space import (
     Dimension,
     check_space,
@@ -179,12 +178,12 @@ def test_a_search_that_is_there_is_only_resumed_with_its_own_configuration(
         check_folder(folder, config, resume=True)
     check_folder(folder, config, resume=False)
     folder.mkdir()
-    write_config(folder, config)
+    write_yaml(folder / "search.yaml", to_dict(config))
     with pytest.raises(ValueError, match="add --resume"):
         check_folder(folder, config, resume=False)
     more = replace(config, trials=9, finalists=2)
     check_folder(folder, more, resume=True)
-    write_config(folder, more)
+    write_yaml(folder / "search.yaml", to_dict(more))
     assert yaml.safe_load((folder / "search.yaml").read_text())["trials"] == 9
     older = to_dict(config)
     del older["run"]["training"]["optimizer"]  # as before there was the field
@@ -205,7 +204,7 @@ def test_resuming_without_a_configuration_takes_that_of_the_search(
     config = make_search(root, trials=7)
     config.run.storage = str(tmp_path)
     (tmp_path / "mine").mkdir()
-    write_config(tmp_path / "mine", config)
+    write_yaml(tmp_path / "mine" / "search.yaml", to_dict(config))
     given = ["search", "--search-id=mine", "--run.storage", str(tmp_path), "--resume"]
     completed = with_stored_config(given)
     options = make_parser().parse_args(completed).search

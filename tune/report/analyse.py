@@ -20,8 +20,9 @@ def analyse(folder: Path) -> Path:
     # Plotly and scikit-learn take seconds to load; a folder that is no search is told at once.
     search = load_search(folder)
     from tune.report.importance import importance
-    from tune.report.page import save_page
+    from tune.report.page import MEASURES, save_page
     from tune.report.verdict import causes, counts, headline, judge_ranks
+    from vgse.report.page import percent
 
     console = Console(highlight=False)
     axes = axes_of(search)
@@ -29,6 +30,15 @@ def analyse(folder: Path) -> Path:
     falling = sorted(axes, key=lambda axis: -found.shares[axis.name] if found else 0)
     best = ranked(search.trials)[:NUM_SHOWN]
     console.print(trial_table(best, [axis.name for axis in falling], console.width))
+    if any(row.test for row in search.final):
+        table = Table(title="retrained on all seen classes", title_justify="left", pad_edge=False)
+        table.add_column("trial")
+        for name in ("validation %", *(f"test {name} %" for name in MEASURES.values())):
+            table.add_column(name, justify="right")
+        for row in search.final:
+            cells = (percent(row.test.get(measure)) for measure in MEASURES)
+            table.add_row(Text(_printable(row.name)), percent(row.validation), *cells)
+        console.print(table)
     lines = [counts(search.trials)]
     for state, cause, names in causes(search.trials):
         lines.append(f"  {state} {len(names)}x: {cause} ({', '.join(names[:5])})")

@@ -36,6 +36,13 @@ def make_search(root: Path, **changes: object) -> SearchConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
+def broken_search(root: Path, **changes: object) -> SearchConfig:
+    """A search with a learning rate at which the loss overflows; nothing is stopped before."""
+    config = make_search(root, seed=4, grace_epochs=EPOCHS, max_concurrent=2, **changes)
+    config.space["training.learning_rate"] = Dimension(choices=[1e-2, 1e30])
+    return config
+
+
 def make_trial_context(root: Path, folder: Path, config: SearchConfig) -> TrialContext:
     """What the driver puts together, without Ray."""
     torch.set_num_threads(1)
@@ -57,4 +64,11 @@ def spoil_test_shards(packed: Path) -> None:
         shard.write_bytes(random.bytes(shard.stat().st_size))
 
 
-__all__ = ["EPOCHS", "make_search", "make_tiny", "make_trial_context", "spoil_test_shards"]
+__all__ = [
+    "EPOCHS",
+    "broken_search",
+    "make_search",
+    "make_tiny",
+    "make_trial_context",
+    "spoil_test_shards",
+]

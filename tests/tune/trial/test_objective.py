@@ -16,15 +16,8 @@ from tune.trial.context import TrialContext
 from tune.trial.evaluator import collapse_cause
 from tune.trial.objective import Problem, make_problem, zero_shot_scores
 from tune.trial.trainable import run_trial
-from tune_tiny import make_search, make_tiny, make_trial_context, spoil_test_shards
+from tune_tiny import make_search, make_trial_context, spoil_test_shards
 from vgse.config import RelationConfig
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("objective")
-    make_tiny(root, train=12, test=4)
-    return root
 
 
 @pytest.fixture(scope="module")

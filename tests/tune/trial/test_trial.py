@@ -24,16 +24,9 @@ from tune.trial.evaluator import Evaluator
 from tune.trial.kmeans_start import ensure_start, start_key
 from tune.trial.objective import MEASURES
 from tune.trial.trainable import cause_of, run_trial, trial_job
-from tune_tiny import EPOCHS, make_search, make_tiny, make_trial_context
+from tune_tiny import EPOCHS, make_search, make_trial_context
 
 PARAMS = {"loss.entropy": 0.5, "model.num_clusters": 12, "training.learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trial")
-    make_tiny(root, train=12, test=4)
-    return root
 
 
 @pytest.fixture(scope="module")
