@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import joblib
 import ray
+from joblib import cpu_count  # what a container may use, not what its machine has
 from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from torch.distributed import DistError
@@ -150,7 +150,7 @@ def ray_cluster(
     if is_own(config):
         _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
-        own = {"num_cpus": max(joblib.cpu_count(), needed), "include_dashboard": dashboard}
+        own = {"num_cpus": max(cpu_count(), needed), "include_dashboard": dashboard}
         # Nobody takes this machine away with notice: a process less to start.
         lent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         if _on_loopback():
