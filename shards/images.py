@@ -16,12 +16,10 @@ MAX_ASPECT = 50
 _JPEG_LIMIT = 65500
 
 
-def load_rgb(path: str, *, short_side: int, upscale: bool, max_pixels: int) -> NDArray[np.uint8]:
+def load_rgb(path: str, short_side: int, upscale: bool, max_pixels: int) -> NDArray[np.uint8]:
     """The picture as uint8 [H, W, 3], upright, on white, its shorter side brought to short_side.
 
-    A short_side of 0 keeps the size; smaller pictures are enlarged only with `upscale`. Refused
-    are pictures that cannot be decoded, are extremely narrow, or have more than `max_pixels`
-    pixels by their header.
+    A short_side of 0 keeps the size; smaller pictures are enlarged only with `upscale`.
     """
     try:
         with warnings.catch_warnings():
@@ -46,10 +44,7 @@ def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     """JPEG of a uint8 [H, W, 3] image; colour at full resolution below 200 pixels."""
     # Halved colour is invisible in photographs, but not in icons of a few dozen pixels.
     chroma = "444" if min(image.shape[:2]) < 200 else "420"
-    return cast(
-        bytes,
-        simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", chroma),
-    )
+    return cast(bytes, simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", chroma))
 
 
 def decode_jpeg(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint8]:
@@ -82,9 +77,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         wide = image.mode != "I" or values.max(initial=0) > 255
-        return Image.fromarray(
-            (values / 257 if wide else values).clip(0, 255).astype(np.uint8)
-        ).convert("RGB")
+        grey = (values / 257 if wide else values).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         raise UserError("a picture of floating-point numbers; convert it to 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):

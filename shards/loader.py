@@ -167,10 +167,9 @@ class Batches(IterableDataset[Batch]):
     ) -> Iterator[tuple[ShardEntry, NDArray[np.int64]]]:
         """Shard and samples of each piece of a reader, in order."""
         for start, stop in sampler.reader_ranges(plan, self.rank, reader):
-            for piece in sampler.pieces(order, start, stop):
-                chosen = self.selection.indices[piece.shard]
-                wanted = piece.indices if chosen is None else chosen[piece.indices]
-                yield self.selection.shards[piece.shard], wanted
+            for shard, indices in sampler.pieces(order, start, stop):
+                chosen = self.selection.indices[shard]
+                yield self.selection.shards[shard], indices if chosen is None else chosen[indices]
 
     def _allowed(self, order: Order, plan: Plan) -> int:
         """Damaged pictures that one reader may meet.

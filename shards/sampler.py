@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,6 @@ class Order:
         return int(self.start[-1])
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Samples of one block, in the order of the epoch: `indices` [n] within `shard`."""
-
-    shard: int
-    indices: NDArray[np.int64]
-
-
 def epoch_order(
     shard_counts: Sequence[int],
     *,
@@ -53,11 +46,9 @@ def epoch_order(
 ) -> Order:
     """The order of one epoch over shards of the given counts.
 
-    Shards come in an order drawn from (seed, epoch), their samples in blocks of block_size
-    that are permuted inside, so that reading moves forward within a shard and a reader
-    holds one block. Where the first block of a shard ends is drawn, too: two samples that
-    share a block in one epoch need not do so in the next. Without `shuffle` positions count
-    through the shards as they are.
+    Shards come in an order drawn from (seed, epoch), their samples in permuted blocks, so that
+    reading moves forward within a shard and a reader holds one block. Where the first block of a
+    shard ends is drawn, too: two samples that share a block in one epoch need not in the next.
     """
     if block_size < 1:
         raise UserError(f"block_size is {block_size}; it must be at least 1")
@@ -81,8 +72,8 @@ def epoch_order(
     return Order(shard_of, first_of, start, seed, epoch, shuffle, block_size)
 
 
-def pieces(order: Order, start: int, stop: int) -> Iterator[Piece]:
-    """The samples at positions start to stop - 1, in order, a piece for each block."""
+def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The samples at positions start to stop - 1: shard and indices [n] of each block, in order."""
     assert 0 <= start <= stop <= order.total, (start, stop, order.total)
     block = int(np.searchsorted(order.start, start, side="right")) - 1
     while start < stop:
@@ -91,7 +82,7 @@ def pieces(order: Order, start: int, stop: int) -> Iterator[Piece]:
         if order.shuffle:
             draws = _hash(order.seed, order.epoch, 2 + int(order.shard[block]), indices)
             indices = indices[np.argsort(draws, kind="stable")]
-        yield Piece(int(order.shard[block]), indices[start - begin : min(stop, end) - begin])
+        yield int(order.shard[block]), indices[start - begin : min(stop, end) - begin]
         start = min(stop, end)
         block += 1
 
@@ -139,17 +130,12 @@ def split_ranges(
 ) -> Plan:
     """Plan the remaining positions: contiguous, nearly equal parts for the ranks.
 
-    Every rank takes J = ceil(ceil(T / W) / ceil(global_batch_size / W)) steps, over which
-    its part is spread evenly, so that the sizes of its batches differ by one at most; where
-    T / W is small, a rank's batch can be empty. A step never holds more than
-    W * ceil(global_batch_size / W) images.
+    Every rank takes J = ceil(ceil(T / W) / ceil(global_batch_size / W)) steps, over which its part
+    is spread evenly: the sizes of its batches differ by one at most, and some can be empty.
     """
-    for name, value, least in (
-        ("world_size", world_size, 1),
-        ("loader_workers", loader_workers, 0),
-        ("batch_size", global_batch_size, 1),
-    ):
-        if value < least:
+    values = {"world_size": world_size, "batch_size": global_batch_size}
+    for name, value in {**values, "loader_workers": loader_workers}.items():
+        if value < (least := int(name != "loader_workers")):
             raise UserError(f"{name} is {value}; it must be at least {least}")
     ranges = _merge(remaining)
     total = sum(stop - start for start, stop in ranges)
@@ -172,31 +158,27 @@ def continue_at(plan: Plan, step: int) -> Plan:
 
 def batch_counts(plan: Plan) -> NDArray[np.int64]:
     """Images of each rank in each step, [W, J]; the column sums are the global batches."""
-    steps = np.arange(plan.steps)
-    firsts = np.array([_reader_batches(plan, r)[0] for r in range(plan.readers)])
-    batch = firsts[steps % plan.readers] + steps // plan.readers
-    counts = np.empty((plan.world_size, plan.steps), np.int64)
+    counts = np.zeros((plan.world_size, plan.steps), np.int64)
+    whole = replace(plan, first_step=0)
     for rank in range(plan.world_size):
-        low, high = _rank_span(plan, rank)
-        edges = np.stack([batch, batch + 1]) * (high - low) // max(1, plan.steps)
-        counts[rank] = edges[1] - edges[0]
+        for reader in range(plan.readers):
+            for step, count in reader_steps(whole, rank, reader):
+                counts[rank, step] = count
     return counts
 
 
 def reader_ranges(plan: Plan, rank: int, reader: int) -> list[Range]:
     """The positions that a reader of a rank goes through, in the order of its batches."""
-    first, count = _reader_batches(plan, reader)
-    low = _edge(plan, rank, first + _done(plan, reader, plan.first_step))
-    return _cut(plan.remaining, low, _edge(plan, rank, first + count))
+    edges = _reader_edges(plan, rank, reader, plan.first_step)
+    return _cut(plan.remaining, edges[0], edges[-1])
 
 
 def reader_steps(plan: Plan, rank: int, reader: int) -> Iterator[tuple[int, int]]:
     """(step, number of images) of each batch of a reader; readers take turns, as in torch."""
-    first, count = _reader_batches(plan, reader)
-    for number in range(_done(plan, reader, plan.first_step), count):
-        low = _edge(plan, rank, first + number)
-        high = _edge(plan, rank, first + number + 1)
-        yield reader + number * plan.readers, high - low
+    edges = _reader_edges(plan, rank, reader, plan.first_step)
+    last = reader + _ceil(plan.steps - reader, plan.readers) * plan.readers
+    steps = range(last - (len(edges) - 1) * plan.readers, last, plan.readers)
+    return ((step, high - low) for step, (low, high) in zip(steps, pairwise(edges), strict=True))
 
 
 def remaining_after(plan: Plan, step: int) -> tuple[Range, ...]:
@@ -206,10 +188,8 @@ def remaining_after(plan: Plan, step: int) -> tuple[Range, ...]:
     left: list[Range] = []
     for rank in range(plan.world_size):
         for reader in range(plan.readers):
-            first, count = _reader_batches(plan, reader)
-            done = _done(plan, reader, step)
-            low, high = _edge(plan, rank, first + done), _edge(plan, rank, first + count)
-            left += _cut(plan.remaining, low, high)
+            edges = _reader_edges(plan, rank, reader, step)
+            left += _cut(plan.remaining, edges[0], edges[-1])
     return _merge(left)
 
 
@@ -233,34 +213,25 @@ def _cut(ranges: Sequence[Range], low: int, high: int) -> list[Range]:
     """Ranges of the low-th to high-th position when all ranges are laid end to end."""
     found = []
     for start, stop in ranges:
-        size = stop - start
-        if low < size and high > 0:
-            found.append((start + max(low, 0), start + min(high, size)))
-        low, high = low - size, high - size
-    return [(start, stop) for start, stop in found if start < stop]
+        begin, end = start + max(low, 0), min(start + high, stop)
+        if begin < end:
+            found.append((begin, end))
+        low, high = low - (stop - start), high - (stop - start)
+    return found
 
 
-def _rank_span(plan: Plan, rank: int) -> Range:
-    total = plan.total
-    return rank * total // plan.world_size, (rank + 1) * total // plan.world_size
+def _reader_edges(plan: Plan, rank: int, reader: int, step: int) -> list[int]:
+    """Where the batches that a reader has left after `step` steps begin, and the last one ends.
 
-
-def _edge(plan: Plan, rank: int, batch: int) -> int:
-    """Where a rank's batch begins, counted through all remaining positions."""
-    low, high = _rank_span(plan, rank)
-    return low + batch * (high - low) // max(1, plan.steps)
-
-
-def _reader_batches(plan: Plan, reader: int) -> tuple[int, int]:
-    """First batch and number of batches of a reader: a contiguous run of the rank's batches."""
+    Counted through all remaining positions. A reader has a contiguous run of its rank's batches.
+    """
     sizes = [max(0, _ceil(plan.steps - r, plan.readers)) for r in range(plan.readers)]
-    return sum(sizes[:reader]), sizes[reader]
-
-
-def _done(plan: Plan, reader: int, step: int) -> int:
-    """Batches that a reader has given once `step` steps are finished."""
-    _, count = _reader_batches(plan, reader)
-    return min(count, max(0, _ceil(step - reader, plan.readers)))
+    first, count = sum(sizes[:reader]), sizes[reader]
+    done = min(count, max(0, _ceil(step - reader, plan.readers)))
+    total, world_size = plan.total, plan.world_size
+    low, high = rank * total // world_size, (rank + 1) * total // world_size
+    batches = range(first + done, first + count + 1)
+    return [low + batch * (high - low) // max(1, plan.steps) for batch in batches]
 
 
 VERSION = 1
@@ -300,7 +271,7 @@ def select(manifest: Manifest, split: str, classes: Collection[int] | None = Non
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in an epoch, to be saved in a checkpoint: what is still to be read."""
+    """What of an epoch is still to be read, as a checkpoint holds it."""
 
     epoch: int
     remaining: tuple[Range, ...]

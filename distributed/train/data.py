@@ -189,9 +189,9 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
         [
             np.empty((0, 2), np.int64),
             *(
-                store.places(piece.shard, piece.indices)
+                store.places(shard, indices)
                 for start, stop in sampler.reader_ranges(plan, rank, 0)
-                for piece in sampler.pieces(order, start, stop)
+                for shard, indices in sampler.pieces(order, start, stop)
             ),
         ]
     )

@@ -79,7 +79,7 @@ def make_entries(
     _require_known(words, names, "class_words")
     both = sorted(set(unseen) & set(val))
     if both:
-        raise UserError(f"{where}: {_some(both)} both unseen and for validation; keep one role")
+        raise UserError(f"{where}: {some(both)} both unseen and for validation; keep one role")
     if not unseen:
         raise UserError(f"{where}: no unseen classes; name them with --unseen FILE")
     if not set(names) - set(unseen) - set(val):
@@ -97,10 +97,11 @@ def _require_known(wanted: Iterable[str], known: Collection[str], what: str) -> 
     if strange:
         near = difflib.get_close_matches(strange[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{what}: not among the {len(known)} classes: {_some(strange)}{hint}")
+        raise UserError(f"{what}: not among the {len(known)} classes: {some(strange)}{hint}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first ten names, and how many more there are."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(names[:10]) + more
 

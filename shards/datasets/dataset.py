@@ -5,16 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.config import PackConfig
-from shards.datasets.awa2 import read_awa2
-from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words
-from shards.datasets.cub import read_cub
-from shards.datasets.folder import read_folder
-from shards.datasets.layout import SUFFIXES, Layout, SourceImage
-from shards.datasets.sun import read_sun
+from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words, some
+from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
-
-LAYOUTS = {"folder": read_folder, "awa2": read_awa2, "cub": read_cub, "sun": read_sun}
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,11 @@ def read_source(config: PackConfig) -> DataSet:
     if not layout.images:
         raise UserError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in class folders")
     words = read_words(config.class_words) if config.class_words else {}
-    unseen = _unseen(config, layout, str(root))
+    unseen = _unseen(config, layout, root)
     val = _val(config, layout, unseen)
     classes = make_entries(layout.class_names, unseen, val, words, where=str(root))
     images = assign_parts(layout.images, set(unseen), config.test_fraction)
-    _require_images(classes, images, str(root))
+    _require_images(classes, images, root)
     title = config.title or f"{kind}:{root.resolve().name}"
     return DataSet(classes, images, title, len(layout.images) - len(images))
 
@@ -67,14 +61,12 @@ def assign_parts(
     loose: dict[str, list[SourceImage]] = {}
     placed = []
     for image in images:
-        if image.class_name in unseen:
-            if image.part != "train":
-                placed.append(replace(image, part="test_unseen"))
-        elif image.part:
-            part = "train" if image.part == "train" else "test_seen"
-            placed.append(replace(image, part=part))
-        else:
+        if image.class_name not in unseen and not image.part:
             loose.setdefault(image.class_name, []).append(image)
+        elif image.class_name not in unseen:
+            placed.append(replace(image, part="train" if image.part == "train" else "test_seen"))
+        elif image.part != "train":
+            placed.append(replace(image, part="test_unseen"))
     for group in loose.values():
         ranked = sorted(group, key=lambda image: hash_key(image.source))
         num_test = min(round(test_fraction * len(ranked)), len(ranked) - 1)
@@ -83,7 +75,7 @@ def assign_parts(
     return sorted(placed, key=lambda image: image.source)
 
 
-def _unseen(config: PackConfig, layout: Layout, root: str) -> list[str]:
+def _unseen(config: PackConfig, layout: Layout, root: Path) -> list[str]:
     if config.unseen is not None:
         return read_names(config.unseen)
     if config.unseen_fraction is not None:
@@ -105,16 +97,13 @@ def _val(config: PackConfig, layout: Layout, unseen: list[str]) -> list[str]:
     return draw(seen, config.val_fraction, config.seed, "val")
 
 
-def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: str) -> None:
+def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: Path) -> None:
     counts = Counter((image.class_name, image.part) for image in images)
     parts = {"unseen": "test_unseen"}
     empty = [e.name for e in classes if not counts[e.name, parts.get(e.role, "train")]]
     if empty:
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise UserError(
-            f"{root}: classes without images: {', '.join(empty[:10])}{more}; "
-            "add images or take the classes out"
-        )
+        remedy = "add images or take the classes out"
+        raise UserError(f"{root}: classes without images: {some(empty)}; {remedy}")
     twice = [name for name, count in Counter(image.source for image in images).items() if count > 1]
     if twice:
         raise UserError(f"{root}: listed twice: {', '.join(twice[:5])}")

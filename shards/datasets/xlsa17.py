@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from shards.datasets.layout import Layout, SourceImage, safe_path
+from shards.datasets.layouts import Layout, SourceImage, safe_path
 from vgse.errors import UserError
 from vgse.formats import Indices
 from vgse.xlsa17 import LOCATIONS, cell_texts, read_mat, zero_based

@@ -20,7 +20,7 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 def choose_run(workers: int | None, ray: str | None = None) -> Run:
-    """Ray if an address is given, else as many processes as `workers` (default: one a core)."""
+    """On Ray at an address, or in `workers` processes (default: one a core)."""
     if ray is not None:
         return partial(run_on_ray, ray)
     count = workers or len(os.sched_getaffinity(0))

@@ -1,45 +1,61 @@
 """From a folder of images to shards and their manifest."""
 
-import errno
 import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from io import BufferedRandom
 from pathlib import Path
 
+import cv2
 import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
 
+from shards import manifest as manifests
 from shards.config import PackConfig, validate
 from shards.datasets.classes import hash_key
 from shards.datasets.dataset import DataSet, read_source
-from shards.datasets.layout import SourceImage
-from shards.manifest import (
-    FILE,
-    LABELS,
-    SPLITS,
-    VERSION,
-    ImageSpec,
-    Manifest,
-    PatchSpec,
-    file_problems,
-    find_problems,
-    load_manifest,
-    manifest_json,
-)
-from shards.pack.encode import (
-    RECORDS,
-    STRIDE,
-    PackedShard,
-    ShardSpec,
-    make_boxes,
-    pack_shard,
-)
+from shards.datasets.layouts import SourceImage
+from shards.images import encode_jpeg, load_rgb
+from shards.manifest import SPLITS, ImageSpec, Manifest, PatchSpec, ShardEntry
+from shards.objects import FULL
 from shards.pack.executors import Run, run_here
 from vgse.errors import UserError
 from vgse.files import written_whole
+from vgse.images.patches import grid_boxes
+from vgse.images.watershed import watershed_boxes
+
+RECORDS = ".packing"
+STRIDE = 64
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that a shard depends on; first is the number of its first image in the data set."""
+
+    config: PackConfig
+    file: str
+    split: str
+    first: int
+    images: list[SourceImage]
+    class_names: list[str]
+    plan: str
+
+
+@dataclass(frozen=True)
+class PackedShard:
+    """A finished shard: labels [count] of its samples, and images left out, with causes."""
+
+    entry: ShardEntry
+    labels: list[int]
+    damaged: list[str]
+    largest: int
 
 
 @dataclass(frozen=True)
@@ -61,28 +77,30 @@ def pack(
 ) -> Manifest:
     """Pack config.source into config.out and return the manifest that now stands there.
 
-    The same input, settings and seed give the same bytes. Shards that an interrupted run of
-    the same plan finished are kept; a folder with a finished pack of the same plan is left
-    as it is, one with anything packed otherwise is refused.
+    The same input, settings and seed give the same bytes. Finished shards of the same plan are
+    kept; a folder with anything packed otherwise is refused.
     """
     validate(config)
     config = replace(config, out=os.path.abspath(os.path.expanduser(config.out)))
     make_boxes(np.zeros((64, 64, 3), np.uint8), config)  # refuses bad numbers before any work
     data = read_source(config)
     specs = plan_shards(data, config)
+    total = sum(len(spec.images) for spec in specs)
+
+    def report(done: int, damaged: int) -> None:
+        if on_progress:
+            on_progress(Progress(done, total, damaged, data.dropped))
+
     out = Path(config.out)
     finished = _find_finished(out, specs[0].plan)
     if finished is not None:
-        if on_progress:
-            total = sum(len(spec.images) for spec in specs)
-            on_progress(Progress(total, total, len(finished.damaged), data.dropped))
+        report(total, len(finished.damaged))
         return finished
     try:
         out.mkdir(parents=True, exist_ok=True)
-        packed = _run(specs, data.dropped, config, run, on_progress)
-        return _finish(packed, data, config, specs[0].plan)
+        return _finish(_pack_all(specs, total, run, report), data, config, specs[0].plan)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in FULL
         hint = "free some space" if full else "check the folder"
         raise UserError(
             f"{error.filename or out}: {error.strerror or error}; {hint}, then run the same "
@@ -95,29 +113,19 @@ def plan_shards(data: DataSet, config: PackConfig) -> list[ShardSpec]:
 
     Images of a split are put in an order drawn by hash, so that every shard mixes classes.
     """
-    ordered: list[tuple[str, list[SourceImage]]] = []
+    names = [entry.name for entry in data.classes]
+    specs: list[ShardSpec] = []
+    first = 0
     for split in SPLITS:
         images = [image for image in data.images if image.part == split]
         images.sort(key=lambda image: hash_key("order", config.seed, image.source))
-        for start in range(0, len(images), config.images_per_shard):
-            ordered.append((split, images[start : start + config.images_per_shard]))
-    plan = _plan_hash(ordered, data, config)
-    specs, first, numbers = [], 0, dict.fromkeys(SPLITS, 0)
-    for split, images in ordered:
-        specs.append(
-            ShardSpec(
-                config=config,
-                file=f"{split}-{numbers[split]:06d}.tar",
-                split=split,
-                first=first,
-                images=images,
-                class_names=[entry.name for entry in data.classes],
-                plan=plan,
-            )
-        )
-        first += len(images)
-        numbers[split] += 1
-    return specs
+        for number, start in enumerate(range(0, len(images), config.images_per_shard)):
+            chosen = images[start : start + config.images_per_shard]
+            file = f"{split}-{number:06d}.tar"
+            specs.append(ShardSpec(config, file, split, first, chosen, names, plan=""))
+            first += len(chosen)
+    plan = _plan_hash(specs, data, config)
+    return [replace(spec, plan=plan) for spec in specs]
 
 
 def _patch_spec(config: PackConfig) -> PatchSpec:
@@ -125,12 +133,10 @@ def _patch_spec(config: PackConfig) -> PatchSpec:
     return PatchSpec(config.patches, config.num_patches, params)
 
 
-def _plan_hash(
-    ordered: list[tuple[str, list[SourceImage]]], data: DataSet, config: PackConfig
-) -> str:
+def _plan_hash(specs: list[ShardSpec], data: DataSet, config: PackConfig) -> str:
     digest = hashlib.sha256()
     settings = {
-        "version": VERSION,
+        "version": manifests.VERSION,
         "stride": STRIDE,
         "classes": [asdict(entry) for entry in data.classes],
         "patches": asdict(_patch_spec(config)),
@@ -139,25 +145,25 @@ def _plan_hash(
         "settings": [config.short_side, config.upscale, config.quality, config.max_pixels],
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for split, images in ordered:
-        for image in images:
+    for spec in specs:
+        for image in spec.images:
             path = Path(image.path)
             size = path.stat().st_size if path.exists() else -1
-            row = [split, image.source, image.class_name, size]
+            row = [spec.split, image.source, image.class_name, size]
             digest.update(json.dumps(row).encode())
         digest.update(b"|")
     return digest.hexdigest()
 
 
 def _find_finished(out: Path, plan: str) -> Manifest | None:
-    if (out / FILE).exists():
-        manifest = load_manifest(str(out), check_files=False)
+    if (out / manifests.FILE).exists():
+        manifest = manifests.load_manifest(str(out), check_files=False)
         if manifest.plan != plan:
             raise UserError(
-                f"{out / FILE}: packed from other images or settings; "
+                f"{out / manifests.FILE}: packed from other images or settings; "
                 "choose another --out or remove the folder"
             )
-        return None if file_problems(manifest) else manifest
+        return None if manifests.file_problems(manifest) else manifest
     for record in sorted(out.glob(f"{RECORDS}/*.json")):
         try:
             theirs = json.loads(record.read_text()).get("plan")
@@ -171,24 +177,18 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
     return None
 
 
-def _run(
-    specs: list[ShardSpec],
-    dropped: int,
-    config: PackConfig,
-    run: Run,
-    on_progress: Callable[[Progress], None] | None,
+def _pack_all(
+    specs: list[ShardSpec], total: int, run: Run, report: Callable[[int, int], None]
 ) -> list[PackedShard]:
-    total = sum(len(spec.images) for spec in specs)
+    config = specs[0].config
+    packed: dict[str, PackedShard] = {}
     damaged: list[str] = []
-    packed = []
     done = 0
-    results = run(pack_shard, specs)
-    for shard in results:
-        packed.append(shard)
+    for shard in run(pack_shard, specs):
+        packed[shard.entry.file] = shard
         damaged += shard.damaged
         done += shard.entry.count + len(shard.damaged)
-        if on_progress:
-            on_progress(Progress(done, total, len(damaged), dropped))
+        report(done, len(damaged))
         if len(damaged) > config.max_damaged * total:
             share = 100 * len(damaged) / total
             raise UserError(
@@ -196,8 +196,7 @@ def _run(
                 f"more than max_damaged={config.max_damaged} allows: "
                 f"{', '.join(sorted(damaged)[:3])}; repair or remove them, or raise --max_damaged"
             )
-    order = {spec.file: number for number, spec in enumerate(specs)}
-    return sorted(packed, key=lambda shard: order[shard.entry.file])
+    return [packed[spec.file] for spec in specs]
 
 
 def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: str) -> Manifest:
@@ -208,13 +207,12 @@ def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: 
     kept = [shard for shard in packed if shard.entry.count]
     labels = io.BytesIO()
     small = np.uint16 if len(data.classes) <= 1 << 16 else np.uint32
-    every = np.array([label for shard in kept for label in shard.labels], small)
-    np.save(labels, every, allow_pickle=False)
-    with written_whole(out / LABELS) as stream:
+    np.save(labels, np.array([n for s in kept for n in s.labels], small), allow_pickle=False)
+    with written_whole(out / manifests.LABELS) as stream:
         stream.write(labels.getvalue())
     manifest = Manifest(
         url=config.out,
-        version=VERSION,
+        version=manifests.VERSION,
         classes=data.classes,
         shards=[shard.entry for shard in kept],
         patches=_patch_spec(config),
@@ -228,9 +226,109 @@ def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: 
         plan=plan,
         labels_sha256=hashlib.sha256(labels.getvalue()).hexdigest(),
     )
-    for problem in find_problems(manifest):
+    for problem in manifests.find_problems(manifest):
         raise UserError(f"{out}: {problem}")
-    with written_whole(out / FILE) as stream:
-        stream.write(manifest_json(manifest).encode())
+    with written_whole(out / manifests.FILE) as stream:
+        stream.write(manifests.manifest_json(manifest).encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     return manifest
+
+
+def pack_shard(spec: ShardSpec) -> PackedShard:
+    """Write the shard's tar, or find it finished, and return what it holds.
+
+    The tar appears under its name only when complete; the record beside it, which says that
+    it is, only after that. Damaged images are left out and listed.
+    """
+    done = _read_record(spec)
+    if done is not None:
+        return done
+    records = Path(spec.config.out, RECORDS)
+    records.mkdir(parents=True, exist_ok=True)
+    part = records / f"{spec.file}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(part, "w+b") as file:
+            packed = _write_tar(spec, file)
+            os.fsync(file.fileno())
+        os.replace(part, Path(spec.config.out, spec.file))
+    finally:
+        part.unlink(missing_ok=True)
+    content = json.dumps({"plan": spec.plan, **asdict(packed)})
+    with written_whole(records / f"{spec.file}.json") as record:
+        record.write(content.encode())
+    return packed
+
+
+def _read_record(spec: ShardSpec) -> PackedShard | None:
+    """The shard as an earlier run of the same plan finished it; None if it has to be made."""
+    try:
+        record = json.loads(Path(spec.config.out, RECORDS, f"{spec.file}.json").read_text())
+        if record.pop("plan") != spec.plan:
+            return None
+        packed = PackedShard(**{**record, "entry": ShardEntry(**record["entry"])})
+        with open(Path(spec.config.out, spec.file), "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return packed if digest == packed.entry.sha256 else None
+
+
+def make_boxes(image: NDArray[np.uint8], config: PackConfig) -> NDArray[np.float32]:
+    """Boxes float32 [N, 4] in 0..1 of a uint8 [H, W, 3] image."""
+    if config.patches == "grid":
+        return grid_boxes(config.num_patches, config.overlap)
+    return watershed_boxes(image, config.num_patches)
+
+
+def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
+    cv2.setNumThreads(0)  # one process a core already
+    found: list[int] = []
+    damaged: list[str] = []
+    offsets: list[int] = []
+    largest = 0
+    # Constant owner, mode and time: equal samples give equal bytes.
+    with wds.TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for number, image in enumerate(spec.images, spec.first):
+            try:
+                sample, side = _encode(image, number, spec)
+            except UserError as error:
+                damaged.append(f"{image.source}: {error}")
+                continue
+            if len(found) % STRIDE == 0:
+                offsets.append(writer.tarstream.offset)
+            writer.write(sample)
+            found.append(spec.class_names.index(image.class_name))
+            largest = max(largest, side)
+    file.seek(0)
+    entry = ShardEntry(
+        file=spec.file,
+        split=spec.split,
+        count=len(found),
+        bytes=os.fstat(file.fileno()).st_size,
+        sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+        class_counts=dict(sorted(Counter(spec.class_names[label] for label in found).items())),
+        offsets=offsets,
+    )
+    return PackedShard(entry, found, damaged, largest)
+
+
+def _encode(image: SourceImage, number: int, spec: ShardSpec) -> tuple[dict[str, str | bytes], int]:
+    """WebDataset's sample, and the shorter side of its picture in pixels.
+
+    Its key is unique, sorts in packing order and holds nothing of the file's name.
+    """
+    config = spec.config
+    pixels = load_rgb(image.path, config.short_side, config.upscale, config.max_pixels)
+    height, width = pixels.shape[:2]
+    meta = {
+        "class": image.class_name,
+        "source": image.source,
+        "boxes": [[round(float(x), 5) for x in box] for box in make_boxes(pixels, config)],
+        "size": [width, height],
+    }
+    sample: dict[str, str | bytes] = {
+        "__key__": f"{number:08d}-{hashlib.sha256(image.source.encode()).hexdigest()[:8]}",
+        "jpg": encode_jpeg(pixels, config.quality),
+        "json": json.dumps(meta, separators=(",", ":")).encode(),
+    }
+    return sample, min(height, width)

@@ -142,7 +142,7 @@ def test_passes_hold_every_piece_in_order_and_move_forward(
     order = epoch_order(counts, seed=2, epoch=1, block_size=block_size)
     cuts = sorted(data.draw(st.lists(st.integers(0, order.total), max_size=6)))
     ranges = list(zip(cuts[::2], cuts[1::2], strict=False))
-    wanted = [(p.shard, p.indices) for low, high in ranges for p in pieces(order, low, high)]
+    wanted = [piece for low, high in ranges for piece in pieces(order, low, high)]
     found = list(plan_parts(iter(wanted), stride))
     flat = [(one.shard, piece) for one in found for piece in one.wanted]
     assert [shard for shard, _ in flat] == [shard for shard, _ in wanted]
@@ -157,7 +157,7 @@ def test_passes_hold_every_piece_in_order_and_move_forward(
 
 def test_a_whole_epoch_takes_one_pass_a_shard() -> None:
     order = epoch_order([300, 500, 200], seed=0, epoch=0, block_size=64)
-    wanted = [(p.shard, p.indices) for p in pieces(order, 0, order.total)]
+    wanted = list(pieces(order, 0, order.total))
     assert len(wanted) > 15
     assert len(list(plan_parts(wanted, 64))) == 3
 

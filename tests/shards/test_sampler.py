@@ -29,9 +29,9 @@ batch = st.integers(1, 40)
 
 def samples(order: Order, start: int, stop: int) -> list[tuple[int, int]]:
     return [
-        (piece.shard, index)
-        for piece in pieces(order, start, stop)
-        for index in piece.indices.tolist()
+        (shard, index)
+        for shard, indices in pieces(order, start, stop)
+        for index in indices.tolist()
     ]
 
 
@@ -85,11 +85,11 @@ def test_blocks_are_bounded_and_move_forward_within_a_shard(
 ) -> None:
     order = epoch_order(counts, seed=3, epoch=0, block_size=block_size)
     last: dict[int, int] = {}
-    for piece in pieces(order, 0, order.total):
-        low, high = int(piece.indices.min()), int(piece.indices.max())
+    for shard, indices in pieces(order, 0, order.total):
+        low, high = int(indices.min()), int(indices.max())
         assert high - low < block_size
-        assert low > last.get(piece.shard, -1)
-        last[piece.shard] = high
+        assert low > last.get(shard, -1)
+        last[shard] = high
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -129,7 +129,7 @@ def test_the_first_block_of_a_shard_ends_elsewhere_in_another_epoch() -> None:
 
 def test_positions_are_evenly_spread_over_a_shuffled_block() -> None:
     order = epoch_order([200] * 50, seed=0, epoch=0, block_size=200)
-    first = [int(piece.indices[0]) for piece in pieces(order, 0, order.total)]
+    first = [int(indices[0]) for _, indices in pieces(order, 0, order.total)]
     assert len(set(first)) > len(first) / 3
 
 

@@ -145,7 +145,7 @@ def test_a_shard_changed_after_the_kill_is_made_again(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from shards.pack import encode as module
+from shards.pack import pack as module
 from shards.config import PackConfig
 from shards.pack.pack import pack
 writes = []

@@ -10,9 +10,8 @@ import pytest
 
 from shards.config import PackConfig
 from shards.manifest import Manifest
-from shards.pack.encode import PackedShard, ShardSpec, pack_shard
 from shards.pack.executors import choose_run
-from shards.pack.pack import Progress, pack
+from shards.pack.pack import PackedShard, Progress, ShardSpec, pack, pack_shard
 from shards_trees import flat_tree
 
 pytestmark = pytest.mark.usefixtures("ray_session")
