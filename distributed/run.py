@@ -8,13 +8,11 @@ from rich.markup import escape
 
 from distributed.cluster import ray_cluster, wants_gpu
 from distributed.display import Display
-from distributed.embedding import files as embedding_files
-from distributed.embedding.embed import run_embedding
-from distributed.embedding.files import save_embedded
+from distributed.embedding import embed
+from distributed.embedding.results import write_results
 from distributed.features.cache import units_of
 from distributed.features.extract import run_features
 from distributed.features.kmeans_init import run_kmeans
-from distributed.late_stages import write_results
 from distributed.logs import driver_log
 from distributed.setup import Prepared, learned, prepare
 from distributed.stages import (
@@ -112,7 +110,7 @@ def learn_and_embed(
     embedding was made from."""
     checkpoint = finished_training(run.url, prepared.fingerprint)
     if checkpoint and is_done(run.url, "embedding", digest(prepared.fingerprint, checkpoint)):
-        for stage, files in (("training", [checkpoint]), ("embedding", embedding_files.FILES)):
+        for stage, files in (("training", [checkpoint]), ("embedding", embed.FILES)):
             display.line(f"{stage:<11} there already: {', '.join(files)}")
         return digest(prepared.fingerprint, checkpoint)
     with ExitStack() as cluster:
@@ -129,11 +127,11 @@ def learn_and_embed(
             checkpoint = run_training(job, gpu, display).rpartition("/")[2]
             mark_done(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
         units = units_of(prepared.manifest, SPLITS)
-        embedded = run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
+        embedded = embed.run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
     inputs = digest(prepared.fingerprint, checkpoint)
-    save_embedded(run.local, embedded)
-    upload(run, *embedding_files.FILES)
-    mark_done(run, "embedding", inputs, embedding_files.FILES)
+    embed.save_embedded(run.local, embedded)
+    upload(run, *embed.FILES)
+    mark_done(run, "embedding", inputs, embed.FILES)
     return inputs
 
 

@@ -168,10 +168,7 @@ def _train(task: Task, job: TrainingJob, work: Path) -> Any:
 
 
 def _embed(job: TrainingJob, head: Any, prepared: Prepared) -> Embedded:
-    encoder = Encoder(
-        job.url, job.folder, job.spec, job.num_classes, head.eval(), None, None, "cpu"
-    )
-    return embed_units(encoder, units_of(prepared.manifest, SPLITS))
+    return embed_units(Encoder(job, head.eval()), units_of(prepared.manifest, SPLITS))
 
 
 def _evaluate(task: Task, embedded: Embedded) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The embedding pass: every image once, class sums reduced exactly."""
+"""The embedding pass: every image once, class sums reduced exactly; and its files."""
 
 import functools
 import threading
@@ -15,32 +15,32 @@ from torch import Tensor
 
 from distributed.display import Display
 from distributed.features.actors import remote_results
-from distributed.features.cache import FeatureSpec, Unit, access_of, read_unit
+from distributed.features.cache import Unit, access_of, read_unit
 from distributed.features.extract import patch_features
 from distributed.train.checkpoint import load_module
 from distributed.train.spec import TrainingJob, build_model
-from shards.objects import ACCESS, Access
 from vgse.embeddings import ClassSums, add_images, empty_sums
+from vgse.files import read_arrays, written_whole
 from vgse.images.backbones import Backbone
+from vgse.run_folder import SPLITS, ImageFeatures, read_image_features, write_image_features
 from vgse.training.model import ClusterHead
 
+FILES = ("image_features.npz", "embedded.npz")
+_ROWS = ("rows", "assignments", "strongest", "scores")
+_SUMS = ("sums", "counts", "contingency")
 _UNITS_A_TASK = 4
 _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns patches into assignments, and which data it reads."""
+    """What turns patches into assignments."""
 
-    url: str
-    folder: str  # feature cache
-    spec: FeatureSpec
-    num_classes: int
+    job: TrainingJob  # where data and feature cache are
     head: ClusterHead
-    start: ClusterHead | None  # the head as k-means left it, to compare with
-    backbone: Backbone | None  # None: patch features come from the cache
-    device: str
-    access: Access = ACCESS
+    start: ClusterHead | None = None  # the head as k-means left it, to compare with
+    backbone: Backbone | None = None  # None: patch features come from the cache
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EmbeddedImages:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What the pass over some units gave."""
+    """Class sums and images of some units."""
 
     sums: dict[str, ClassSums]  # split -> sums
     start_sums: dict[str, ClassSums]  # the same at k-means; empty when unknown
@@ -78,18 +78,9 @@ def run_embedding(
     load_module(checkpoint, "head", model.head)
     if model.backbone is not None:
         load_module(checkpoint, "backbone", model.backbone)
+    model.eval()
     gpu = gpu and model.backbone is not None  # a head alone on cached features needs none
-    encoder = Encoder(
-        url=job.url,
-        folder=job.folder,
-        spec=job.spec,
-        num_classes=job.num_classes,
-        head=model.head.eval(),
-        start=start,
-        backbone=None if model.backbone is None else model.backbone.eval(),
-        device="cuda" if gpu else "cpu",
-        access=access_of(job.config.data),
-    )
+    encoder = Encoder(job, model.head, start, model.backbone, "cuda" if gpu else "cpu")
     shared = [ray.put(encoder)]  # in a list: a reference, which processes look up once
     groups = [units[i : i + _UNITS_A_TASK] for i in range(0, len(units), _UNITS_A_TASK)]
     calls = [(shared, group, number) for number, group in enumerate(groups)]
@@ -107,8 +98,8 @@ def run_embedding(
 
 def _embed_numbered(encoder: list[Any], units: Sequence[Unit], number: int) -> tuple[int, Embedded]:
     with _ONE_AT_A_TIME:
-        here = _encoder(encoder[0])
-    return number, embed_units(here, units)
+        on_device = _encoder(encoder[0])
+    return number, embed_units(on_device, units)
 
 
 @functools.lru_cache(maxsize=1)
@@ -124,11 +115,7 @@ def _encoder(reference: Any) -> Encoder:
 
 
 def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
-    """Embed all images of some units.
-
-    Sums are float64, so the reduced class embeddings do not depend on how units are dealt out
-    beyond rounding of the last bit.
-    """
+    """Embed all images of some units."""
     sums: dict[str, ClassSums] = {}
     start_sums: dict[str, ClassSums] = {}
     images = [_embed_unit(encoder, unit, sums, start_sums) for unit in units]
@@ -140,20 +127,19 @@ def _embed_unit(
     encoder: Encoder, unit: Unit, sums: dict[str, ClassSums], start_sums: dict[str, ClassSums]
 ) -> EmbeddedImages:
     """The images of a unit, which are added to the sums."""
-    content = read_unit(encoder.folder, unit, encoder.access)
+    job, access = encoder.job, access_of(encoder.job.config.data)
+    content = read_unit(job.folder, unit, access)
     if encoder.backbone is None:
         features = content.patches.float()  # [n, N, D_f]
     else:
-        features = patch_features(
-            encoder.url, unit, encoder.spec, encoder.backbone, encoder.device, encoder.access
-        )
+        features = patch_features(job.url, unit, job.spec, encoder.backbone, encoder.device, access)
     labels = content.labels.numpy()
 
     def add(head: ClusterHead, total: dict[str, ClassSums]) -> tuple[Tensor, NDArray[np.float32]]:
         flat = head(features.flatten(0, 1).to(head.centroids.device)).float().cpu()
         assignments = flat.view(*features.shape[:2], -1)  # [n, N, D_v]
         if unit.split not in total:
-            total[unit.split] = empty_sums(encoder.num_classes, len(head.centroids))
+            total[unit.split] = empty_sums(job.num_classes, len(head.centroids))
         means = add_images(total[unit.split], assignments.numpy(), labels)
         return assignments, means.astype(np.float32)
 
@@ -194,3 +180,58 @@ def _concatenated(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:
         else:
             columns[field.name] = None if values[0] is None else np.concatenate(values)
     return EmbeddedImages(**columns)
+
+
+def save_embedded(folder: Path, embedded: Embedded) -> None:
+    """Write image_features.npz, for users, and embedded.npz, for the stages that follow.
+
+    The second holds per image its shard and place, exact assignments, and per split the sums.
+    """
+    images = embedded.images
+    write_image_features(
+        folder,
+        ImageFeatures(
+            features=images.features,
+            labels=images.labels,
+            split=np.array([SPLITS.index(name) for name in images.splits], np.uint8),
+            keys=images.keys,
+            assignments=images.assignments.astype(np.float16),
+            sources=images.sources,
+        ),
+    )
+    files, codes = np.unique(np.array(images.shards), return_inverse=True)
+    arrays: dict[str, NDArray[Any]] = {"shard_files": files, "shards": codes.astype(np.int32)}
+    arrays |= {name: getattr(images, name) for name in _ROWS}
+    if images.start_assignments is not None:
+        arrays["start_assignments"] = images.start_assignments
+    for prefix, sums in (("sums", embedded.sums), ("start_sums", embedded.start_sums)):
+        for split, of_split in sums.items():
+            for part in _SUMS:
+                arrays[f"{prefix}.{split}.{part}"] = getattr(of_split, part)
+    with written_whole(folder / "embedded.npz") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # large, and hardly compressible
+
+
+def load_embedded(folder: Path) -> Embedded:
+    """What `save_embedded` wrote."""
+    features = read_image_features(folder)
+    arrays = read_arrays(folder / "embedded.npz")
+    images = EmbeddedImages(
+        keys=features.keys,
+        sources=features.sources or [""] * len(features.keys),
+        shards=arrays["shard_files"][arrays["shards"]].tolist(),
+        splits=[SPLITS[number] for number in features.split],
+        labels=features.labels,
+        features=features.features,
+        start_assignments=arrays.get("start_assignments"),
+        **{name: arrays[name] for name in _ROWS},
+    )
+
+    def sums(prefix: str) -> dict[str, ClassSums]:
+        return {
+            split: ClassSums(*(arrays[f"{prefix}.{split}.{part}"] for part in _SUMS))
+            for split in SPLITS
+            if f"{prefix}.{split}.sums" in arrays
+        }
+
+    return Embedded(sums("sums"), sums("start_sums"), images)

@@ -1,23 +1,139 @@
-"""What a run finds out: class embeddings, relations, measures of the clusters, and its health."""
+"""The stages after the embedding pass, each done once: relations to report."""
 
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
-from distributed.embedding.embed import Embedded, EmbeddedImages
+from distributed.display import Display, Stage
+from distributed.embedding.embed import FILES, Embedded, EmbeddedImages, load_embedded
+from distributed.embedding.pictures import gather_pictures
 from distributed.setup import Prepared
+from distributed.stages import RunFolder, digest, download, run_stage
 from distributed.train.metrics import LOADING, read_metrics
 from shards.loader_health import LoadTimes, explain_stall
 from shards.objects import is_remote
 from vgse import health
-from vgse.config import RunConfig
+from vgse.config import RunConfig, to_dict
 from vgse.embeddings import ClassSums, class_embeddings
-from vgse.files import write_json
+from vgse.files import read_mapping, write_arrays, write_json
 from vgse.formats import ClassEmbeddings
 from vgse.relations.predict import predict_unseen, relate
-from vgse.run_folder import export_splits, write_classes
+from vgse.report import write_report
+from vgse.run_folder import evaluate_run, export_splits, write_classes
+from vgse.zsl.show import evaluation_table
+
+_RELATIONS = (
+    *("class_embeddings.npz", "class_embeddings.safetensors"),
+    *("relations.npz", "VGSE_SMO_splits.mat"),
+)
+_REPORT_READS = (
+    *("config.yaml", "metrics.jsonl", "class_embeddings.npz", "relations.npz", "pictures.npz"),
+    *("image_features.npz", "evaluation.json", "health.json"),
+)
+
+
+def write_results(
+    config: RunConfig,
+    prepared: Prepared,
+    run: RunFolder,
+    embedding: str,
+    display: Display,
+    *,
+    redo: bool,
+) -> None:
+    """Relate, evaluate and report, as far as it is not done or where it is to be done again.
+
+    `embedding` is the digest of what the embedding pass's files were made from.
+    """
+    folder = run.local
+
+    @functools.cache
+    def embedded() -> Embedded:
+        download(run, *FILES)
+        return load_embedded(folder)
+
+    def relations(stage: Stage) -> None:
+        own = own_embeddings(prepared, embedded())
+        words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
+        related = relate(words, seen, unseen, config.relations)
+        classes = ClassEmbeddings(
+            class_names=prepared.manifest.class_names,
+            embeddings=predict_unseen(own, related, seen, unseen),
+            own_embeddings=own.astype(np.float32),
+            word_vectors=words.astype(np.float32),
+            seen=seen,
+            unseen=unseen,
+            val=prepared.val,
+        )
+        write_classes(folder, classes, related)
+        export_splits(folder, folder)
+        stage.summary = (
+            f"{len(unseen)} unseen classes from {len(seen)} seen ones, "
+            f"largest duality gap {related.smo.gap.max():.0e}"
+        )
+
+    def pictures(stage: Stage) -> None:
+        arrays = gather_pictures(config, prepared, embedded().images)
+        write_arrays(folder / "pictures.npz", arrays)
+        shown, classes = len(arrays["cluster_ids"]), len(prepared.manifest.class_names)
+        stage.summary = f"{shown} clusters, {classes} classes"
+
+    def health_file(stage: Stage) -> None:
+        download(run, "metrics.jsonl")
+        rows, num_clusters = read_metrics(folder), config.model.num_clusters
+        last = rows[-1] if rows else {}
+        found = health.findings(rows, num_clusters, len(prepared.trained))
+        loading = explain_loading(config, last)
+        if loading is not None:  # says which part, where a general sentence cannot
+            found = [finding for finding in found if finding["cause"] != "slow loading"]
+            found.append({"cause": "slow loading", "sentence": loading})
+        manifest = prepared.manifest
+        content = {
+            "findings": found,
+            "images_per_second": last.get("images_per_second"),
+            "loader_stall": last.get("loader_stall"),
+            "clusters": cluster_measures(prepared, embedded(), num_clusters),
+            "data": {"name": manifest.source, "licence": manifest.licence},
+        }
+        write_json(folder / "health.json", content)
+        stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
+
+    def evaluation(stage: Stage) -> None:
+        download(run, "class_embeddings.npz", "image_features.npz", "health.json")
+        clusters = read_mapping(folder / "health.json")["clusters"]
+        content = evaluate_run(
+            folder, config.evaluation, config.relations, config.seed, clusters=clusters
+        )
+        rows, models = len(content["rows"]), len(content["models"])
+        stage.summary = f"{rows} rows by {models} zero-shot models"
+
+    def report(stage: Stage) -> None:
+        download(run, *_REPORT_READS)
+        write_report(folder)
+        stage.summary = "report.html"
+
+    sections = to_dict(config)
+    related = digest(embedding, sections["relations"])
+    pictured = digest(embedding, config.seed)
+    evaluated = digest(related, sections["evaluation"], config.seed)
+    healthy = digest(embedding, "health")
+    for name, inputs, files, work in (
+        ("relations", related, _RELATIONS, relations),
+        ("pictures", pictured, ["pictures.npz"], pictures),
+        ("health", healthy, ["health.json"], health_file),
+        ("evaluation", evaluated, ["evaluation.json"], evaluation),
+        ("report", digest(pictured, healthy, evaluated), ["report.html"], report),
+    ):
+        run_stage(run, name, inputs, files, work, display, redo=redo)
+    download(run, "evaluation.json", "health.json", "report.html")
+    evaluated_rows = read_mapping(folder / "evaluation.json")
+    display.console.print(evaluation_table(evaluated_rows))
+    display.line(escape(evaluated_rows["summary"]))
+    for finding in read_mapping(folder / "health.json")["findings"]:
+        display.line(f"[yellow]{finding['cause']}[/yellow]: {escape(finding['sentence'])}")
 
 
 def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64]:
@@ -30,45 +146,16 @@ def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64
     return own
 
 
-def relate_classes(
-    config: RunConfig, prepared: Prepared, embedded: Embedded, run: Path
-) -> tuple[ClassEmbeddings, float]:
-    """Solve the relations; write embeddings, relations and the split file.
-
-    Returns the class embeddings and the largest relative duality gap.
-    """
-    own = own_embeddings(prepared, embedded)
-    words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
-    related = relate(words, seen, unseen, config.relations)
-    classes = ClassEmbeddings(
-        class_names=prepared.manifest.class_names,
-        embeddings=predict_unseen(own, related, seen, unseen),
-        own_embeddings=own.astype(np.float32),
-        word_vectors=words.astype(np.float32),
-        seen=seen,
-        unseen=unseen,
-        val=prepared.val,
-    )
-    write_classes(run, classes, related)
-    export_splits(run, run)
-    return classes, float(related.smo.gap.max())
-
-
 def cluster_measures(prepared: Prepared, embedded: Embedded, num_clusters: int) -> dict[str, Any]:
-    """The clusters by themselves, on held-out images, trained and (with a frozen θ) as k-means
-    left them."""
+    """The clusters on held-out images, trained and (with a frozen θ) as k-means left them."""
     images = embedded.images
     measures = _measures(prepared, embedded.sums, images.assignments, images)
     if images.start_assignments is not None:
         start = _measures(prepared, embedded.start_sums, images.start_assignments, images)
         measures |= {f"{name}_kmeans": value for name, value in start.items()}
     used, entropy = health.usage(embedded.sums["train"].contingency.sum(0))
-    return {
-        **measures,
-        "used_clusters": used,
-        "usage_entropy": entropy,
-        "num_clusters": num_clusters,
-    }
+    usage = {"used_clusters": used, "usage_entropy": entropy, "num_clusters": num_clusters}
+    return measures | usage
 
 
 def _measures(
@@ -102,37 +189,11 @@ def _measures(
     return measures
 
 
-def write_health(
-    run: Path, config: RunConfig, prepared: Prepared, clusters: dict[str, Any]
-) -> list[dict[str, str]]:
-    """Write health.json; returns its findings."""
-    metrics = read_metrics(run)
-    found = health.findings(metrics, config.model.num_clusters, len(prepared.trained))
-    last = metrics[-1] if metrics else {}
-    loading = explain_loading(config, last)
-    if loading is not None:  # says which part, where a general sentence cannot
-        found = [finding for finding in found if finding["cause"] != "slow loading"]
-        found.append({"cause": "slow loading", "sentence": loading})
-    manifest = prepared.manifest
-    write_json(
-        run / "health.json",
-        {
-            "findings": found,
-            "images_per_second": last.get("images_per_second"),
-            "loader_stall": last.get("loader_stall"),
-            "clusters": clusters,
-            "data": {"name": manifest.source, "licence": manifest.licence},
-        },
-    )
-    return found
-
-
 def explain_loading(config: RunConfig, row: dict[str, Any]) -> str | None:
     """A sentence that names the slowest part of loading, where training waited for it."""
-    names = {name: row.get(f"loader_{name}_seconds", 0.0) for name in LOADING}
     return explain_stall(
         row.get("loader_stall", 0.0),
-        LoadTimes(**names),
+        LoadTimes(**{name: row.get(f"loader_{name}_seconds", 0.0) for name in LOADING}),
         loader_workers=config.cluster.loader_workers,
         remote=is_remote(config.data.shards),
     )

@@ -10,8 +10,13 @@ import pytest
 from rich.console import Console
 
 from distributed.display import Display, Stage
-from distributed.embedding.embed import Embedded, EmbeddedImages
-from distributed.embedding.files import FILES, load_embedded, save_embedded
+from distributed.embedding.embed import (
+    FILES,
+    Embedded,
+    EmbeddedImages,
+    load_embedded,
+    save_embedded,
+)
 from distributed.stages import RunFolder, digest, download, run_stage, working_folder
 from distributed.storage import file_sizes
 from shards.manifest import SPLITS

@@ -75,7 +75,7 @@ def held_out_measures(job: TrainingJob, checkpoint: Path | None) -> tuple[float,
     head = build_model(job).head.eval()
     if checkpoint is not None:
         load_module(checkpoint, "head", head)
-    encoder = Encoder(job.url, job.folder, job.spec, job.num_classes, head, None, None, "cpu")
+    encoder = Encoder(job, head)
     manifest = open_dataset(job, CPU).manifest
     seen = embed_units(encoder, units_of(manifest, ["train"]))
     held_out = embed_units(encoder, units_of(manifest, ["test_seen"]))

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from distributed.embedding.embed import Encoder, embed_units
-from distributed.features.cache import access_of
 from distributed.train.checkpoint import load_module
 from distributed.train.spec import TrainingJob, build_model
 from tune.trial.context import TrialContext
@@ -31,17 +30,8 @@ class Evaluator:
     def __init__(self, context: TrialContext, job: TrainingJob) -> None:
         self._model = build_model(job).eval().to(context.device)
         self._context, self._config = context, job.config
-        self._encoder = Encoder(
-            url=job.url,
-            folder=job.folder,
-            spec=job.spec,
-            num_classes=job.num_classes,
-            head=self._model.head,
-            start=None,
-            backbone=self._model.backbone,
-            device=context.device,
-            access=access_of(job.config.data),
-        )
+        head, backbone = self._model.head, self._model.backbone
+        self._encoder = Encoder(job, head, backbone=backbone, device=context.device)
 
     def row(
         self, trained: dict[str, Any], checkpoint: Path, history: list[dict[str, Any]]

@@ -14,14 +14,20 @@ import webdataset
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from distributed.embedding.embed import Embedded, Encoder, embed_units
-from distributed.embedding.files import load_embedded, save_embedded
+from distributed.embedding.embed import (
+    Embedded,
+    Encoder,
+    embed_units,
+    load_embedded,
+    save_embedded,
+)
 from distributed.features.cache import feature_spec, units_of, write_tensors
 from distributed.features.extract import compute_unit, whole_picture
+from distributed.train.spec import TrainingJob
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.samples import read_raw
 from tiny import make_tiny
-from vgse.config import BackboneConfig, ModelConfig
+from vgse.config import BackboneConfig, ModelConfig, RunConfig
 from vgse.images.backbones import build_backbone
 from vgse.run_folder import export_features
 from vgse.training.model import ClusterHead
@@ -47,9 +53,20 @@ def manifest(root: Path) -> Manifest:
 def embed(root: Path, manifest: Manifest, cache: Path) -> Embedded:
     """The embedding pass over all splits, as tasks of one unit each."""
     head = ClusterHead(ModelConfig(num_clusters=4, projection=0), 1280, 10, 8)
-    size = len(manifest.class_names)
-    encoder = Encoder(manifest.url, str(cache), SPEC, size, head, None, None, "cpu")
-    return embed_units(encoder, units_of(manifest, SPLITS))
+    job = TrainingJob(
+        config=RunConfig(),
+        run="",
+        url=manifest.url,
+        spec=SPEC,
+        folder=str(cache),
+        classes=[],
+        num_classes=len(manifest.class_names),
+        word_vectors=np.zeros((0, 8)),
+        num_features=1280,
+        precision=SPEC.precision,
+        fingerprint="",
+    )
+    return embed_units(Encoder(job, head), units_of(manifest, SPLITS))
 
 
 def exported(run: Path, embedded: Embedded) -> dict[str, NDArray[np.generic]]:
