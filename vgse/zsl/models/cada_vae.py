@@ -142,13 +142,15 @@ def fit_cada_vae(
         torch.manual_seed(seed)
         model = train(x, class_inputs(embeddings), labels, noise).requires_grad_(False)
 
+    def latents(encoded: Tensor) -> Latents:
+        mean, log_variance = encoded.chunk(2, 1)
+        return mean, (log_variance / 2).exp()
+
     def encode_images(rows: Features) -> Latents:
-        mean, log_variance = model.encode_x(image_inputs(rows)).chunk(2, 1)
-        return Latents(mean, (log_variance / 2).exp())
+        return latents(model.encode_x(image_inputs(rows)))
 
     def encode_classes(rows: Embeddings) -> Latents:
-        mean, log_variance = model.encode_a(class_inputs(rows)).chunk(2, 1)
-        return Latents(mean, (log_variance / 2).exp())
+        return latents(model.encode_a(class_inputs(rows)))
 
     images = encode_images(training.features)
     return LatentScore(encode_images, encode_classes, images, labels, embeddings, seed)

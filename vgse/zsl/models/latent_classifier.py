@@ -16,17 +16,8 @@ STEPS, BATCH, LEARNING_RATE = 300, 256, 1e-2
 UNSEEN_SHARE = 2.0  # the paper draws 400 latents of an unseen class and 200 of a seen one
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Diagonal Gaussians."""
-
-    mean: Tensor  # [M, L]
-    spread: Tensor  # [M, L] standard deviations
-
-    def sample(self, rows: Tensor) -> Tensor:
-        """One draw [B, L] of each of `rows` [B]."""
-        mean = self.mean[rows]
-        return mean + self.spread[rows] * torch.randn_like(mean)
+Latents = tuple[Tensor, Tensor]
+"""Means and standard deviations [M, L] of diagonal Gaussians."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +44,21 @@ class LatentScore:
                 torch.manual_seed(self.seed)
                 self._learned[key] = self._learn(embeddings)
         weight, bias = self._learned[key]
-        logits: NDArray[np.floating] = (self.encode_images(features).mean @ weight + bias).numpy()
+        logits: NDArray[np.floating] = (self.encode_images(features)[0] @ weight + bias).numpy()
         return logits
 
     def _learn(self, embeddings: Embeddings) -> tuple[Tensor, Tensor]:
         """Weights [L, K] and biases [K]."""
         classes = self.encode_classes(embeddings)
         # Rows of images and classes one after another, so that a draw is one look-up.
-        pool = Latents(
-            torch.cat([self.images.mean, classes.mean]),
-            torch.cat([self.images.spread, classes.spread]),
-        )
+        means, spreads = (torch.cat(pair) for pair in zip(self.images, classes, strict=True))
         order = torch.argsort(self.labels, stable=True)
         counts = torch.bincount(self.labels, minlength=len(self.seen))
         label_of = {row.tobytes(): label for label, row in enumerate(self.seen)}
         labels = torch.tensor([label_of.get(row.tobytes(), -1) for row in embeddings])
         is_seen = labels >= 0
         first = (counts.cumsum(0) - counts)[labels]  # where a seen candidate's images start
-        weight = torch.zeros(pool.mean.shape[1], len(labels), requires_grad=True)
+        weight = torch.zeros(means.shape[1], len(labels), requires_grad=True)
         bias = torch.zeros(len(labels), requires_grad=True)
         optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, STEPS)
@@ -79,7 +67,9 @@ class LatentScore:
             drawn = torch.multinomial(share, BATCH, replacement=True)
             image = first[drawn] + (torch.rand(BATCH) * counts[labels[drawn]]).long()
             row = torch.where(is_seen[drawn], order[image], len(order) + drawn)
-            loss = cross_entropy(pool.sample(row) @ weight + bias, drawn)
+            mean = means[row]
+            latents = mean + spreads[row] * torch.randn_like(mean)
+            loss = cross_entropy(latents @ weight + bias, drawn)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
