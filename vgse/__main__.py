@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from vgse.config import EvaluationConfig, RelationConfig, check_fields
+from vgse.config import EvaluationConfig, RelationConfig
 from vgse.errors import UserError
 
 Normalisation = Literal["none", "l2", "z"]
@@ -38,10 +37,8 @@ def relate(
     from vgse.relations.predict import relation_summary
     from vgse.run_folder import read_config, relate_run
 
-    config = _overridden(
-        read_config(run, "relations", RelationConfig),
-        {"alpha": alpha, "ridge": ridge, "num_neighbours": num_neighbours, "eta": eta},
-    )
+    given = {"alpha": alpha, "ridge": ridge, "num_neighbours": num_neighbours, "eta": eta}
+    config = read_config(run, "relations", RelationConfig, **given)
     classes, related = relate_run(run, config)
     quality = relation_summary(related, config.alpha)
     print(
@@ -94,31 +91,29 @@ def evaluate(
     if (run is None) == (embeddings is None):
         raise UserError("evaluate needs either a run folder or --embeddings with --features")
     given = {"models": models, "normalise": normalise, "holdout": holdout}
+    config = read_config(run, "evaluation", EvaluationConfig, **given)
     if run is not None:
         if features or splits or words or out:
             raise UserError(
                 "--features, --splits, --words and --out go with --embeddings, not with a run"
             )
-        config = _overridden(read_config(run, "evaluation", EvaluationConfig), given)
         relations = read_config(run, "relations", RelationConfig)
         seed = read_seed(run) if seed is None else seed
         evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds)
-        written: Path | None = run / "evaluation.json"
+        out = run / "evaluation.json"
     else:
         if embeddings is None or features is None:
             raise UserError("--embeddings needs --features, a file in the form of res101.mat")
-        config = _overridden(EvaluationConfig(), given)
         evaluation = evaluate_files(
             embeddings, features, splits, words, config, seed or 0, num_seeds=num_seeds
         )
-        written = out
         if out is not None:
             write_json(out, evaluation)
     console = Console()
     console.print(evaluation_table(evaluation))
     console.print(evaluation["summary"], highlight=False)
-    if written is not None:
-        print(written)
+    if out is not None:
+        print(out)
 
 
 def export(
@@ -164,14 +159,6 @@ def report(run: Path) -> None:
 _COMMANDS: dict[str, Callable[..., None]] = {
     function.__name__: function for function in (relate, evaluate, export, report)
 }
-_Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
-
-
-def _overridden(config: _Config, given: dict[str, Any]) -> _Config:
-    """`config` with the fields that were given on the command line, all within their bounds."""
-    config = replace(config, **{k: value for k, value in given.items() if value is not None})
-    check_fields(config)
-    return config
 
 
 def make_parser() -> ArgumentParser:

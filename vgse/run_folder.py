@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from vgse.config import EvaluationConfig, RelationConfig
+from vgse.config import EvaluationConfig, RelationConfig, check_fields
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
@@ -109,16 +109,19 @@ def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
     )
 
 
-def read_config(run: Path, section: str, kind: type[_Config]) -> _Config:
-    """One section of the run's config.yaml as `kind`; its defaults where there is no file."""
-    path = run / "config.yaml"
-    given = read_mapping(path).get(section, {})
+def read_config(run: Path | None, section: str, kind: type[_Config], **overrides: Any) -> _Config:
+    """A section of the run's config.yaml as `kind`, its defaults where there is none, with those
+    `overrides` that are not None."""
+    path = (run or Path()) / "config.yaml"
+    given = read_mapping(path).get(section, {}) if run else {}
     if not isinstance(given, dict):
         raise UserError(f"{path}: {section} is not a mapping of fields; correct it")
     unknown = sorted(set(given) - {field.name for field in fields(kind)})
     if unknown:
         raise UserError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
-    return kind(**given)
+    config = kind(**given | {name: v for name, v in overrides.items() if v is not None})
+    check_fields(config)
+    return config
 
 
 def read_seed(run: Path) -> int:

@@ -106,9 +106,9 @@ def _inside(indices: Indices, size: int) -> bool:
     return not len(indices) or bool(0 <= indices.min() <= indices.max() < size)
 
 
-def with_validation(data: ZslData, share: float = 0.2, seed: int = 0) -> ZslData:
-    """`data` with validation classes: its own, or else a seeded `share` of the seen classes."""
+def with_validation(data: ZslData, seed: int = 0) -> ZslData:
+    """`data` with validation classes: its own, or else a seeded fifth of the seen classes."""
     if len(data.val):
         return data
-    count = max(2, round(share * len(data.seen)))
+    count = max(2, round(0.2 * len(data.seen)))
     return replace(data, val=np.sort(np.random.default_rng(seed).permutation(data.seen)[:count]))
