@@ -3,8 +3,8 @@
 Solves ``min 0.5 q'(G + diag(d)) q - b'q`` subject to ``q >= 0`` and ``sum(q) = 1``. It follows
 Wolfe, "Finding the nearest point in a polytope" (1976): the support grows by the coordinate whose
 gradient is lowest, and shrinks where a step meets ``q = 0``. The number of steps is close to the
-size of the final support, whatever the number of classes. `vgse.relations.compiled` does the same
-where the problem is large enough to pay for a compiler.
+size of the final support, whatever the number of classes. `vgse.relations.compiled` compiles this
+very code where the problem is large enough to pay for it: it is written in what Numba knows.
 """
 
 from __future__ import annotations
@@ -35,32 +35,30 @@ def solve_one(
         the block lost definiteness.
     """
     limit = min(max_support, len(linear))
-    support = np.array([np.argmin(0.5 * (gram.diagonal() + ridges) - linear)])
+    support = np.array([np.argmin(0.5 * (np.diag(gram) + ridges) - linear)])
     x = np.ones(1)
     weights[:] = 0.0
     weights[support] = 1.0
     solved = stalled = False
     for _ in range(4 * limit + 50):
-        gradient = x @ gram[support] - linear
+        gradient = _gradient(support, x, gram, linear)
         level = x @ (gradient[support] + ridges[support] * x) - tolerance
         gradient[support] = np.inf
-        entering = int(gradient.argmin())
+        entering = gradient.argmin()
         # Stalled: rounding alone let the last one in, and float64 has nothing more to gain.
         solved = stalled or gradient[entering] >= level
         if solved or len(support) == limit:
             break
         support, x = np.append(support, entering), np.append(x, 0.0)
         while not stalled:
-            try:
-                optimum = _optimum_on(support, gram, ridges, linear)
-            except LinAlgError:
+            optimum = _optimum_on(support, gram, ridges, linear)
+            if not len(optimum):
                 return False
             low = np.flatnonzero(optimum <= 0.0)
-            if not low.size:
+            if not len(low):
                 x = optimum
                 break
-            steps = np.zeros(len(low))
-            np.divide(x[low], x[low] - optimum[low], out=steps, where=x[low] > optimum[low])
+            steps = x[low] / np.maximum(x[low] - optimum[low], 1e-300)
             blocking = low[steps.argmin()]
             stalled = support[blocking] == entering and x[blocking] == 0.0
             x = np.delete(x + steps.min() * (optimum - x), blocking)
@@ -71,11 +69,19 @@ def solve_one(
     return bool(solved)
 
 
+def _gradient(support: NDArray[np.int64], x: F64, gram: F64, linear: F64) -> F64:
+    """Without the ridges."""
+    return np.asarray(x @ gram[support] - linear)
+
+
 def _optimum_on(support: NDArray[np.int64], gram: F64, ridges: F64, linear: F64) -> F64:
-    """The optimum on the support with sum 1, signs ignored."""
+    """The optimum on the support with sum 1, signs ignored; empty where it is not definite."""
     block = gram[np.ix_(support, support)]
     block[np.diag_indices(len(support))] += ridges[support]
-    factor = cho_factor(block, check_finite=False)
+    try:
+        factor = cho_factor(block, check_finite=False)
+    except LinAlgError:
+        return np.empty(0)
     right = np.column_stack([linear[support], np.ones(len(support))])
     x, ones = cho_solve(factor, right, check_finite=False).T
     x = x - (x.sum() - 1.0) / ones.sum() * ones

@@ -10,7 +10,7 @@ from vgse.relations import active_set
 from vgse.relations.problem import F64, NEAREST, SeenPoints
 
 GRAM_LIMIT = 5_000  # above, the Gram matrix of the seen classes is not formed
-COMPILED_FROM = 15_000  # weights; fewer mostly take well below a second, and compiling twenty
+COMPILED_FROM = 15_000  # weights; fewer mostly take well below a second, and compiling eight
 _MAX_SUPPORT = 256  # real word vectors need 14 to 26; denser optima are quicker elsewhere
 _MAX_ROUNDS = 50
 _CANDIDATES = 64  # classes priced in at a time where there is no Gram matrix
