@@ -43,8 +43,7 @@ from benchmarks.turns import Tree, take_turns
 from distributed.features.cache import feature_spec
 from distributed.setup import prepare
 from distributed.train.ray_trainer import ddp_options, training_job
-from distributed.train.spec import TrainingJob
-from distributed.train.trainer import train_epochs
+from distributed.train.trainer import TrainingJob, train_epochs
 from vgse.config import BackboneConfig, ClusterConfig, DataConfig, RunConfig, TrainingConfig
 from vgse.images.devices import resolve_precision
 from vgse.training.model import TrainingModel

@@ -56,22 +56,16 @@ def worker_log(send: Callable[[logging.LogRecord], Any], rank: int) -> Iterator[
         yield
 
 
-def log_again(record: logging.LogRecord) -> None:
-    """Log a record that a worker sent."""
-    logging.getLogger(record.name).handle(record)
-
-
-def _ours_or_a_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _PACKAGES
-
-
 @contextmanager
 def _handling(handlers: list[logging.Handler], what: str) -> Iterator[None]:
+    def ours_or_a_warning(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _PACKAGES
+
     root = logging.getLogger()
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     for handler in handlers:
-        handler.addFilter(_ours_or_a_warning)
+        handler.addFilter(ours_or_a_warning)
         root.addHandler(handler)
     try:
         yield

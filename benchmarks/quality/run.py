@@ -20,8 +20,7 @@ from distributed.features.kmeans_init import make_start
 from distributed.setup import Prepared, prepare
 from distributed.storage import absolute
 from distributed.train.ray_trainer import training_job
-from distributed.train.spec import TrainingJob, build_model
-from distributed.train.trainer import train_alone
+from distributed.train.trainer import TrainingJob, build_model, train_alone
 from shards.manifest import SPLITS
 from vgse.config import RunConfig, to_dict
 from vgse.files import write_json

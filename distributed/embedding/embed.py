@@ -18,7 +18,7 @@ from distributed.features.actors import remote_results
 from distributed.features.cache import Unit, access_of, read_unit
 from distributed.features.extract import patch_features
 from distributed.train.checkpoint import load_module
-from distributed.train.spec import TrainingJob, build_model
+from distributed.train.trainer import TrainingJob, build_model
 from vgse.embeddings import ClassSums, add_images, empty_sums
 from vgse.files import read_arrays, written_whole
 from vgse.images.backbones import Backbone

@@ -21,7 +21,7 @@ from shards.sampler import Cursor, Order, Plan, Selection
 from vgse.training.step import StepData
 
 if TYPE_CHECKING:
-    from distributed.train.spec import TrainingJob
+    from distributed.train.trainer import TrainingJob
 
 
 Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]

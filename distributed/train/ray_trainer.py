@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distributed.cluster import describe_failure, is_death, lost_partner, shortfall
 from distributed.display import Display, Stage, plural
 from distributed.features.cache import FeatureSpec
-from distributed.logs import log_again, worker_log
+from distributed.logs import worker_log
 from distributed.setup import Prepared
 from distributed.storage import absolute
 from distributed.train.callbacks import ReportCallback, Update, cause_of, start_progress
@@ -35,8 +35,7 @@ from distributed.train.checkpoint import epoch_of, newest_sound, remove_leftover
 from distributed.train.filesystem import ray_storage
 from distributed.train.loggers import Tracking, tracking
 from distributed.train.metrics import Diverged, read_metrics
-from distributed.train.spec import TrainingJob
-from distributed.train.trainer import train_epochs
+from distributed.train.trainer import TrainingJob, train_epochs
 from shards.objects import join_url
 from vgse.config import ClusterConfig, RunConfig
 from vgse.errors import UserError
@@ -69,10 +68,9 @@ def start_failures(config: ClusterConfig) -> int:
 
 @contextmanager
 def start_timeout(config: ClusterConfig) -> Iterator[None]:
-    """Let a group that is started inside wait as the configuration says.
+    """How long a group that is started inside may wait for its workers, unless the user says so.
 
-    Ray's own minute is too short for a machine to be replaced, and too long for an elastic run,
-    which goes on with fewer workers after it. A value that the user has set stays.
+    Ray's own minute is too short for a machine to be replaced, and too long for an elastic run.
     """
     if _START_TIMEOUT in os.environ:
         yield
@@ -97,8 +95,7 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
     rank, epoch = context.get_world_rank(), 1
 
     def report(row: dict[str, Any], folder: Path | None) -> None:
-        """A barrier over all ranks. The upload goes on while training does; Ray deletes the
-        local folder afterwards."""
+        """A barrier over all ranks; the upload goes on while training does."""
         nonlocal epoch
         epoch = row["epoch"] + 1
         ray.train.report(
@@ -210,8 +207,12 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
         tracking(config, run, read_metrics(run), stage.say) as trackers,
     ):
         watcher = _Watcher(progress, stage, trackers, cluster, gpu)
-        with watcher, _failures_in_one_line(), start_timeout(cluster), _interruptible():
-            result = trainer.fit()
+        watcher.start()
+        try:
+            with start_timeout(cluster):
+                result = _fit(trainer)
+        finally:
+            watcher.end()
         remove_leftovers(run)
         if result.checkpoint is None:
             raise UserError(f"{run}: training ended without a checkpoint; see Ray's log")
@@ -226,16 +227,18 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
     return join_url(run, result.checkpoint.path.rstrip("/").rpartition("/")[2])
 
 
-@contextmanager
-def _failures_in_one_line() -> Iterator[None]:
-    """What a user can do something about becomes a UserError; a bug keeps its traceback."""
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """`trainer.fit()`, where what a user can mend is a UserError; a bug keeps its traceback."""
     again = "run the same command again to go on from the last checkpoint"
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        return trainer.fit()
+    except SystemExit:  # ^C: Ray's own handler ends the program as if all were well
+        raise KeyboardInterrupt from None
     except ray.train.WorkerGroupError as error:
         failures = error.worker_failures.values()
         if not (any(map(is_death, failures)) or all(map(lost_partner, failures))):
-            raise  # a bug, with the workers' tracebacks
+            raise
         raise UserError(f"training stopped: {cause_of(failures)}; {again}") from error
     except ray.train.TrainingFailedError as error:
         cause: Any = getattr(error, "controller_failure", error)
@@ -251,75 +254,55 @@ def _failures_in_one_line() -> Iterator[None]:
         ) from error
     except ray.exceptions.RayError as error:  # of the controller, which has no second one
         raise UserError(f"training stopped: {describe_failure(error)}; {again}") from error
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """^C as everywhere else: Ray's own handler ends the workers and then the program, as if all
-    were well, and would stay in place after the training."""
-    main = current_thread() is main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGINT, interrupt)
 
 
 _STARTING_S = 10.0  # without workers, after which the display says what they wait for
 
 
-class _Watcher:
-    """A thread that shows how a training goes; it ends before the cluster can."""
+class _Watcher(Thread):
+    """Shows how a training goes; it ends before the cluster can."""
 
     def __init__(
         self, progress: Any, stage: Stage, trackers: Tracking, config: ClusterConfig, gpu: bool
     ) -> None:
-        self.progress, self.stage, self.trackers = progress, stage, trackers
-        self.config, self.gpu = config, gpu
+        super().__init__(daemon=True)
+        self._progress, self._stage, self._trackers = progress, stage, trackers
+        self._config, self._gpu = config, gpu
         self.last: Update | None = None
         self._seen = 0  # news
-        self._asked, self._lack = time.monotonic(), ""
         self._ended = threading.Event()
-        self._thread = Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    def run(self) -> None:
+        asked, lack = time.monotonic(), None
+        while not self._ended.wait(0.5):
+            with suppress(Exception):  # the cluster is busy or ends; the run itself will tell
+                self._show()
+                if self.last is not None and self.last.alive:
+                    asked = time.monotonic()
+                elif time.monotonic() - asked > _STARTING_S:
+                    asked, before = time.monotonic(), lack
+                    lack = shortfall(self._config, self._gpu, taken=False)
+                    if lack and lack != before:
+                        self._stage.say(lack)
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Stop, and show what came last."""
         self._ended.set()
-        self._thread.join(10)
+        self.join(10)
         with suppress(Exception):
             self._show()
 
     def _show(self) -> None:
-        self.last = state = ray.get(self.progress.update.remote(self._seen), timeout=5)
+        self.last = state = ray.get(self._progress.update.remote(self._seen), timeout=5)
         self._seen += len(state.news)
         for item in state.news:
             if isinstance(item, str):
-                self.stage.say(item)
+                self._stage.say(item)
             elif isinstance(item, logging.LogRecord):
-                log_again(item)
+                logging.getLogger(item.name).handle(item)  # as if it had been logged here
             else:
-                self.trackers.add(item)
-        self.stage.update(state.done, details=state.details)
-
-    def _say_what_is_lacking(self) -> None:
-        if self.last is not None and self.last.alive:
-            self._asked = time.monotonic()
-        elif time.monotonic() - self._asked > _STARTING_S:
-            self._asked = time.monotonic()
-            lack = shortfall(self.config, self.gpu, taken=False) or ""
-            if lack and lack != self._lack:
-                self.stage.say(lack)
-            self._lack = lack
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.5):
-            try:
-                self._show()
-                self._say_what_is_lacking()
-            except Exception:
-                continue  # the cluster is busy or on its way down; the run itself will tell
+                self._trackers.add(item)
+        self._stage.update(state.done, details=state.details)

@@ -10,7 +10,7 @@ import pytest
 import ray.train
 
 from distributed.display import Display
-from distributed.logs import LOG, driver_log, log_again, worker_log
+from distributed.logs import LOG, driver_log, worker_log
 from distributed.run import train
 from distributed.stages import working_folder
 from tiny import make_tiny
@@ -62,7 +62,7 @@ def test_a_workers_bug_is_logged_with_its_rank_and_traceback(tmp_path: Path) -> 
     assert all(record.exc_info is None for record in sent), "what is sent is text"
     with driver_log(tmp_path, verbose=False):
         for record in sent:
-            log_again(record)
+            logging.getLogger(record.name).handle(record)
     text = (tmp_path / LOG).read_text()
     assert "ERROR rank 3 distributed.logs: training stops" in text and "driver" not in text
     assert "Traceback" in text and "ZeroDivisionError" in text

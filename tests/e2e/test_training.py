@@ -22,8 +22,7 @@ from distributed.train.checkpoint import load_module
 from distributed.train.data import StepBatch, epoch_batches, epoch_start, open_dataset, plan_of
 from distributed.train.metrics import read_metrics
 from distributed.train.ray_trainer import run_training, training_job
-from distributed.train.spec import TrainingJob, build_model, learning_rate
-from distributed.train.trainer import train_alone
+from distributed.train.trainer import TrainingJob, build_model, learning_rate, train_alone
 from shards.manifest import SPLITS
 from vgse.__main__ import main as vgse_main
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig

@@ -9,7 +9,7 @@ import torch
 
 from distributed.embedding.embed import Encoder, embed_units
 from distributed.train.checkpoint import load_module
-from distributed.train.spec import TrainingJob, build_model
+from distributed.train.trainer import TrainingJob, build_model
 from tune.trial.context import TrialContext
 from tune.trial.objective import MEASURES, zero_shot_scores
 from vgse.config import loss_symbols

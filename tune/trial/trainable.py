@@ -22,8 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from distributed.train.ray_trainer import parallel_model, start_failures, start_timeout
-from distributed.train.spec import TrainingJob
-from distributed.train.trainer import train_alone, train_epochs
+from distributed.train.trainer import TrainingJob, train_alone, train_epochs
 from tune.space import with_params
 from tune.trial.checkpoints import latest_checkpoint, store_checkpoint
 from tune.trial.context import TrialContext

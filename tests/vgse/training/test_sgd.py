@@ -16,8 +16,7 @@ from distributed.features.extract import compute_unit
 from distributed.features.kmeans_init import fit_start, sample_patches, save_start
 from distributed.setup import prepare
 from distributed.train.checkpoint import damage
-from distributed.train.spec import TrainingJob
-from distributed.train.trainer import train_alone
+from distributed.train.trainer import TrainingJob, train_alone
 from tiny import make_tiny
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, validate
 from vgse.training.optimizer import make_optimizer, match_layout
