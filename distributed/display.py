@@ -75,13 +75,7 @@ class Stage:
         """Take the bar away."""
         self._display.details = ()
         self._display.bars.remove_task(self._task)
-        self._display.redraw()
-
-    def finish(self, seconds: float) -> None:
-        """Replace the bar by the stage's line."""
-        self.end()
-        summary = escape(self.summary)
-        self._display.line(f"{self._name:<{_NAME}} {summary} [dim]({seconds:.0f} s)[/dim]")
+        self._display.refresh()
 
 
 class Display:
@@ -114,8 +108,8 @@ class Display:
         logger.info(Text.from_markup(text).plain)
         self.console.print(text, soft_wrap=True)
 
-    def redraw(self) -> None:
-        """Draw what has changed now, rather than a little later."""
+    def refresh(self) -> None:
+        """Draw at once what has changed."""
         if self._live.is_started:
             self._live.refresh()
 
@@ -126,10 +120,10 @@ class Display:
         stage = Stage(self, name, total)
         try:
             yield stage
-        except BaseException:
+        finally:
             stage.end()
-            raise
-        stage.finish(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.line(f"{name:<{_NAME}} {escape(stage.summary)} [dim]({seconds:.0f} s)[/dim]")
 
     def _render(self) -> RenderableType:
         rows = Table.grid(padding=(0, 2))

@@ -94,8 +94,8 @@ class TrainingProgress:
 
     def update(self, seen: int = 0) -> Update:
         """The state, with all news but the first `seen`."""
-        state = self.done, self.details(), self.group, self.alive, self.restarts
-        return Update(*state, self._news[seen:])
+        news = self._news[seen:]
+        return Update(self.done, self.details(), self.group, self.alive, self.restarts, news)
 
     def rate(self) -> float:
         """Images a second: of the last seconds where workers told any, else of the last epoch."""
