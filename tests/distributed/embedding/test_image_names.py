@@ -23,7 +23,7 @@ from distributed.embedding.embed import (
 )
 from distributed.features.cache import feature_spec, units_of, write_tensors
 from distributed.features.extract import compute_unit, whole_picture
-from distributed.train.spec import TrainingJob
+from distributed.train.trainer import TrainingJob
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.samples import read_raw
 from tiny import make_tiny
