@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import chain, islice, tee
 from multiprocessing import forkserver
@@ -26,7 +26,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shards import sampler
 from shards.images import resize_square
-from shards.loader_health import NO_TIMES, LoadTimes
 from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection
@@ -61,6 +60,33 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class LoadTimes:
+    """Seconds that a reader spent on a batch, or the sum over batches (and readers)."""
+
+    read: float = 0.0
+    """Waiting for bytes of the disk or the store, and taking the tar apart."""
+    decode: float = 0.0
+    """JPEG to pixels."""
+    cut: float = 0.0
+    """Resizing or cutting patches, and copying them into the batch."""
+    idle: float = 0.0
+    """From handing the batch over before to being asked for this one: the trainer's step in one
+    process; in a loader process the hand-over, and rest when it is ahead."""
+
+    def __add__(self, other: "LoadTimes") -> "LoadTimes":
+        """Sum, part by part."""
+        return LoadTimes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def busy(self) -> float:
+        """Seconds of work: all but idle."""
+        return self.read + self.decode + self.cut
+
+
+NO_TIMES = LoadTimes()
+
+
+@dataclass(frozen=True)
 class Batch:
     """A step of one rank; B can be 0, and is smaller than planned by len(damaged)."""
 
@@ -86,8 +112,7 @@ class Batch:
 class Batches(IterableDataset[Batch]):
     """The batches of one rank in the order of their steps, plan after plan.
 
-    What changes from one epoch to the next lies in shared memory, from where loader processes
-    take it when they are asked for another epoch.
+    What changes from one epoch to the next lies in memory shared with loader processes.
     """
 
     def __init__(
@@ -134,13 +159,9 @@ class Batches(IterableDataset[Batch]):
         remaining = tuple(zip(edges[: 2 * count : 2], edges[1 : 2 * count : 2], strict=True))
         order = self.order
         if epoch != order.epoch:
-            order = sampler.epoch_order(
-                self.selection.counts,
-                seed=order.seed,
-                epoch=epoch,
-                block_size=order.block_size,
-                shuffle=order.shuffle,
-            )
+            seed, block_size = order.seed, order.block_size
+            counts = self.selection.counts
+            order = sampler.epoch_order(counts, seed=seed, epoch=epoch, block_size=block_size)
         plan = replace(self.plan, remaining=remaining, steps=steps, first_step=first_step)
         return order, plan
 
@@ -172,11 +193,8 @@ class Batches(IterableDataset[Batch]):
                 yield self.selection.shards[shard], indices if chosen is None else chosen[indices]
 
     def _allowed(self, order: Order, plan: Plan) -> int:
-        """Damaged pictures that one reader may meet.
-
-        Its part of those that the epoch may have, and what chance may add to that: a reader
-        knows of no other's, and of a few damaged pictures one may meet them all.
-        """
+        """Damaged pictures that one reader may meet: its part of the epoch's, and what chance may
+        add, since a reader knows of no other's."""
         limit = self.max_damaged * order.total
         part = limit / (plan.world_size * plan.readers)
         return math.ceil(min(limit, part + 6 * math.sqrt(part)))
@@ -271,9 +289,7 @@ def _decoded(
         yield raw.key, sample, time.perf_counter() - started
 
 
-def make_loader(
-    batches: Batches, *, pin_memory: bool = False, prefetch: int = 2
-) -> Iterable[Batch]:
+def make_loader(batches: Batches, *, pin_memory: bool = False) -> Iterable[Batch]:
     """The batches themselves, or a WebLoader with the plan's loader workers around them.
 
     Its processes start with the first iteration and live until the loader is deleted; each
@@ -290,7 +306,6 @@ def make_loader(
         num_workers=batches.plan.loader_workers,
         persistent_workers=True,
         pin_memory=pin_memory,
-        prefetch_factor=prefetch,
         generator=torch.Generator(),  # draws nothing from the training's random numbers
         multiprocessing_context="forkserver",
         worker_init_fn=partial(_begin_process, dict(os.environ)),
@@ -351,6 +366,47 @@ def _end_with_trainer() -> None:
     assert trainer is not None
     trainer.join()
     os._exit(1)
+
+
+def explain_stall(
+    stall: float, times: LoadTimes, *, loader_workers: int, remote: bool
+) -> str | None:
+    """One sentence that names the slowest part of loading and what to change.
+
+    None where training waited 5% of the time or less (`stall`, a share in 0..1), or where `times`,
+    the sum over an epoch's batches, is empty.
+    """
+    whole = times.busy + times.idle
+    if stall <= 0.05 or whole <= 0:
+        return None
+    more = "raise cluster.loader_workers, so that loading runs beside training"
+    read = "disk: move the shards to a faster disk, or copy them to one beside the GPUs"
+    cut = ""
+    if loader_workers:
+        more = f"raise cluster.loader_workers (now {loader_workers}) if cores are idle, or pack"
+        more, cut = f"{more} with a smaller --short_side", ", or cut on the accelerator"
+    if remote:
+        read = (
+            "network: keep shards in a local cache, raise cluster.loader_workers to have more "
+            "reads at once, or bring the store nearer"
+        )
+    parts = {
+        f"waiting for the {read}": times.read,
+        f"decoding JPEGs: {more}": times.decode,
+        f"resizing and copying pictures: {more}{cut}": times.cut,
+    }
+    if loader_workers and times.idle > times.busy:  # what is slow lies between readers and trainer
+        part = (
+            "handing batches over: pack with a smaller --short_side, lower cluster.loader_workers "
+            "if the cores are full, and see whether /dev/shm is large enough"
+        )
+        parts = {part: times.idle}
+    slowest = max(parts, key=lambda part: parts[part])
+    share = parts[slowest] / (whole if loader_workers else times.busy)
+    return (
+        f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
+        f"theirs {slowest}"
+    )
 
 
 def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -138,8 +138,7 @@ class Manifest:
 def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     """The manifest of a local folder or any fsspec URL (or of a path to its manifest.json).
 
-    `check_files` also looks, without reading them, whether all shards are there with the
-    right length.
+    `check_files` also looks whether all shards are there with the right length.
     """
     folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
     if not is_remote(folder):
@@ -155,9 +154,7 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); pack again") from None
     manifest = _parse(content, folder, path)
-    for problem in find_problems(manifest):
-        raise UserError(f"{path}: {problem}")
-    for problem in file_problems(manifest) if check_files else []:
+    for problem in find_problems(manifest) or (file_problems(manifest) if check_files else []):
         raise UserError(f"{path}: {problem}")
     return manifest
 
@@ -166,13 +163,12 @@ def manifest_json(manifest: Manifest) -> str:
     """The manifest as text, one class or shard a line so that changes show in a diff."""
     lines = []
     for key, value in asdict(manifest).items():
-        if key == "url":
-            continue
+        text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value:
             rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)
-            lines.append(f"{json.dumps(key)}: [\n  {rows}\n ]")
-        else:
-            lines.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+            text = f"[\n  {rows}\n ]"
+        if key != "url":
+            lines.append(f"{json.dumps(key)}: {text}")
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
@@ -199,25 +195,29 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
             "pack again or update the program"
         )
 
-    def known(kind: type, row: dict[str, Any]) -> dict[str, Any]:
-        names = {item.name for item in fields(kind)}
-        return {key: value for key, value in row.items() if key in names}
-
     try:
-        return Manifest(
-            **{
-                **known(Manifest, content),
+        parsed: Manifest = _entry(
+            Manifest,
+            {
+                **content,
                 "url": folder,
-                "classes": [ClassEntry(**known(ClassEntry, row)) for row in content["classes"]],
-                "shards": [ShardEntry(**known(ShardEntry, row)) for row in content["shards"]],
-                "patches": PatchSpec(**known(PatchSpec, content["patches"])),
-                "image": ImageSpec(**known(ImageSpec, content["image"])),
-            }
+                "classes": [_entry(ClassEntry, row) for row in content["classes"]],
+                "shards": [_entry(ShardEntry, row) for row in content["shards"]],
+                "patches": _entry(PatchSpec, content["patches"]),
+                "image": _entry(ImageSpec, content["image"]),
+            },
         )
+        return parsed
     except KeyError as error:
         raise UserError(f"{path}: field {error.args[0]} is missing; pack again") from None
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}; pack again") from None
+
+
+def _entry(kind: type, row: dict[str, Any]) -> Any:
+    """The dataclass of a row, without the fields that a later version may have added."""
+    names = {item.name for item in fields(kind)}
+    return kind(**{key: value for key, value in row.items() if key in names})
 
 
 def find_problems(manifest: Manifest) -> list[str]:

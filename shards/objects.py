@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -28,7 +27,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What another attempt cannot change.
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
-_FINAL_NUMBERS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG)
+_CODES = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -79,24 +78,26 @@ def with_retries(work: Callable[[], Result], url: str, what: str, retry: Retry) 
         except FileNotFoundError:
             raise
         except Exception as error:  # every store raises errors of its own
-            if getattr(error, "errno", None) in FULL:
+            code, times = getattr(error, "errno", None), ""
+            if code in FULL:
                 remedy = "free space on this node's disk, or choose another folder"
-            elif _is_final(error):
+            elif (
+                isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES or code in _CODES
+            ):
                 remedy = (
                     "check the address and the credentials (for S3: AWS_ENDPOINT_URL, "
                     "AWS_ACCESS_KEY_ID …)"
                 )
             elif number == retry.attempts:
-                seconds = time.monotonic() - started
-                raise UserError(
-                    f"{url}: cannot be {what}, {retry.attempts} attempts in {seconds:.1f} s "
-                    f"({one_line(error)}); check the network and the store's address, "
-                    "then run the same command again"
-                ) from error
+                times = f", {retry.attempts} attempts in {time.monotonic() - started:.1f} s"
+                remedy = (
+                    "check the network and the store's address, then run the same command again"
+                )
             else:
                 time.sleep(wait_before(number, retry))
                 continue
-            raise UserError(f"{url}: cannot be {what} ({one_line(error)}); {remedy}") from error
+            message = f"{url}: cannot be {what}{times} ({one_line(error)}); {remedy}"
+            raise UserError(message) from error
     raise AssertionError("a Retry has at least one attempt")
 
 
@@ -111,14 +112,6 @@ def one_line(error: BaseException) -> str:
     """Kind and text of an error."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _is_final(error: Exception) -> bool:
-    return (
-        isinstance(error, _FINAL)
-        or type(error).__name__ in _FINAL_NAMES
-        or (isinstance(error, OSError) and error.errno in _FINAL_NUMBERS)
-    )
 
 
 def is_remote(url: str) -> bool:
@@ -187,25 +180,24 @@ def read_ahead(
 
 def file_sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:
     """Length in bytes of every file directly in `folder`, by name, with one listing."""
-    found = _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(folder)
-    if found is None and not missing_ok:
-        raise UserError(f"{folder}: no such folder or bucket; correct the address")
-    return found or {}
+    try:
+        return _remote_sizes(folder, retry) if is_remote(folder) else _local_sizes(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return {}
+        raise UserError(f"{folder}: no such folder or bucket; correct the address") from None
 
 
-def _local_sizes(folder: str) -> dict[str, int] | None:
-    path = Path(folder.removeprefix("file://"))
-    if not path.is_dir():
-        return None
-    found = {}
-    for item in os.scandir(path):
+def _local_sizes(folder: str) -> dict[str, int]:
+    sizes = {}
+    for item in os.scandir(folder.removeprefix("file://")):
         with suppress(FileNotFoundError):  # others rename their files here
             if item.is_file():
-                found[item.name] = item.stat().st_size
-    return found
+                sizes[item.name] = item.stat().st_size
+    return sizes
 
 
-def _remote_sizes(folder: str, retry: Retry) -> dict[str, int] | None:
+def _remote_sizes(folder: str, retry: Retry) -> dict[str, int]:
     filesystem, path = open_filesystem(folder)
 
     def fetch() -> list[dict[str, Any]]:
@@ -213,10 +205,7 @@ def _remote_sizes(folder: str, retry: Retry) -> dict[str, int] | None:
         rows: list[dict[str, Any]] = filesystem.ls(path, detail=True)
         return rows
 
-    try:
-        rows = with_retries(fetch, folder, "listed", retry)
-    except FileNotFoundError:
-        return None
+    rows = with_retries(fetch, folder, "listed", retry)
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}
 
 
@@ -224,22 +213,18 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and what the URL is called there."""
     scheme = url.split("::")[-1].split("://")[0]
     is_s3 = scheme in ("s3", "s3a")
+    options: dict[str, Any] = {}
+    if is_s3:
+        # The user's own, less the retries of two layers below that would multiply ours.
+        own = dict(fsspec.config.conf.get(scheme, {}))
+        retries = {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})}
+        options = {scheme: {**own, "config_kwargs": retries}}
     try:
-        if not is_s3:
-            filesystem, path = fsspec.core.url_to_fs(url)
-        else:
-            filesystem, path = fsspec.core.url_to_fs(url, **{scheme: _s3_options(scheme)})
-            filesystem.retries = 1
-    except ImportError as error:
-        remedy = "pip install 'vgse[s3]'" if is_s3 else "install the package it names"
-        raise UserError(f"{url}: {one_line(error)}; {remedy}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {one_line(error)}") from None
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        missing = "; pip install 'vgse[s3]'" if is_s3 else "; install the package it names"
+        remedy = missing if isinstance(error, ImportError) else ""
+        raise UserError(f"{url}: {one_line(error)}{remedy}") from None
+    if is_s3:
+        filesystem.retries = 1
     return filesystem, path
-
-
-def _s3_options(scheme: str) -> dict[str, Any]:
-    """The user's options, less the retries of two layers below that would multiply ours."""
-    own = dict(fsspec.config.conf.get(scheme, {}))
-    retries = {"retries": {"max_attempts": 0}, **own.get("config_kwargs", {})}
-    return {**own, "config_kwargs": retries}

@@ -16,10 +16,8 @@ BLOCK_SIZE = 256
 
 @dataclass(frozen=True)
 class Order:
-    """Positions 0..T-1 of an epoch, block by block.
-
-    Block b holds `start[b + 1] - start[b]` consecutive samples of shard `shard[b]`, from
-    index `first[b]` on; the samples are permuted inside it.
+    """Positions 0..T-1 of an epoch. Block b holds `start[b + 1] - start[b]` consecutive samples of
+    shard `shard[b]`, from index `first[b]` on, permuted inside it.
     """
 
     shard: NDArray[np.int64]  # [num_blocks]
@@ -27,7 +25,6 @@ class Order:
     start: NDArray[np.int64]  # [num_blocks + 1]
     seed: int
     epoch: int
-    shuffle: bool
     block_size: int
 
     @property
@@ -42,7 +39,6 @@ def epoch_order(
     seed: int,
     epoch: int,
     block_size: int = BLOCK_SIZE,
-    shuffle: bool = True,
 ) -> Order:
     """The order of one epoch over shards of the given counts.
 
@@ -53,13 +49,10 @@ def epoch_order(
     if block_size < 1:
         raise UserError(f"block_size is {block_size}; it must be at least 1")
     counts = np.asarray(shard_counts, np.int64)
-    shards = np.arange(len(counts))
-    heads = np.full(len(counts), block_size)
-    if shuffle:
-        shards = np.argsort(_hash(seed, epoch, 0, shards), kind="stable")
-        heads = 1 + (_hash(seed, epoch, 1, np.arange(len(counts))) % block_size).astype(np.int64)
+    indices = np.arange(len(counts))
+    heads = 1 + (_hash(seed, epoch, 1, indices) % block_size).astype(np.int64)
     shard, first = [], []
-    for index in shards.tolist():
+    for index in np.argsort(_hash(seed, epoch, 0, indices), kind="stable").tolist():
         count, head = int(counts[index]), int(heads[index])
         cuts = [0, *range(head, count, block_size)] if count else []
         shard += [index] * len(cuts)
@@ -69,7 +62,7 @@ def epoch_order(
     last = np.append(shard_of[1:] != shard_of[:-1], True)[: len(shard_of)]
     ends = np.where(last, counts[shard_of], np.append(first_of[1:], 0)[: len(first_of)])
     start = np.concatenate([[0], np.cumsum(ends - first_of)])
-    return Order(shard_of, first_of, start, seed, epoch, shuffle, block_size)
+    return Order(shard_of, first_of, start, seed, epoch, block_size)
 
 
 def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -79,10 +72,10 @@ def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[n
     while start < stop:
         begin, end = int(order.start[block]), int(order.start[block + 1])
         indices = order.first[block] + np.arange(end - begin)
-        if order.shuffle:
-            draws = _hash(order.seed, order.epoch, 2 + int(order.shard[block]), indices)
-            indices = indices[np.argsort(draws, kind="stable")]
-        yield int(order.shard[block]), indices[start - begin : min(stop, end) - begin]
+        shard = int(order.shard[block])
+        draws = _hash(order.seed, order.epoch, 2 + shard, indices)
+        indices = indices[np.argsort(draws, kind="stable")]
+        yield shard, indices[start - begin : min(stop, end) - begin]
         start = min(stop, end)
         block += 1
 
@@ -319,12 +312,7 @@ def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> 
     return cursor
 
 
-def order_of(cursor: Cursor, selection: Selection, *, shuffle: bool = True) -> Order:
+def order_of(cursor: Cursor, selection: Selection) -> Order:
     """The order of the cursor's epoch."""
-    return epoch_order(
-        selection.counts,
-        seed=cursor.seed,
-        epoch=cursor.epoch,
-        block_size=cursor.block_size,
-        shuffle=shuffle,
-    )
+    seed, epoch, block_size = cursor.seed, cursor.epoch, cursor.block_size
+    return epoch_order(selection.counts, seed=seed, epoch=epoch, block_size=block_size)

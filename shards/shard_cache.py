@@ -13,7 +13,6 @@ import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import BinaryIO
 
 from shards.manifest import ShardEntry
 from shards.objects import FULL, Access, read_ahead, read_bytes
@@ -80,13 +79,21 @@ def _is_whole(path: Path, shard: ShardEntry) -> bool:
 
 
 def _load(url: str, shard: ShardEntry, path: Path, access: Access) -> None:
+    def fetch(start: int) -> bytes:
+        stop = min(start + CHUNK_BYTES, shard.bytes)
+        return read_bytes(url, start, stop, retry=access.retry)
+
+    digest = hashlib.sha256()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     try:
         with open(handle, "wb") as file:
-            digest = _download(url, shard, file, access)
+            for _, data in read_ahead(range(0, shard.bytes, CHUNK_BYTES), fetch, access.ahead):
+                file.write(data)
+                file.flush()
+                digest.update(data)
             os.fsync(file.fileno())
-        if digest != shard.sha256:
-            raise UserError(f"{url}: {changed(digest, shard)}")
+        if digest.hexdigest() != shard.sha256:
+            raise UserError(f"{url}: {changed(digest.hexdigest(), shard)}")
         os.chmod(name, 0o644)
         os.replace(name, path)
     finally:
@@ -99,19 +106,6 @@ def changed(digest: str, shard: ShardEntry) -> str:
         f"sha256 is {digest[:12]}…, the manifest has {shard.sha256[:12]}…: "
         "changed after packing; copy it again or pack again"
     )
-
-
-def _download(url: str, shard: ShardEntry, file: BinaryIO, access: Access) -> str:
-    def fetch(start: int) -> bytes:
-        stop = min(start + CHUNK_BYTES, shard.bytes)
-        return read_bytes(url, start, stop, retry=access.retry)
-
-    digest = hashlib.sha256()
-    for _, data in read_ahead(range(0, shard.bytes, CHUNK_BYTES), fetch, access.ahead):
-        file.write(data)
-        file.flush()
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _make_room(folder: Path, needed: int, limit: int | None) -> bool:

@@ -83,31 +83,22 @@ def open_streams(
 def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
     for part, following in pairwise(chain(parts, [None])):
         assert part is not None
-        shard = part.shard
+        shard, start, stop = part.shard, part.start, part.stop
+        assert 0 <= start <= stop <= shard.count, (start, stop, shard)
         after = following.shard if following and following.shard is not shard else None
         url = join_url(manifest.url, shard.file)
-        for number, run in enumerate(_runs(manifest, part)):
-            yield Chunk(part, *run, number == 0, after, url)
-
-
-def _runs(manifest: Manifest, part: Part) -> Iterator[tuple[int, int, int, int]]:
-    """(first sample, last sample, first byte, last byte) of reads that cover a part."""
-    shard, start, stop = part.shard, part.start, part.stop
-    assert 0 <= start <= stop <= shard.count, (start, stop, shard)
-    if start >= stop:
-        return
-    if not shard.offsets:
-        yield 0, shard.count, 0, shard.bytes
-        return
-    edges = [*shard.offsets, shard.bytes]
-    low, end = start // manifest.stride, -(-stop // manifest.stride)
-    while low < end:
-        high = low + 1
-        while high < end and edges[high + 1] - edges[low] <= READ_BYTES:
-            high += 1
-        last = min(high * manifest.stride, shard.count)
-        yield low * manifest.stride, last, edges[low], edges[high]
-        low = high
+        edges = [*(shard.offsets or [0]), shard.bytes]
+        stride = manifest.stride if shard.offsets else shard.count
+        first, end = start // stride, -(-stop // stride) if start < stop else 0
+        low = first
+        while low < end:
+            high = low + 1
+            while high < end and edges[high + 1] - edges[low] <= READ_BYTES:
+                high += 1
+            last = min(high * stride, shard.count)
+            opens = low == first
+            yield Chunk(part, low * stride, last, edges[low], edges[high], opens, after, url)
+            low = high
 
 
 def plan_parts(

@@ -13,7 +13,7 @@ from distributed.embedding.pictures import gather_pictures
 from distributed.setup import Prepared
 from distributed.stages import RunFolder, digest, download, run_stage
 from distributed.train.metrics import LOADING, read_metrics
-from shards.loader_health import LoadTimes, explain_stall
+from shards.loader import LoadTimes, explain_stall
 from shards.objects import is_remote
 from vgse import health
 from vgse.config import RunConfig, to_dict

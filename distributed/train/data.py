@@ -13,8 +13,7 @@ from torch import Tensor
 
 from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
 from shards import sampler
-from shards.loader import Batch, Batches, Cut, make_loader
-from shards.loader_health import NO_TIMES, LoadTimes
+from shards.loader import NO_TIMES, Batch, Batches, Cut, LoadTimes, make_loader
 from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
 from shards.sampler import Cursor, Order, Plan, Selection

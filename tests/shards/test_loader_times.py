@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.loader import Batches, Cut, make_loader
-from shards.loader_health import LoadTimes, explain_stall
+from shards.loader import Batches, Cut, LoadTimes, explain_stall, make_loader
 from shards.manifest import Manifest
 from shards.sampler import order_of, select, split_ranges, start_of
 from shards_trees import flat_tree, pack_tree
