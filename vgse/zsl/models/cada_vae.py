@@ -11,15 +11,17 @@ number, and noise on what is encoded, since there may be no more than some dozen
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vgse.zsl.data import Features
 from vgse.zsl.features import Training
 from vgse.zsl.models.bilinear import Embeddings, Score, span
-from vgse.zsl.models.latent_classifier import Latents, LatentScore
+from vgse.zsl.models.latent_classifier import Latents, fit_latent_classifier
 
 COMPONENTS = 128  # principal axes of the features that learn
 HIDDEN = 128
@@ -119,38 +121,55 @@ def unit_scale(rows: Features | Embeddings) -> float:
     return 1 / float(np.sqrt(np.mean(np.square(rows))) or 1)
 
 
+def latents(encoded: Tensor) -> Latents:
+    """Means and standard deviations from what an encoder gives."""
+    mean, log_variance = encoded.chunk(2, 1)
+    return mean, (log_variance / 2).exp()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own generator starts from `seed` inside, and is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def fit_cada_vae(
     training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
 ) -> Score:
     """Aligned autoencoders; `noise` on class embeddings is relative to their root mean square.
 
-    The score learns one classifier for each set of candidates that it is asked for. All
-    randomness follows from `seed`; torch's own generator is left as it was.
+    The score learns one classifier for each set of candidates that it is asked for.
     """
     coordinates, basis = span(embeddings)
-    features = training.features[:, :COMPONENTS]
-    of_features, of_embeddings = unit_scale(features), unit_scale(coordinates)
+    of_features = np.float32(unit_scale(training.features[:, :COMPONENTS]))
+    of_embeddings = unit_scale(coordinates)
 
     def image_inputs(rows: Features) -> Tensor:
-        return torch.from_numpy(rows[:, :COMPONENTS] * np.float32(of_features))
+        return torch.from_numpy(rows[:, :COMPONENTS] * of_features)
 
     def class_inputs(rows: Embeddings) -> Tensor:
         return torch.from_numpy(np.asarray(of_embeddings * (rows @ basis.T), np.float32))
 
     x, labels = image_inputs(training.features), torch.from_numpy(training.labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = train(x, class_inputs(embeddings), labels, noise).requires_grad_(False)
+    images = latents(model.encode_x(x))
+    label_of = {row.tobytes(): label for label, row in enumerate(embeddings)}
+    learned: dict[bytes, tuple[Tensor, Tensor]] = {}
 
-    def latents(encoded: Tensor) -> Latents:
-        mean, log_variance = encoded.chunk(2, 1)
-        return mean, (log_variance / 2).exp()
+    def score(features: Features, candidates: Embeddings) -> NDArray[np.floating]:
+        key = np.ascontiguousarray(candidates, np.float64).tobytes()
+        if key not in learned:
+            classes = latents(model.encode_a(class_inputs(candidates)))
+            seen = torch.tensor([label_of.get(row.tobytes(), -1) for row in candidates])
+            with seeded(seed):
+                learned[key] = fit_latent_classifier(images, labels, classes, seen)
+        weight, bias = learned[key]
+        logits: NDArray[np.floating] = (
+            model.encode_x(image_inputs(features)).chunk(2, 1)[0] @ weight + bias
+        ).numpy()
+        return logits
 
-    def encode_images(rows: Features) -> Latents:
-        return latents(model.encode_x(image_inputs(rows)))
-
-    def encode_classes(rows: Embeddings) -> Latents:
-        return latents(model.encode_a(class_inputs(rows)))
-
-    images = encode_images(training.features)
-    return LatentScore(encode_images, encode_classes, images, labels, embeddings, seed)
+    return score
