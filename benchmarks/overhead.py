@@ -170,7 +170,8 @@ def find_clusters(config: RunConfig) -> None:
     prepared = prepare(config)
     with ray_cluster(config.cluster), Display() as display:
         spec, folder = run_features(config, prepared, False, display)
-        run_kmeans(config, prepared, spec, folder, start_folder(config), False, display)
+        job = training_job(config, prepared, spec, folder, start_folder(config))
+        run_kmeans(job, prepared, False, display)
 
 
 def start_folder(config: RunConfig) -> Path:

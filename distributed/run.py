@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from rich.markup import escape
 
+from distributed import stages
 from distributed.cluster import ray_cluster, wants_gpu
 from distributed.display import Display
 from distributed.embedding import embed
@@ -15,15 +16,7 @@ from distributed.features.extract import run_features
 from distributed.features.kmeans_init import run_kmeans
 from distributed.logs import driver_log
 from distributed.setup import Prepared, learned, prepare
-from distributed.stages import (
-    RunFolder,
-    digest,
-    finished_stages,
-    is_done,
-    mark_done,
-    upload,
-    working_folder,
-)
+from distributed.stages import RunFolder, digest, working_folder
 from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
 from distributed.train.checkpoint import damage
 from distributed.train.ray_trainer import run_training, training_job
@@ -37,10 +30,8 @@ _RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", LAST)
 
 
 def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
-    """Make the run folder, or see that it holds a run of the same configuration and data.
-
-    `resume` allows a finished run; returns whether it was one.
-    """
+    """Make the run folder, or see that it holds a run of the same configuration and data;
+    `resume` allows a finished one. Returns whether it is finished."""
     present = file_sizes(run, retry=FIRST)
     finished = LAST in present
     if finished and not resume:
@@ -85,19 +76,20 @@ def _difference(run: str, config: RunConfig) -> str:
 
 
 def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool = False) -> Path:
-    """Run everything that is not done yet, and return the run folder.
-
-    An unfinished run goes on from its last committed checkpoint, or with the first stage whose
-    files are not there; of a finished one `resume` redoes what follows the embedding pass. For a
-    run folder at a URL, returns a local folder with a copy of its report.
-    """
+    """Run everything that is not done yet; of a finished run `resume` redoes what follows the
+    embedding pass. Returns the run folder, or a local one with the report where it is at a URL."""
     check_name("--run-id", run_id)
     prepared = prepare(config)
     url = join_url(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
     with working_folder(url) as run, driver_log(run.local, verbose=verbose), Display() as display:
         write_config(config, url)
-        display.line(describe(config, prepared))
+        manifest = prepared.manifest
+        display.line(
+            f"[bold]{escape(manifest.source or manifest.url)}[/bold]: {len(prepared.seen)} seen "
+            f"and {len(prepared.unseen)} unseen classes, {manifest.num_images('train'):,} training "
+            f"images of {manifest.num_patches} patches"
+        )
         embedding = learn_and_embed(config, prepared, run, display, verbose)
         write_results(config, prepared, run, embedding, display, redo=finished)
     return run.local
@@ -106,49 +98,32 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
 def learn_and_embed(
     config: RunConfig, prepared: Prepared, run: RunFolder, display: Display, verbose: bool
 ) -> str:
-    """All that needs the cluster, which is not started if it is done; returns a digest of what the
-    embedding was made from."""
-    checkpoint = finished_training(run.url, prepared.fingerprint)
-    if checkpoint and is_done(run.url, "embedding", digest(prepared.fingerprint, checkpoint)):
+    """All that needs the cluster; returns a digest of what the embedding was made from."""
+    entry = stages.finished_stages(run.url).get("training")
+    checkpoint = None  # the last one of a training that ended
+    if isinstance(entry, dict) and entry.get("inputs") == prepared.fingerprint:
+        checkpoint = str(entry.get("checkpoint"))
+    inputs = digest(prepared.fingerprint, checkpoint)
+    if checkpoint and stages.is_done(run.url, "embedding", inputs):
         for stage, files in (("training", [checkpoint]), ("embedding", embed.FILES)):
             display.line(f"{stage:<11} there already: {', '.join(files)}")
-        return digest(prepared.fingerprint, checkpoint)
+        return inputs
     with ExitStack() as cluster:
         with display.stage("ray") as stage_:
             cluster.enter_context(ray_cluster(config.cluster, verbose=verbose))
             gpu = wants_gpu(config.cluster, stage_.say)
             stage_.summary = f"{config.cluster.num_workers} {'GPU' if gpu else 'CPU'} workers"
         spec, folder = run_features(config, prepared, gpu, display)
-        run_kmeans(config, prepared, spec, folder, run.url, gpu, display)
         job = training_job(config, prepared, spec, folder, run.url)
+        run_kmeans(job, prepared, gpu, display)
         if checkpoint and damage(join_url(run.url, checkpoint)) is None:
             display.line(f"training    there already: {checkpoint}")
         else:
             checkpoint = run_training(job, gpu, display).rpartition("/")[2]
-            mark_done(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
+            stages.finish_stage(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
         units = units_of(prepared.manifest, SPLITS)
         embedded = embed.run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
     inputs = digest(prepared.fingerprint, checkpoint)
     embed.save_embedded(run.local, embedded)
-    upload(run, *embed.FILES)
-    mark_done(run, "embedding", inputs, embed.FILES)
+    stages.finish_stage(run, "embedding", inputs, embed.FILES)
     return inputs
-
-
-def finished_training(run: str, fingerprint: str) -> str | None:
-    """Name of the last checkpoint of a training that ended; None if it did not."""
-    entry = finished_stages(run).get("training")
-    if not isinstance(entry, dict) or entry.get("inputs") != fingerprint:
-        return None
-    return str(entry.get("checkpoint"))
-
-
-def describe(config: RunConfig, prepared: Prepared) -> str:
-    """One line that says what is about to happen."""
-    manifest = prepared.manifest
-    images = manifest.num_images("train")
-    return (
-        f"[bold]{escape(manifest.source or manifest.url)}[/bold]: {len(prepared.seen)} seen and "
-        f"{len(prepared.unseen)} unseen classes, {images:,} training images of "
-        f"{manifest.num_patches} patches"
-    )

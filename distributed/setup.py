@@ -45,18 +45,24 @@ def prepare(config: RunConfig) -> Prepared:
     row = {name: i for i, name in enumerate(manifest.class_names)}
     kept = np.array([row[name] for name in words.class_names])
     seen, unseen, val = (
-        np.array([i for i in indices if i in set(kept.tolist())], np.int64)
+        np.array(indices, np.int64)[np.isin(indices, kept)]
         for indices in (manifest.seen, manifest.unseen, manifest.val)
     )
-    trained = np.setdiff1d(seen, val) if config.training.classes == "train" else seen
-    _check_classes(config, manifest, seen, unseen, val)
+    _check_data(config, manifest, len(seen), len(unseen), len(val))
     vectors = np.full((len(row), words.vectors.shape[1]), np.nan)
     vectors[kept] = words.vectors
     vectors = normalise_words(vectors, seen)
-    _check_sizes(config, manifest)
-    num_features = _check_backbone(config)
-    cache, fingerprint = _cache_root(config), _fingerprint(config, manifest, vectors)
-    return Prepared(manifest, seen, unseen, val, trained, vectors, num_features, cache, fingerprint)
+    return Prepared(
+        manifest=manifest,
+        seen=seen,
+        unseen=unseen,
+        val=val,
+        trained=np.setdiff1d(seen, val) if config.training.classes == "train" else seen,
+        word_vectors=vectors,
+        num_features=_check_backbone(config),
+        cache=_cache_root(config),
+        fingerprint=_fingerprint(config, manifest, vectors),
+    )
 
 
 def _check_backbone(config: RunConfig) -> int:
@@ -80,30 +86,21 @@ def _check_backbone(config: RunConfig) -> int:
     return backbone.num_features
 
 
-def _check_classes(
-    config: RunConfig,
-    manifest: Manifest,
-    seen: NDArray[np.int64],
-    unseen: NDArray[np.int64],
-    val: NDArray[np.int64],
-) -> None:
-    for name, group, least in (("seen", seen, 2), ("unseen", unseen, 1), ("validation", val, 1)):
-        if len(group) < least:
+def _check_data(config: RunConfig, manifest: Manifest, seen: int, unseen: int, val: int) -> None:
+    for name, count, least in (("seen", seen, 2), ("unseen", unseen, 1), ("validation", val, 1)):
+        if count < least:
             raise UserError(
-                f"{manifest.url}: {len(group)} {name} classes with word vectors, at least {least} "
+                f"{manifest.url}: {count} {name} classes with word vectors, at least {least} "
                 "needed; pack again with another split, or give words to more classes"
             )
-    if len(seen) - len(val) < 2:
+    if seen - val < 2:
         raise UserError(f"{manifest.url}: fewer than 2 seen classes outside the validation split")
     alpha = config.relations.alpha
-    if alpha * len(seen) > 1:
+    if alpha * seen > 1:
         raise UserError(
-            f"relations.alpha is {alpha}, but {len(seen)} weights of at least that size cannot "
-            f"sum to 1; set it to {1 / len(seen):.3g} or less"
+            f"relations.alpha is {alpha}, but {seen} weights of at least that size cannot "
+            f"sum to 1; set it to {1 / seen:.3g} or less"
         )
-
-
-def _check_sizes(config: RunConfig, manifest: Manifest) -> None:
     images = manifest.num_images("train")
     if images < config.cluster.num_workers:
         raise UserError(
@@ -131,13 +128,10 @@ def learned(content: dict[str, Any]) -> dict[str, Any]:
     """Those sections and fields of a configuration that decide what is learned."""
     sections = ("backbone", "model", "loss", "training", "seed")
     chosen = {name: content[name] for name in sections if name in content}
-    free = {
-        "training": ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept", "accumulate"),
-        "backbone": ("compile",),
-    }
-    for section, names in free.items():
+    free = ("checkpoint_epochs", "checkpoint_steps", "checkpoints_kept", "accumulate", "compile")
+    for section in ("training", "backbone"):
         if isinstance(chosen.get(section), dict):
-            chosen[section] = {k: v for k, v in chosen[section].items() if k not in names}
+            chosen[section] = {k: v for k, v in chosen[section].items() if k not in free}
     return chosen
 
 

@@ -1,8 +1,5 @@
-"""Stages that are done once: which are, of what inputs, and the files they left.
-
-`stages.json` of the run folder says for every finished stage what it was made from and how long
-its files are. A stage whose inputs are the same and whose files are there is not done again.
-"""
+"""Stages that are done once: `stages.json` of the run folder says for every finished one what it
+was made from and how long its files are; with the same inputs and files it is not done again."""
 
 import hashlib
 import json
@@ -15,13 +12,7 @@ from typing import Any
 
 from distributed.display import Display, Stage
 from distributed.logs import LOG
-from distributed.storage import (
-    download_existing,
-    file_sizes,
-    read_bytes,
-    upload_file,
-    write_bytes,
-)
+from distributed.storage import download_file, file_sizes, read_bytes, upload_file, write_bytes
 from shards.objects import is_remote, join_url
 from vgse.errors import UserError
 from vgse.files import sole_user
@@ -39,8 +30,7 @@ class RunFolder:
 
 @contextmanager
 def working_folder(url: str) -> Iterator[RunFolder]:
-    """The run folder with a place to work in, for this process alone; of one at a URL, where
-    nobody can tell who else works there, only report.html stays here."""
+    """The run folder, for this process alone; of one at a URL only report.html stays here."""
     if not is_remote(url):
         Path(url).mkdir(parents=True, exist_ok=True)
         with sole_user(Path(url)):
@@ -67,7 +57,8 @@ def download(run: RunFolder, *names: str) -> None:
     """Bring those files of the run folder here that are there and not here yet."""
     missing = [name for name in names if not (run.local / name).is_file()]
     if is_remote(run.url) and missing:
-        download_existing(run.url, missing, run.local)
+        for name in file_sizes(run.url).keys() & missing:
+            download_file(join_url(run.url, name), run.local / name)
 
 
 def upload(run: RunFolder, *names: str) -> None:
@@ -101,8 +92,11 @@ def is_done(url: str, stage: str, inputs: str) -> bool:
     return all(present.get(name) == size for name, size in entry.get("files", {}).items())
 
 
-def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **more: Any) -> None:
-    """Note that a stage is finished and its files are in the run folder."""
+def finish_stage(
+    run: RunFolder, stage: str, inputs: str, files: Sequence[str], **more: Any
+) -> None:
+    """Send a stage's files to the run folder, then note that it is finished."""
+    upload(run, *files)
     sizes = {name: (run.local / name).stat().st_size for name in files}
     entry = {"inputs": inputs, "files": sizes, **more}
     record = {**finished_stages(run.url), stage: entry}
@@ -111,8 +105,8 @@ def mark_done(run: RunFolder, stage: str, inputs: str, files: Sequence[str], **m
 
 
 def _send_log(run: RunFolder) -> None:
-    with suppress(UserError):  # the store is away: what ends the run, if anything, says so
-        if (run.local / LOG).is_file():
+    if (run.local / LOG).is_file():
+        with suppress(UserError):  # the store is away: what ends the run, if anything, says so
             upload(run, LOG)
 
 
@@ -125,17 +119,11 @@ def run_stage(
     display: Display,
     *,
     redo: bool = False,
-    total: float | None = None,
-) -> bool:
-    """Do a stage that writes `files` into `run.local`, unless it is done; returns whether it was.
-
-    Its files are in the run folder before the stage counts as finished.
-    """
+) -> None:
+    """Do a stage that writes `files` into `run.local`, unless it is done."""
     if not redo and is_done(run.url, stage, inputs):
         display.line(f"{stage:<11} there already: {', '.join(files)}")
-        return False
-    with display.stage(stage, total) as shown:
+        return
+    with display.stage(stage) as shown:
         work(shown)
-        upload(run, *files)
-        mark_done(run, stage, inputs, files)
-    return True
+        finish_stage(run, stage, inputs, files)

@@ -1,23 +1,24 @@
-"""Run folders and caches on a disk or at any fsspec URL: the few things that are done to them.
+"""Run folders and caches on a disk or at any fsspec URL, reached as `shards.objects` does."""
 
-Address, credentials, options and repeated attempts are those of shards, see `shards.objects`.
-"""
-
+import functools
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shards import objects
-from shards.objects import PATIENT, Retry, is_remote, join_url, with_retries
+from shards.objects import PATIENT, Retry, is_remote, with_retries
 from vgse.errors import UserError
 from vgse.files import written_whole
 
 # Stores without real folders: an object appears whole or not at all, and a missing parent means
 # that the bucket is missing, which is not ours to make.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
+
+read_bytes = functools.partial(objects.read_bytes, retry=PATIENT)
+file_sizes = functools.partial(objects.file_sizes, retry=PATIENT, missing_ok=True)
 
 
 def absolute(url: str | Path) -> str:
@@ -26,16 +27,6 @@ def absolute(url: str | Path) -> str:
     if is_remote(text):
         return text.rstrip("/")
     return os.path.abspath(text.removeprefix("file://"))
-
-
-def read_bytes(url: str, *, retry: Retry = PATIENT) -> bytes:
-    """The whole content of a file; FileNotFoundError if there is none."""
-    return objects.read_bytes(url, retry=retry)
-
-
-def file_sizes(folder: str, *, retry: Retry = PATIENT) -> dict[str, int]:
-    """Length in bytes of every file directly in a folder, by name; empty if there is none."""
-    return objects.file_sizes(folder, retry=retry, missing_ok=True)
 
 
 def write_bytes(url: str, data: bytes, *, retry: Retry = PATIENT) -> None:
@@ -54,10 +45,8 @@ def upload_file(local: Path, url: str, *, retry: Retry = PATIENT) -> None:
 
 
 def download_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
-    """Copy a file from a URL into a local one, which appears whole or not at all.
-
-    Any number of processes may do so at once. FileNotFoundError if there is none.
-    """
+    """Copy a file from a URL into a local one, which appears whole or not at all, whichever other
+    processes do so at once. FileNotFoundError if there is none."""
     filesystem, path = objects.open_filesystem(url)
     local.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=local.parent, prefix=".part-")
@@ -76,14 +65,6 @@ def download_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
         os.replace(part, local)
     finally:
         Path(part).unlink(missing_ok=True)
-
-
-def download_existing(folder: str, names: Iterable[str], local: Path) -> None:
-    """Copy those of some files that are there from a URL into a local folder."""
-    present = file_sizes(folder)
-    for name in names:
-        if name in present:
-            download_file(join_url(folder, name), local / name)
 
 
 def _send(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,10 @@ def _embed_numbered(encoder: list[Any], units: Sequence[Unit], number: int) -> t
 def _encoder(reference: Any) -> Encoder:
     """The encoder on its device, which the driver's machine need not have."""
     encoder: Encoder = ray.get(reference)
-    return replace(
-        encoder,
-        head=encoder.head.to(encoder.device),
-        start=None if encoder.start is None else encoder.start.to(encoder.device),
-        backbone=None if encoder.backbone is None else encoder.backbone.to(encoder.device),
-    )
+    for module in (encoder.head, encoder.start, encoder.backbone):
+        if module is not None:
+            module.to(encoder.device)
+    return encoder
 
 
 def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
@@ -183,10 +181,7 @@ def _concatenated(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:
 
 
 def save_embedded(folder: Path, embedded: Embedded) -> None:
-    """Write image_features.npz, for users, and embedded.npz, for the stages that follow.
-
-    The second holds per image its shard and place, exact assignments, and per split the sums.
-    """
+    """Write image_features.npz, for users, and embedded.npz with all else, for later stages."""
     images = embedded.images
     write_image_features(
         folder,

@@ -28,10 +28,7 @@ Wanted = tuple[str, int]  # shard file, place in the shard
 def read_pictures(
     manifest: Manifest, wanted: Iterable[Wanted], access: Access
 ) -> dict[Wanted, Sample]:
-    """Some samples of the shards; damaged ones are left out.
-
-    What lies between two of them is read, too, where that saves reading a run of samples twice.
-    """
+    """Some samples of the shards; damaged ones are left out."""
     chosen = sorted(set(wanted))
     shards = {shard.file: shard for shard in manifest.shards}
     pieces = ((shards[file], np.array([row])) for file, row in chosen)
@@ -52,10 +49,8 @@ def nearest_patches(
     clusters: NDArray[np.integer],
     count: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `count` patches of some classes that each of K clusters holds most strongly.
-
-    At most one patch of an image is taken for a cluster, so that a montage shows variety. Returns
-    rows of `images` and numbers of patches, each [K, count], -1 where there are fewer.
+    """The `count` patches of some classes that each of K clusters holds most strongly, at most one
+    of an image: rows of `images` and numbers of patches, each [K, count], -1 where there are fewer.
     """
     candidates = np.where(np.isin(images.labels, classes)[:, None], images.scores, -1.0)
     rows, patches = (np.full((len(clusters), count), -1, np.int64) for _ in range(2))
@@ -73,10 +68,8 @@ def nearest_patches(
 def gather_pictures(
     config: RunConfig, prepared: Prepared, images: EmbeddedImages
 ) -> dict[str, NDArray[np.generic]]:
-    """Montages of the most used clusters, a picture of each class, and a sample of patches.
-
-    Returns the arrays of pictures.npz. Memory is bounded by what the report shows, not by the data.
-    """
+    """The arrays of pictures.npz: montages of the most used clusters, a picture of each class, and
+    a sample of patches. Memory is bounded by what the report shows."""
     manifest, strongest, labels = prepared.manifest, images.strongest, images.labels
     patches_of = np.bincount(strongest.ravel(), minlength=config.model.num_clusters)
     usage = patches_of / max(1, strongest.size)
@@ -100,35 +93,31 @@ def gather_pictures(
     wanted = (places[i] for i in needed if i >= 0)
     samples = read_pictures(manifest, wanted, access_of(config.data))
 
-    def sample_of(image: int) -> Sample | None:
-        return samples.get(places[image]) if image >= 0 else None
-
-    def patch(image: int, number: int, side: int) -> NDArray[np.uint8]:
-        if (sample := sample_of(image)) is None:
+    def picture(image: int, side: int, patch: int | None = None) -> NDArray[np.uint8]:
+        """White where the image is missing or damaged; of the whole image without `patch`."""
+        sample = samples.get(places[image]) if image >= 0 else None
+        if sample is None:
             return np.full((side, side, 3), 255, np.uint8)
-        return cut_patches_opencv(sample.image, sample.boxes[number : number + 1], side)[0]
-
-    def class_picture(image: int) -> NDArray[np.uint8]:
-        if (sample := sample_of(image)) is None:
-            return np.full((_CLASS_SIDE, _CLASS_SIDE, 3), 255, np.uint8)
-        return whole_picture(sample.image, _CLASS_SIDE)
+        if patch is None:
+            return whole_picture(sample.image, side)
+        return cut_patches_opencv(sample.image, sample.boxes[patch : patch + 1], side)[0]
 
     names = np.array(manifest.class_names)
     arrays: dict[str, NDArray[np.generic]] = {
         "cluster_ids": shown,
         "cluster_mass": usage[shown].astype(np.float32),
         "cluster_usage": usage.astype(np.float32),
-        "class_pictures": np.stack([class_picture(int(i)) for i in portraits]),
+        "class_pictures": np.stack([picture(int(i), _CLASS_SIDE) for i in portraits]),
         "tsne_features": images.assignments[map_image],
         "tsne_cluster": strongest[map_image, map_patch].astype(np.int64),
         "tsne_class": names[labels[map_image]],
         "tsne_pictures": np.stack(
-            [patch(int(i), int(n), _MAP_SIDE) for i, n in zip(map_image, map_patch, strict=True)]
+            [picture(int(i), _MAP_SIDE, int(n)) for i, n in zip(map_image, map_patch, strict=True)]
         ),
     }
     for name, (rows, patches) in montages.items():
         flat = zip(rows.ravel().tolist(), patches.ravel().tolist(), strict=True)
-        montage = np.stack([patch(image, number, _PATCH_SIDE) for image, number in flat])
+        montage = np.stack([picture(image, _PATCH_SIDE, number) for image, number in flat])
         arrays[f"cluster_{name}"] = montage.reshape(*rows.shape, *montage.shape[1:])
         arrays[f"cluster_{name}_class"] = np.where(rows >= 0, names[labels[rows]], "")
     return arrays

@@ -1,10 +1,10 @@
 """Remote calls of one function: in Ray tasks on CPUs, in actors that last on GPUs.
 
-Ray ends the process of a task on a GPU after each call, since the GPU's memory would stay taken
-otherwise. To start one and to load a backbone takes longer than to use it on a few hundred images:
-an actor serves many calls, several at a time, and ends with the stage.
+Ray ends the process of a task on a GPU after each call, and to load a backbone takes longer than
+to use it on a few hundred images: an actor serves many calls and ends with the stage.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +31,7 @@ def remote_results(
     config: ClusterConfig,
     gpu: bool,
 ) -> Iterator[Any]:
-    """Results of calls as they come, from CPUs or from GPUs, which the driver need not have."""
+    """Results of calls as they come, from CPUs or from GPUs."""
     if not gpu:
         yield from task_results(function, calls)
         return
@@ -47,12 +47,11 @@ def task_results(
     """Results as they come of calls in tasks of a CPU each, at most `limit` of them in flight."""
     task = ray.remote(num_cpus=1, max_retries=_REPETITIONS)(function)
     flying: list[Any] = []
-    for arguments in calls:
-        flying.append(task.remote(*arguments))
-        if len(flying) >= limit:
-            (done,), flying = ray.wait(flying)
-            yield result_of(done)
-    while flying:
+    waiting = iter(calls)
+    while True:
+        flying += [task.remote(*call) for call in itertools.islice(waiting, limit - len(flying))]
+        if not flying:
+            return
         (done,), flying = ray.wait(flying)
         yield result_of(done)
 
@@ -67,11 +66,8 @@ def actor_results(
     gpus: float = 1,
 ) -> Iterator[Any]:
     """Results as they come of calls in `count` actors, each with its CPUs and GPUs and several
-    calls at a time, so that some read and cut while another computes.
-
-    What an actor loads (`functools.lru_cache`) stays for its later calls. One that dies is
-    replaced, and its calls are repeated.
-    """
+    calls at a time, so that some read and cut while another computes. One that dies is replaced,
+    and its calls are repeated."""
     caller = ray.remote(_Caller).options(
         num_cpus=cpus,
         num_gpus=gpus,

@@ -1,8 +1,7 @@
 """Features of a frozen backbone, cached as files and read back by mmap.
 
-A unit is a run of at most 256 consecutive images of one shard: the piece of work of one Ray
-task, one file of the cache, and one block of the epoch's order. Files appear whole or not at all,
-so that any number of runs and trials can share a cache, on a disk or at a URL.
+A unit, at most 256 consecutive images of a shard, is one file of the cache and one block of the
+epoch's order. Files appear whole or not at all: runs and trials share a cache.
 """
 
 import hashlib
@@ -107,16 +106,12 @@ def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
 
 def weights_of(spec: FeatureSpec) -> str:
     """The weights as `build_backbone` takes them."""
-    path, _, _ = spec.weights.rpartition("#")
-    return path or spec.weights
+    return spec.weights.rpartition("#")[0] or spec.weights
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:
-    """Where this node has a file of the cache, or will have it.
-
-    Copies of a cache at a URL lie in the folder that keeps shards of a store, if there is one, and
-    otherwise in the system's folder for temporary files.
-    """
+    """Where this node has a file of the cache; of one at a URL a copy, beside those of shards or
+    in the system's folder for temporary files."""
     if not is_remote(folder):
         return Path(folder) / name
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 import functools
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -13,17 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distributed.display import Display
+from distributed.features import cache
 from distributed.features.actors import remote_results
-from distributed.features.cache import (
-    FeatureSpec,
-    Unit,
-    access_of,
-    cache_folder,
-    feature_spec,
-    units_of,
-    weights_of,
-    write_unit,
-)
+from distributed.features.cache import FeatureSpec, Unit, access_of, feature_spec, units_of
 from distributed.setup import Prepared
 from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import sent
@@ -56,23 +48,22 @@ def run_features(
     """Compute what the feature cache lacks of some splits; returns its spec and folder or URL."""
     manifest = prepared.manifest
     device = "cuda" if gpu else "cpu"
-    precision = resolve_precision(config.backbone.precision, device)
-    spec = feature_spec(config.backbone, precision)
+    spec = feature_spec(config.backbone, resolve_precision(config.backbone.precision, device))
     if config.backbone.train != "none":
         # θ will move: only the sample that starts the clusters is worth computing.
         size = config.model.num_clusters * config.model.max_points_per_centroid
         images = manifest.num_images("train")
         below = hash_threshold(size, images * manifest.num_patches)
         spec = replace(spec, seed=config.seed, sample_below=below)
-    folder = cache_folder(prepared.cache, manifest, spec)
+    folder = cache.cache_folder(prepared.cache, manifest, spec)
     units = units_of(manifest, splits)
     present = file_sizes(folder)
     missing = missing_units(units, present)
-    total = sum(unit.stop - unit.start for unit in units)
+    total, lacking = (sum(unit.stop - unit.start for unit in some) for some in (units, missing))
     url, access = absolute(manifest.url), access_of(config.data)
     calls = [(url, unit, spec, folder, device, access, unit.damage in present) for unit in missing]
     damaged: list[str] = []
-    with display.stage("features", sum(u.stop - u.start for u in missing)) as stage:
+    with display.stage("features", lacking) as stage:
         for count, keys in remote_results(compute_unit, calls, config.cluster, gpu):
             damaged += keys
             stage.advance(count, f"images by {config.backbone.name}")
@@ -82,15 +73,15 @@ def run_features(
                 f"{damaged[0]}; more than data.max_damaged={config.data.max_damaged} allows: "
                 "run python -m shards check, then pack again"
             )
-        state = "from the cache" if not missing else f"{precision} on {device}"
+        state = "from the cache" if not missing else f"{spec.precision} on {device}"
         skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
         stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
     return spec, folder
 
 
 def missing_units(units: Sequence[Unit], present: Mapping[str, int]) -> list[Unit]:
-    """Units to compute, given the sizes of the cache's files: also those with damaged images, which
-    count against the limit every time, and whose shards may have been mended since."""
+    """Units to compute, given the sizes of the cache's files: also those with damaged images,
+    whose shards may have been mended since."""
     return [unit for unit in units if unit.file not in present or present.get(unit.damage)]
 
 
@@ -104,34 +95,32 @@ def compute_unit(
     access: Access = ACCESS,
     again: bool = False,
 ) -> tuple[int, list[str]]:
-    """Compute and write one unit's file; returns its images and the keys of damaged ones.
-
-    What is damaged is listed in a file beside it before the unit's own file is there; `again`
-    says that there may be such a list.
-    """
+    """Compute and write one unit's file; returns its images and the keys of damaged ones, which
+    a file beside it lists. `again` says that there may be such a list already."""
     manifest = _manifest(url)
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     with _ONE_AT_A_TIME:
-        backbone = _backbone(spec.name, weights_of(spec), device)
+        backbone = _backbone(spec.name, cache.weights_of(spec), device)
     keys = [sample.key for sample in samples]
     chosen = np.ones((len(keys), manifest.num_patches), bool)
     if spec.seed is not None:
         chosen = patch_hashes(keys, manifest.num_patches, spec.seed) < np.uint64(spec.sample_below)
-    patches = _patch_features(samples, chosen, backbone, spec, device)
+    features = functools.partial(_features, backbone, spec, device)
+    patches = features(_cut(samples, chosen, spec.patch_size), spec.patch_size, _PATCHES_A_PASS)
     if spec.seed is None:
-        patches = patches.view(len(samples), manifest.num_patches, backbone.num_features)
+        patches = patches.view(*chosen.shape, backbone.num_features)
     pictures = (whole_picture(sample.image, spec.image_size)[None] for sample in samples)
     tensors = {
         "labels": torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         "rows": torch.tensor([sample.index for sample in samples], dtype=torch.int64),
-        "images": _features(pictures, spec.image_size, _PICTURES_A_PASS, backbone, spec, device),
+        "images": features(pictures, spec.image_size, _PICTURES_A_PASS),
         "patches": patches,
     }
     sources = [s.source if len(s.source) <= _LONGEST_SOURCE else "" for s in samples]
     names = {"keys": json.dumps(keys), "sources": json.dumps(sources)}
     if damaged or again:
         write_bytes(join_url(folder, unit.damage), json.dumps(damaged).encode() if damaged else b"")
-    write_unit(folder, unit, tensors, names, access)
+    cache.write_unit(folder, unit, tensors, names, access)
     return unit.stop - unit.start, damaged
 
 
@@ -148,8 +137,9 @@ def patch_features(
     manifest = _manifest(url)
     samples, _ = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     chosen = np.ones((len(samples), manifest.num_patches), bool)
-    flat = _patch_features(samples, chosen, backbone, spec, device)
-    return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()
+    patches = _cut(samples, chosen, spec.patch_size)
+    flat = _features(backbone, spec, device, patches, spec.patch_size, _PATCHES_A_PASS)
+    return flat.view(*chosen.shape, backbone.num_features).float()
 
 
 def read_samples(
@@ -185,32 +175,25 @@ def _backbone(name: str, weights: str, device: str) -> Backbone:
     return build_backbone(name, weights).to(device)
 
 
-def _patch_features(
-    samples: list[Sample],
-    chosen: NDArray[np.bool_],
-    backbone: Backbone,
-    spec: FeatureSpec,
-    device: str,
-) -> Tensor:
-    """Features of the chosen patches [n, N] of each sample, in their order."""
-    patches = (
-        cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size)
-        for sample, mask in zip(samples, chosen, strict=True)
-        if mask.any()
-    )
-    return _features(patches, spec.patch_size, _PATCHES_A_PASS, backbone, spec, device)
+def _cut(
+    samples: list[Sample], chosen: NDArray[np.bool_], size: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The chosen patches [n, N] of each sample, in their order."""
+    for sample, mask in zip(samples, chosen, strict=True):
+        if mask.any():
+            yield cut_patches_opencv(sample.image, sample.boxes[mask], size)
 
 
 def _features(
-    groups: Iterable[NDArray[np.uint8]],
-    side: int,
-    least_on_cpu: int,
     backbone: Backbone,
     spec: FeatureSpec,
     device: str,
+    groups: Iterable[NDArray[np.uint8]],
+    side: int,
+    least: int,
 ) -> Tensor:
-    """float16 [n, D_f] of groups of pictures [m, side, side, 3], several groups a pass."""
-    least = least_on_cpu
+    """float16 [n, D_f] of groups of pictures [m, side, side, 3], several groups a pass: on a CPU
+    as soon as there are `least` pictures."""
     if device.startswith("cuda"):
         with _ONE_AT_A_TIME:
             least = pictures_a_pass(backbone, side, spec.precision, device)

@@ -1,10 +1,12 @@
 """How the clustering layer starts: a hashed sample of patch features, their PCA, k-means."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -12,27 +14,17 @@ from numpy.typing import NDArray
 
 from distributed.display import Display
 from distributed.features.actors import result_of
-from distributed.features.cache import (
-    FeatureSpec,
-    Unit,
-    UnitFeatures,
-    access_of,
-    read_unit,
-    units_of,
-)
+from distributed.features.cache import Unit, access_of, read_unit, units_of
 from distributed.setup import Prepared
-from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
+from distributed.storage import file_sizes, read_bytes, write_bytes
 from shards.objects import ACCESS, Access, join_url
-from vgse.clusters import (
-    Centroids,
-    Projection,
-    fit_centroids,
-    fit_projection,
-    patch_hashes,
-    project,
-)
+from vgse import clusters
+from vgse.clusters import Centroids, Projection, patch_hashes
 from vgse.config import ModelConfig, RunConfig
 from vgse.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed.train.spec import TrainingJob
 
 Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
 """Hashes [n] of patches, and the unit of each with its place there [n, 2]."""
@@ -46,34 +38,26 @@ class PatchSample:
     population: int  # patches they were drawn from
 
 
-def run_kmeans(
-    config: RunConfig,
-    prepared: Prepared,
-    spec: FeatureSpec,
-    folder: str | Path,
-    run: str | Path,
-    gpu: bool,
-    display: Display,
-) -> None:
-    """k-means into `init` of the run folder, a local one or a URL, unless it is there."""
-    init = join_url(absolute(run), "init")
+def run_kmeans(job: TrainingJob, prepared: Prepared, gpu: bool, display: Display) -> None:
+    """k-means into `init` of the run folder, unless it is there."""
+    init = join_url(job.run, "init")
     if "centroids.npy" in file_sizes(init):
         display.line("clusters    there already: init/centroids.npy")
         return
     with display.stage("clusters") as stage:
         task: Any = ray.remote(make_start)  # type: ignore[arg-type]  # takes keywords
         call = task.options(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3).remote(
-            str(folder),
+            job.folder,
             units_of(prepared.manifest, ["train"]),
-            prepared.trained.tolist(),
-            config,
+            job.classes,
+            job.config,
             num_patches=prepared.manifest.num_patches,
-            below=spec.sample_below,
+            below=job.spec.sample_below,
             init=init,
         )
         centroids, sampled, population = result_of(call)
         stage.summary = (
-            f"k-means of {sampled:,} of {population:,} patches into {config.model.num_clusters} "
+            f"k-means of {sampled:,} of {population:,} patches into {len(centroids.vectors)} "
             f"on {centroids.device}, mean distance {centroids.objective:.3f}"
         )
 
@@ -89,12 +73,9 @@ def sample_patches(
     below: int,
     access: Access = ACCESS,
 ) -> PatchSample:
-    """Bottom-k sample, k = sample_size, of the cached patch features of some classes.
-
-    The result does not depend on the number of workers nor on the order of the units. Memory is
-    bounded by the sample: of hashes, which are gathered first, the smallest are kept, and features
-    are read of the chosen patches alone. The cache holds patches whose hash lies under `below`.
-    """
+    """Bottom-k sample by hash, k = sample_size, of the cached patches of some classes, whatever
+    the order of the units. Memory is bounded by the sample. The cache holds patches whose hash
+    lies under `below`."""
     parts: list[Hashed] = []
     population = 0
     for number, unit in enumerate(units):
@@ -112,10 +93,14 @@ def sample_patches(
     for number, unit in enumerate(units):
         content = read_unit(folder, unit, access)
         flat = np.sort(owners[owners[:, 0] == number, 1])
-        rows.append(_patch_rows(content, flat, num_patches, seed, below))
-        names += [
-            f"{content.keys[place // num_patches]}/{place % num_patches:04d}" for place in flat
-        ]
+        names += [f"{content.keys[i // num_patches]}/{i % num_patches:04d}" for i in flat]
+        if content.patches.dim() == 3:
+            rows.append(content.patches.flatten(0, 1)[flat].numpy())
+            continue
+        # Only the sampled patches are stored, in their order within the unit.
+        hashes = patch_hashes(content.keys, num_patches, seed).ravel()
+        stored = np.flatnonzero(hashes < np.uint64(below))
+        rows.append(content.patches[np.searchsorted(stored, flat)].numpy())
     features = np.concatenate(rows)
     return PatchSample(features[np.argsort(np.array(names), kind="stable")], population)
 
@@ -130,26 +115,15 @@ def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
     return hashes[chosen], owners[chosen]
 
 
-def _patch_rows(
-    content: UnitFeatures, flat: NDArray[np.int64], num_patches: int, seed: int, below: int
-) -> NDArray[np.float16]:
-    if content.patches.dim() == 3:
-        return content.patches.flatten(0, 1)[flat].numpy()
-    # Only the sampled patches are stored, in their order within the unit.
-    stored = np.flatnonzero(
-        patch_hashes(content.keys, num_patches, seed).ravel() < np.uint64(below)
-    )
-    return content.patches[np.searchsorted(stored, flat)].numpy()
-
-
 def fit_start(
     sample: PatchSample, config: ModelConfig, seed: int
 ) -> tuple[Projection | None, Centroids]:
     """PCA and k-means of the sample, as the configuration asks for them."""
-    projection = fit_projection(sample.features, config.projection) if config.projection else None
-    embedded = project(sample.features, projection)
-    centroids = fit_centroids(
-        embedded,
+    projection = None
+    if config.projection:
+        projection = clusters.fit_projection(sample.features, config.projection)
+    centroids = clusters.fit_centroids(
+        clusters.project(sample.features, projection),
         config.num_clusters,
         seed=seed,
         max_points_per_centroid=config.max_points_per_centroid,
@@ -167,11 +141,8 @@ def make_start(
     below: int,
     init: str | Path,
 ) -> tuple[Centroids, int, int]:
-    """Sample, fit and save the start of a run into the folder or URL `init`.
-
-    Returns its centroids, the patches they are made of, and those that the sample was drawn from.
-    The other arguments are those of `sample_patches`.
-    """
+    """Sample, fit and save the start of a run into the folder or URL `init`; returns its
+    centroids, the patches they are made of, and those that the sample was drawn from."""
     sample = sample_patches(
         folder,
         units,

@@ -45,11 +45,10 @@ def _ray_version(address: str) -> str:
     token = find_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = requests.get(f"{address}/api/version", headers=headers, timeout=_TIMEOUT_S)
+        with one_line(address):
+            answer = requests.get(f"{address}/api/version", headers=headers, timeout=_TIMEOUT_S)
         if answer.status_code not in (401, 403):
             return str(answer.json()["ray_version"])
-    except (requests.ConnectionError, requests.Timeout) as error:
-        raise UserError(_unreachable(address, error)) from None
     except (requests.RequestException, KeyError, TypeError) as error:
         raise UserError(
             f"--address {address}: what answers is no Ray dashboard ({type(error).__name__}); "
@@ -65,20 +64,16 @@ def _ray_version(address: str) -> str:
     )
 
 
-def _unreachable(address: str, error: Exception) -> str:
-    return (
-        f"--address {address}: no Ray dashboard answers ({type(error).__name__}); see that the "
-        "cluster runs and that its port is forwarded: ray dashboard cluster.yaml"
-    )
-
-
 @contextmanager
 def one_line(address: str) -> Iterator[None]:
     """What the job server refuses, or a server that is gone, as one line with its address."""
     try:
         yield
     except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
-        raise UserError(_unreachable(address, error)) from None
+        raise UserError(
+            f"--address {address}: no Ray dashboard answers ({type(error).__name__}); see that "
+            "the cluster runs and that its port is forwarded: ray dashboard cluster.yaml"
+        ) from None
     except RuntimeError as error:  # its text may hold the server's traceback, and ends with a dot
         last = str(error).rstrip(".\n ").splitlines()[-1]
         raise UserError(f"--address {address}: {last}") from None
@@ -97,13 +92,12 @@ def list_jobs(client: JobSubmissionClient, name: str | None = None) -> list[JobD
 
 def latest_job(client: JobSubmissionClient, name: str) -> JobDetails:
     """The newest job of a run id, or the job of a submission id."""
-    jobs = list_jobs(client, name)
-    if not jobs:
-        raise UserError(
-            f"{name}: no such run or job at {client.get_address()}; "
-            "python -m distributed status lists those that are there"
-        )
-    return jobs[-1]
+    if jobs := list_jobs(client, name):
+        return jobs[-1]
+    raise UserError(
+        f"{name}: no such run or job at {client.get_address()}; "
+        "python -m distributed status lists those that are there"
+    )
 
 
 def describe_job(job: JobDetails) -> str:
@@ -131,7 +125,7 @@ def stop_job(client: JobSubmissionClient, job: JobDetails) -> str:
 
 
 def watch_job(client: JobSubmissionClient, job: str) -> int:
-    """Follow a job; ^C asks whether it is to be stopped, and leaves it where nobody can answer."""
+    """Follow a job's log; ^C asks whether to stop it, and leaves it where nobody can answer."""
     try:
         return _follow_log(client, job)
     except KeyboardInterrupt:
@@ -155,10 +149,7 @@ def how_to_go_on(client: JobSubmissionClient, job: str) -> str:
 
 
 def _follow_log(client: JobSubmissionClient, job: str) -> int:
-    """Print a job's log as it comes, until the job ends; returns the job's exit status.
-
-    A connection that breaks is taken up again where it broke.
-    """
+    """Print a job's log until the job ends, also over broken connections; returns its status."""
     printed = failures = 0
 
     async def print_log() -> None:

@@ -1,8 +1,5 @@
-"""What a job's processes find in their environment, and what never shows anywhere else.
-
-Ray writes the `env_vars` of a job into logs of its own. Secrets therefore go along as a file that
-only its owner can read: the driver's shell reads it, and so does every worker as it starts.
-"""
+"""Secrets of a job's environment: Ray would log `env_vars`, so they go along as a file that only
+its owner can read, and that the driver's shell and every worker read as they start."""
 
 import os
 import shlex

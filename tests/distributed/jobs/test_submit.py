@@ -274,14 +274,17 @@ def test_an_interrupt_at_a_terminal_asks_and_stops(head: Head) -> None:
 
 @pytest.mark.slow
 def test_a_run_is_trained_on_the_cluster_and_resubmitted(head: Head) -> None:
-    make_tiny(head.folder / "tiny")
+    make_tiny(head.folder / "tiny", train=3, test=2)
     config = {
         "data": {
             "shards": str(head.folder / "tiny" / "packed"),
             "words": str(head.folder / "tiny" / "words.txt"),
         },
-        "model": {"num_clusters": 20, "projection": 64},
-        "training": {"epochs": 2, "batch_size": 60},
+        "cluster": {"num_workers": 1, "loader_workers": 0},
+        "backbone": {"patch_size": 32, "image_size": 32},
+        "model": {"num_clusters": 4, "projection": 16},
+        "training": {"epochs": 1, "batch_size": 60},
+        "evaluation": {"models": ["prototype"]},
         "storage": str(head.folder / "runs"),
     }
     (head.checkout / "ignored.txt").write_text(yaml.safe_dump(config))  # git ignores it: no matter
@@ -290,7 +293,7 @@ def test_a_run_is_trained_on_the_cluster_and_resubmitted(head: Head) -> None:
     code, out, err = head.run(*job, "--run-id", "tiny")
     run = head.folder / "runs" / "tiny"
     assert code == 0, err + out
-    assert "training    2 epochs on 2 CPU workers" in out
+    assert "training    1 epochs on 1 CPU worker" in out
     assert out.strip().endswith(str(run / "report.html"))
     assert json.loads((run / "evaluation.json").read_text())["rows"]
     assert not [p for p in run.rglob("*") if p.is_file() and SHOWN in p.read_bytes()]

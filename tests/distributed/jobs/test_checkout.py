@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from distributed.__main__ import make_parser
-from distributed.jobs import env_file, shipping
-from distributed.jobs.shipping import (
+from distributed.jobs import env_file, submit
+from distributed.jobs.submit import (
     checkout_files,
     code_hash,
     link_files,
     resolve_paths,
     total_bytes,
+    train_command,
 )
-from distributed.jobs.submit import train_command
 from vgse.config import ClusterConfig, DataConfig, RunConfig
 from vgse.errors import UserError
 
@@ -92,8 +92,8 @@ def test_names_of_secrets_are_hidden_from_jobs_clusters_images_and_git(tmp_path:
     assert shipped_of(tmp_path / "bare", *SECRETS, *plain) == sorted(plain)
     git = (root / ".gitignore").read_text().splitlines()
     image = (root / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
-    assert set(shipping.SECRET_NAMES) <= set(git)
-    assert {f"**/{name}" for name in shipping.SECRET_NAMES} <= set(image)
+    assert set(submit.SECRET_NAMES) <= set(git)
+    assert {f"**/{name}" for name in submit.SECRET_NAMES} <= set(image)
     cluster = yaml.safe_load((root / "cluster.yaml").read_text())
     assert cluster["rsync_filter"] == [".gitignore"]
 
@@ -126,7 +126,7 @@ def test_too_much_is_refused_with_the_largest_folders(
     (checkout / "shards" / "train-000001.tar").write_bytes(bytes(3 * 2**20))
     files = checkout_files(checkout)
     total_bytes(checkout, files)
-    monkeypatch.setattr(shipping, "MAX_BYTES", 2 * 2**20)
+    monkeypatch.setattr(submit, "MAX_BYTES", 2 * 2**20)
     with pytest.raises(UserError, match=r"has 3 MiB and Ray ships 2 MiB .* shards \(3 MiB\)"):
         total_bytes(checkout, files)
 
