@@ -1,6 +1,7 @@
 """Joining or starting a Ray cluster, quietly and with its token kept private."""
 
 import logging
+import math
 import os
 import secrets
 import sys
@@ -58,14 +59,13 @@ def _amount(number: float, name: str) -> str:
     return f"{number:g} {name}{'' if number == 1 else 's'}"
 
 
-def fitting(worker: dict[str, float]) -> int:
+def fitting(worker: dict[str, float]) -> float:
     """Workers that the nodes take when nothing else runs on them."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needed = {name: number for name, number in worker.items() if number}
-    if not needed:
-        return 10**9
+    needed = [(name, number) for name, number in worker.items() if number]
     return sum(
-        int(min(node.get(name, 0.0) // number for name, number in needed.items())) for node in nodes
+        min((node.get(name, 0.0) // number for name, number in needed), default=math.inf)
+        for node in nodes
     )
 
 
@@ -78,18 +78,15 @@ def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
     if not any(bundle(config, gpu).values()):
         return None
     group = placement_group([bundle(config, gpu)] * least_workers(config), strategy="PACK")
-    started = time.monotonic()
-    pause = _FIRST_LINE_S
+    deadline, pause = time.monotonic() + config.wait_for_gpus, _FIRST_LINE_S
     try:
-        while True:
-            left = config.wait_for_gpus - (time.monotonic() - started)
-            if group.wait(max(0.01, min(pause, left))):
-                return None
+        while not group.wait(max(0.01, min(pause, left := deadline - time.monotonic()))):
             lack = shortfall(config, gpu) or "waiting for room on the nodes"
             if left <= pause:
                 return lack
             say(f"{lack}, {left - pause:,.0f} s at most")
             pause = _NEXT_LINE_S
+        return None
     finally:
         remove_placement_group(group)
 
@@ -221,14 +218,14 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
         return gpu
     waited = "" if own else f" after {config.wait_for_gpus:g} s"
     longer = "" if own else ", or raise cluster.wait_for_gpus"
-    if gpu:
-        raise UserError(
-            f"cluster.use_gpu is {config.use_gpu}, but{waited} training is still {lack}; "
-            f"lower cluster.num_workers or set cluster.use_gpu to no{longer}"
-        )
+    field, lower = (
+        (f"use_gpu is {config.use_gpu}", "set cluster.use_gpu to no")
+        if gpu
+        else (f"num_workers is {config.num_workers}", "cluster.cpus_per_worker")
+    )
     raise UserError(
-        f"cluster.num_workers is {config.num_workers}, but{waited} training is still {lack}; "
-        f"lower cluster.num_workers or cluster.cpus_per_worker{longer}"
+        f"cluster.{field}, but{waited} training is still {lack}; lower cluster.num_workers or "
+        f"{lower}{longer}"
     )
 
 

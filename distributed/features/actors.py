@@ -37,7 +37,7 @@ def remote_results(
         return
     threads = 1 + max(2, config.loader_workers, round(config.cpus_per_worker))
     # A search needs no room for all workers of a run; an actor without any would wait for ever.
-    actors = min(len(calls), least_workers(config), max(1, fitting(bundle(config, gpu))))
+    actors = int(min(len(calls), least_workers(config), max(1, fitting(bundle(config, gpu)))))
     yield from actor_results(function, calls, actors, cpus=config.cpus_per_worker, threads=threads)
 
 

@@ -84,13 +84,9 @@ class TrainingProgress:
         self._news.append(row)
         self.done = max(self.done, float(row["epoch"]))
 
-    def say(self, line: str) -> None:
-        """A line to print at once."""
-        self._news.append(line)
-
-    def log(self, record: logging.LogRecord) -> None:
-        """A record for the run's log."""
-        self._news.append(record)
+    def say(self, item: str | logging.LogRecord) -> None:
+        """A line to print at once, or a record for the run's log."""
+        self._news.append(item)
 
     def update(self, seen: int = 0) -> Update:
         """The state, with all news but the first `seen`."""
@@ -133,8 +129,8 @@ def start_progress(*state: int) -> Any:
 class ReportCallback(ray.train.UserCallback):
     """Writes every report to metrics.jsonl, and counts lost workers.
 
-    It lives in the controller's process. There, an exception ends the training, and a call that
-    waits holds it up: metrics go to trackers from the driver.
+    In the controller's process, where an exception ends the training and a call that waits holds
+    it up: metrics go to trackers from the driver.
     """
 
     def __init__(self, run: str, progress: Any) -> None:

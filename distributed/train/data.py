@@ -1,14 +1,14 @@
 """What a training step sees: patches from the shards, or cached features in the same order."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
@@ -27,25 +27,13 @@ Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
 """Inputs, their boxes, labels, image ids and loading times of one worker's step."""
 
 
-@dataclass(frozen=True)
-class StepBatch:
-    """One worker's part of a step."""
+@dataclass(frozen=True, kw_only=True)
+class StepBatch(StepData):
+    """One worker's part of a step, with what the metrics count of it."""
 
-    inputs: Tensor  # patches [B, N, 3, P, P] or pictures [B, 3, H, W] uint8, or features float16
-    labels: Tensor  # int64 [B], in 0..S-1
-    images: Tensor  # int64 [B], an id of each image
-    weights: Tensor  # float32 [B], 0 for padding
     num_images: int  # without padding
-    total_images: int  # of the step over all workers
     done_before: float  # share of the epoch, in 0..1, that was done before this step
     times: LoadTimes = NO_TIMES  # where the loader's time went; nothing for cached features
-    most_images: int | None = None  # of a worker, padding included; None: the same on all
-    boxes: Tensor | None = None  # float32 [B, N, 4]: `inputs` are pictures to be cut
-    patch_size: int = 0  # P, where there are boxes
-
-    def data(self) -> StepData:
-        """What the step takes of it."""
-        return StepData(**{item.name: getattr(self, item.name) for item in fields(StepData)})
 
 
 @dataclass
@@ -100,8 +88,8 @@ def epoch_batches(
 ) -> Iterator[StepBatch]:
     """The batches of one rank for the rest of an epoch; every rank gets equally many.
 
-    A rank whose part of a step is empty gets one image of weight 0, since all ranks must take
-    part in the step's collective calls.
+    A rank whose part of a step is empty gets one blank image of weight 0, since all ranks must
+    take part in the step's collective calls.
     """
     order = sampler.order_of(cursor, dataset.selection)
     counts = sampler.batch_counts(plan)
@@ -113,35 +101,26 @@ def epoch_batches(
         if dataset.folder is None
         else _feature_parts(dataset, order, plan, rank)
     )
-    blank: tuple[Tensor, Tensor | None, Tensor, Tensor] | None = None
     for step, (inputs, boxes, labels, images, times) in enumerate(parts, plan.first_step):
-        weights = torch.ones(len(labels))
         num_images = len(labels)
-        if not len(labels):
-            inputs, boxes, labels, images = blank or _blank(inputs, boxes)
-            weights = torch.zeros(1)
-        elif blank is None:
-            first_box = None if boxes is None else boxes[:1].clone()
-            blank = (inputs[:1].clone(), first_box, labels[:1].clone(), images[:1].clone())
+        weights = torch.ones(num_images)
+        if not num_images:
+            inputs = inputs.new_zeros(1, *inputs.shape[1:])
+            boxes = None if boxes is None else boxes.new_zeros(1, *boxes.shape[1:])
+            labels, images, weights = labels.new_zeros(1), images.new_zeros(1) - 1, torch.zeros(1)
         yield StepBatch(
             inputs,
             labels,
             images,
             weights,
-            num_images,
             max(1, int(totals[step])),
-            float(shares[step]),
-            times,
             max(1, int(most[step])),
             boxes,
             0 if boxes is None else patch_size,
+            num_images=num_images,
+            done_before=float(shares[step]),
+            times=times,
         )
-
-
-def _blank(inputs: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    zero = torch.zeros(1, dtype=torch.int64)
-    no_boxes = None if boxes is None else boxes.new_zeros(1, *boxes.shape[1:])
-    return inputs.new_zeros(1, *inputs.shape[1:]), no_boxes, zero, zero - 1
 
 
 def _pixel_parts(
@@ -164,82 +143,52 @@ def _pixel_parts(
     # Not to the loader's end: a thread that reads ahead could still wait there for its processes
     # while the next epoch asks them to begin.
     for batch in islice(loader, plan.steps - plan.first_step):
-        inputs, boxes = _inputs(batch)
-        yield inputs, boxes, dataset.label_of[batch.labels], _ids(batch.keys), batch.times
-
-
-def _inputs(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Patches, or pictures and the boxes that the step cuts out of them on the accelerator."""
-    if batch.patches is not None:
-        return batch.patches.permute(0, 1, 4, 2, 3), None
-    assert batch.images is not None
-    return batch.images, batch.boxes
-
-
-def _ids(keys: list[str]) -> Tensor:
-    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return torch.tensor([int.from_bytes(d, "little") >> 1 for d in digests], dtype=torch.int64)
+        if batch.patches is not None:
+            inputs, boxes = batch.patches.permute(0, 1, 4, 2, 3), None
+        else:  # pictures, out of which the step cuts the boxes on the accelerator
+            assert batch.images is not None
+            inputs, boxes = batch.images, batch.boxes
+        digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in batch.keys]
+        ids = [int.from_bytes(digest, "little") >> 1 for digest in digests]
+        labels = dataset.label_of[batch.labels]
+        yield inputs, boxes, labels, torch.tensor(ids, dtype=torch.int64), batch.times
 
 
 def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Iterator[Part]:
+    """Cached features of images that were not damaged. Units are mapped on first use; the system
+    pages them in and out."""
     assert dataset.folder is not None and plan.loader_workers == 0
-    store = _FeatureStore(dataset, dataset.folder)
-    places = np.concatenate(
-        [
-            np.empty((0, 2), np.int64),
-            *(
-                store.places(shard, indices)
-                for start, stop in sampler.reader_ranges(plan, rank, 0)
-                for shard, indices in sampler.pieces(order, start, stop)
-            ),
-        ]
-    )
-    at = 0
+    unit_of = functools.cache(functools.partial(_unit, dataset, dataset.folder))
+    rows = [np.empty((0, 2), np.int64)]  # (shard, index in the shard)
+    for start, stop in sampler.reader_ranges(plan, rank, 0):
+        for shard, indices in sampler.pieces(order, start, stop):
+            chosen = dataset.selection.indices[shard]
+            inside = indices if chosen is None else chosen[indices]
+            rows.append(np.stack([np.full_like(inside, shard), inside], 1))
+    samples = iter(np.concatenate(rows))
     for _, count in sampler.reader_steps(plan, rank, 0):
-        features, labels, ids = store.read(places[at : at + count])
-        yield features, None, labels, ids, NO_TIMES
-        at += count
-
-
-class _FeatureStore:
-    """Units of the cache, mapped on first use; the system pages them in and out."""
-
-    def __init__(self, dataset: Dataset, folder: str) -> None:
-        self.dataset = dataset
-        self.folder = folder
-        self.units: dict[tuple[int, int], UnitFeatures] = {}
-
-    def places(self, shard: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(shard, index in the shard) of samples of the selection, [n, 2]."""
-        chosen = self.dataset.selection.indices[shard]
-        inside = indices if chosen is None else chosen[indices]
-        return np.stack([np.full_like(inside, shard), inside], 1)
-
-    def read(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [n, N, D_f], labels and ids; images that were damaged are left out."""
         features, labels, ids = [], [], []
-        for shard, index in places.tolist():
-            unit = self._unit(shard, index // UNIT)
+        for shard, index in (sample.tolist() for sample in islice(samples, count)):
+            unit = unit_of(shard, index // UNIT)
             row = int(torch.searchsorted(unit.rows, index))
-            if row == len(unit.rows) or int(unit.rows[row]) != index:
-                continue
-            features.append(unit.patches[row])
-            labels.append(unit.labels[row])
-            ids.append((shard << 40) + index)
-        if not features:
-            like = self._unit(0, 0).patches
-            return like[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        mapped = self.dataset.label_of[torch.stack(labels)]
-        return torch.stack(features), mapped, torch.tensor(ids, dtype=torch.int64)
+            if row < len(unit.rows) and int(unit.rows[row]) == index:
+                features.append(unit.patches[row])
+                labels.append(int(unit.labels[row]))
+                ids.append((shard << 40) + index)
+        yield (
+            torch.stack(features) if features else unit_of(0, 0).patches[:0],
+            None,
+            dataset.label_of[torch.tensor(labels, dtype=torch.int64)],
+            torch.tensor(ids, dtype=torch.int64),
+            NO_TIMES,
+        )
 
-    def _unit(self, shard: int, number: int) -> UnitFeatures:
-        key = (shard, number)
-        if key not in self.units:
-            entry = self.dataset.selection.shards[shard]
-            start = number * UNIT
-            unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
-            self.units[key] = read_unit(self.folder, unit, self.dataset.access)
-        return self.units[key]
+
+def _unit(dataset: Dataset, folder: str, shard: int, number: int) -> UnitFeatures:
+    entry = dataset.selection.shards[shard]
+    start = number * UNIT
+    unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
+    return read_unit(folder, unit, dataset.access)
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,13 @@ class StoreHandler(FSSpecHandler):
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
         """Kind and size of files and folders."""
-        get = super().get_file_info
-        return self._retried(lambda: get(paths), paths[0], "looked up") if paths else []
+        look_up = partial(super().get_file_info, paths)
+        return self._retried(look_up, paths[0], "looked up") if paths else []
 
     def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
         """What a folder holds."""
-        get = super().get_file_info_selector
-        return self._retried(lambda: get(selector), selector.base_dir, "listed")
+        look_up = partial(super().get_file_info_selector, selector)
+        return self._retried(look_up, selector.base_dir, "listed")
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Make a folder on a disk; in a store they come with their files."""
@@ -71,13 +71,11 @@ class StoreHandler(FSSpecHandler):
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder and all it holds."""
-        delete = super().delete_dir
-        self._retried(lambda: delete(path), path, "deleted")
+        self._retried(partial(super().delete_dir, path), path, "deleted")
 
     def delete_file(self, path: str) -> None:
         """Delete a file."""
-        delete = super().delete_file
-        self._retried(lambda: delete(path), path, "deleted")
+        self._retried(partial(super().delete_file, path), path, "deleted")
 
     def open_input_stream(self, path: str) -> PythonFile:
         """A file to read; one in a store as a local copy that is gone when closed."""
@@ -109,10 +107,11 @@ class _Outgoing:
     def __init__(self, part: Path, target: str, put: Callable[[Path, str], None]) -> None:
         self._part, self._target, self._put = part, target, put
         self._broken = False
-        with self._room():
+        with self._disk_errors():
             self._file = part.open("wb")
+        self.tell, self.flush = self._file.tell, self._file.flush
 
-    def _room(self) -> AbstractContextManager[None]:
+    def _disk_errors(self) -> AbstractContextManager[None]:
         return disk_errors_in_one_line(self._part if is_remote(self._target) else self._target)
 
     @property
@@ -121,25 +120,18 @@ class _Outgoing:
 
     def write(self, data: Any) -> int:
         try:
-            with self._room():
+            with self._disk_errors():
                 return self._file.write(data)
         except BaseException:
             self._broken = True  # and Arrow does not always close it
             self._part.unlink(missing_ok=True)
             raise
 
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        with self._room():
-            self._file.flush()
-
     def close(self) -> None:
         if self.closed:
             return
         try:
-            with self._room():
+            with self._disk_errors():
                 self._file.close()
                 if not self._broken:
                     self._put(self._part, self._target)

@@ -150,10 +150,7 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 class Tracking:
-    """Sends metrics from a thread of its own: a tracker that waits or fails stops nothing.
-
-    Trackers, such as TensorBoard, take all rows so far and send what they have not sent.
-    """
+    """Sends metrics from a thread of its own: a tracker that waits or fails stops nothing."""
 
     def __init__(
         self, trackers: Sequence[Any], history: Sequence[Row], say: Callable[[str], None]
@@ -203,10 +200,7 @@ class Tracking:
 def tracking(
     config: RunConfig, run: str, history: Sequence[Row], say: Callable[[str], None]
 ) -> Iterator[Tracking]:
-    """The trackers that the configuration names, open for the time of a training.
-
-    `history` are the rows of epochs that ended before, oldest first; `say` prints a line.
-    """
+    """The configured trackers, open while a training runs; `history` are rows of epochs before."""
     trackers: list[Any] = [TensorBoard(run)] if config.tracking.tensorboard else []
     if config.tracking.mlflow is not None:
         trackers.append(MLflow(config, run))

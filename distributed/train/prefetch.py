@@ -14,10 +14,7 @@ from shards.objects import read_ahead
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    Batch = TypeVar("Batch", bound=DataclassInstance)
-else:
-    Batch = TypeVar("Batch")
-
+Batch = TypeVar("Batch", bound="DataclassInstance")
 Item = TypeVar("Item")
 
 
@@ -63,7 +60,7 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
         moved = _copied(values, device)
         arrived = stream.record_event()
     torch.cuda.current_stream(device).wait_event(arrived)
-    return _kept(moved, device)
+    return _in_use(moved, device)
 
 
 @functools.lru_cache
@@ -76,7 +73,7 @@ def _copied(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def _kept(values: Tensor, device: torch.device) -> Tensor:
+def _in_use(values: Tensor, device: torch.device) -> Tensor:
     """Made on the side stream: its memory must not be given away before the step has used it."""
     values.record_stream(torch.cuda.current_stream(device))
     return values
@@ -91,4 +88,4 @@ def _by_side_stream(batches: Iterable[Batch], device: torch.device) -> Iterator[
 
     for batch, arrived in one_ahead(map(send, batches)):
         torch.cuda.current_stream(device).wait_event(arrived)
-        yield map_tensors(batch, lambda v: _kept(v, device))
+        yield map_tensors(batch, lambda v: _in_use(v, device))

@@ -105,7 +105,7 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
         )
 
     with ExitStack() as stack:
-        stack.enter_context(worker_log(job.progress.log.remote, rank))
+        stack.enter_context(worker_log(job.progress.say.remote, rank))
         checkpoint = _checkpoint_to_resume(job, rank)
         folder = None
         if checkpoint:

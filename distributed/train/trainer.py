@@ -219,7 +219,7 @@ class Worker:
         output = run_step(
             self.model,
             self.wrapped,
-            batch.data(),
+            batch,
             micro_batches=self.job.config.training.accumulate,
             precision=self.job.precision,
         )

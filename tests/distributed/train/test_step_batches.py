@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_pictures_for_an_accelerator_hold_the_patches_that_a_cpu_gets(manifest: 
     pictures = list(batches_of(manifest, Cut("images", 64)))
     assert len(patches) == len(pictures) == 4
     for expected, found in zip(patches, pictures, strict=True):
-        data = found.data()
+        data = found
         assert expected.boxes is None
         assert data.inputs.dtype == torch.uint8
         assert data.inputs.shape[1:] == (3, 64, 64)
@@ -60,8 +61,8 @@ def test_batches_read_in_a_thread_are_the_same(manifest: Manifest) -> None:
     ahead = list(one_ahead(batches_of(manifest, cut)))
     assert len(plain) == len(ahead)
     for expected, found in zip(plain, ahead, strict=True):
-        for name, value in vars(expected.data()).items():
-            other = getattr(found.data(), name)
+        for name, value in ((f.name, getattr(expected, f.name)) for f in fields(StepData)):
+            other = getattr(found, name)
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, other), name
             else:
@@ -85,7 +86,7 @@ def test_every_worker_knows_the_largest_part_of_a_step(
         assert sum(part.num_images for part in parts) == parts[0].total_images
         for part in parts:
             padded += not part.num_images
-            data = part.data()
+            data = part
             assert data.patches(0, len(data.labels)).shape[2:] == (3, SIDE, SIDE)
             assert isinstance(data, StepData)
     assert (padded == 1) == (batch_size == 2)  # of 50 images for 3 workers, by one each

@@ -61,7 +61,8 @@ def test_a_new_loss_is_part_of_the_steps_loss() -> None:
 def test_a_new_loss_stands_in_the_metrics() -> None:
     output, expected = step(WiderLossConfig())
     sums = EpochSums(4, 6, torch.device("cpu"))
-    sums.add(output, StepBatch(FEATURES, LABELS, torch.arange(6), torch.ones(6), 6, 6, 0.0))
+    part = FEATURES, LABELS, torch.arange(6), torch.ones(6), 6
+    sums.add(output, StepBatch(*part, num_images=6, done_before=0.0))
     row = sums.row(WiderLossConfig())
     assert row["sharpness"] == pytest.approx(expected)
     assert row["loss"] == pytest.approx(float(output.loss.detach()))

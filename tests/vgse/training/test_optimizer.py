@@ -96,9 +96,7 @@ def test_a_step_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(
                 state = copy.deepcopy(optimizer.state_dict())
                 optimizer.load_state_dict(state)
                 match_layout(optimizer)
-            batch = StepBatch(
-                data.inputs, data.labels, data.images, data.weights, 7, data.total_images, 0.0
-            )
+            batch = StepBatch(**vars(data), num_images=7, done_before=0.0)
             if device == "cuda" and number:
                 torch.cuda.set_sync_debug_mode("error")  # the first step chooses kernels
             try:

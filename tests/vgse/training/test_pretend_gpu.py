@@ -103,7 +103,7 @@ def test_a_step_reads_nothing_back_and_moves_nothing(inputs: str) -> None:
     optimizer = make_optimizer(model, TrainingConfig())
     assert optimizer.defaults["fused"]
     sums = EpochSums(gloo_workers.CLASSES, gloo_workers.CLUSTERS, GPU)
-    batch = StepBatch(data.inputs, data.labels, data.images, data.weights, 7, 7, 0.0)
+    batch = StepBatch(**vars(data), num_images=7, done_before=0.0)
     with NothingMoves():
         for _ in range(3):  # the neighbour queue is empty, then filled, then full
             optimizer.zero_grad()
