@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import jsonargparse
@@ -11,7 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from shards.config import PackConfig
-from shards.manifest import SPLITS, Manifest
+from shards.manifest import FILE, SPLITS, Manifest, load_manifest
 from vgse.errors import UserError
 
 
@@ -60,37 +61,31 @@ def _pack(options: jsonargparse.Namespace) -> int:
     values = options.as_dict()
     values.pop("config", None)
     config = PackConfig(**values)
-    columns = (
-        TextColumn("packing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, {task.fields[damaged]} damaged,"),
-        TimeRemainingColumn(),
-    )
+    damaged = TextColumn("images, {task.fields[damaged]} damaged,")
+    columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), damaged
     console = Console()
     dropped = 0
-    with Bar(*columns, console=console) as bar:
+    with Bar(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("pack", total=None, damaged=0)
 
         def show(progress: Progress) -> None:
             nonlocal dropped
-            dropped = progress.dropped
-            bar.update(
-                task, total=progress.total, completed=progress.done, damaged=progress.damaged
-            )
+            done, total, num_damaged, dropped = astuple(progress)
+            bar.update(task, total=total, completed=done, damaged=num_damaged)
 
         manifest = pack(config, run=choose_run(config.workers, config.ray), on_progress=show)
     console.print(_table(manifest))
     if dropped:
         console.print(f"left out: {_count(dropped, 'training image')} of unseen classes")
-    for line in manifest.damaged[:10]:
-        console.print(f"left out: {line}", markup=False)
-    console.print(f"{Path(manifest.url, 'manifest.json')}", markup=False)
+    for line in [
+        *(f"left out: {line}" for line in manifest.damaged[:10]),
+        f"{manifest.url}/{FILE}",
+    ]:
+        console.print(line, markup=False)
     return 0
 
 
 def _check(options: jsonargparse.Namespace) -> int:
-    from shards.manifest import load_manifest
     from shards.objects import is_remote
     from shards.pack.check import check, draw_samples
     from shards.pack.executors import choose_run
@@ -110,7 +105,7 @@ def _check(options: jsonargparse.Namespace) -> int:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _table(manifest: Manifest) -> Table:
@@ -119,11 +114,9 @@ def _table(manifest: Manifest) -> Table:
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in SPLITS:
         shards = manifest.shards_of(split)
-        counts: Counter[str] = Counter()
-        for shard in shards:
-            counts.update(shard.class_counts)
-        numbers = [len(counts), counts.total(), min(counts.values(), default=0)]
-        numbers += [max(counts.values(), default=0), len(shards)]
+        counts = sum((Counter(shard.class_counts) for shard in shards), Counter[str]())
+        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        numbers = [len(counts), counts.total(), fewest, most, len(shards)]
         megabytes = sum(shard.bytes for shard in shards) / 1e6
         table.add_row(split, *map(str, numbers), f"{megabytes:.1f}")
     table.caption = (

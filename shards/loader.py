@@ -8,7 +8,7 @@ import threading
 import time
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import chain, islice, tee
@@ -31,13 +31,12 @@ from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection
 from shards.samples import (
     DamagedImage,
+    Part,
     RawSample,
-    Sample,
     decode_sample,
-    label_index,
+    plan_parts,
     reading_stages,
 )
-from shards.source import Part, plan_parts
 from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
 
@@ -174,14 +173,14 @@ class Batches(IterableDataset[Batch]):
         cv2.setNumThreads(0)
         steps = sampler.reader_steps(plan, self.rank, reader)
         parts, ahead = tee(plan_parts(self._wanted(order, plan, reader), self.manifest.stride))
-        return iter(
-            wds.DataPipeline(
-                *reading_stages(self.manifest, ahead, self.access),
-                partial(_in_order, parts),
-                partial(_decoded, label_index(self.manifest), self.manifest.num_patches),
-                partial(self._batched, steps, self._allowed(order, plan)),
-            )
-        )
+        # Its part of the epoch's damaged pictures, and what chance may add to that: a reader
+        # knows of no other's, and of a few damaged pictures one may meet them all.
+        limit = self.max_damaged * order.total
+        part = limit / (plan.world_size * plan.readers)
+        allowed = math.ceil(min(limit, part + 6 * math.sqrt(part)))
+        stages = reading_stages(self.manifest, ahead, self.access)
+        batched = partial(self._batched, steps, allowed)
+        return iter(wds.DataPipeline(*stages, partial(_in_order, parts), batched))
 
     def _wanted(
         self, order: Order, plan: Plan, reader: int
@@ -192,15 +191,8 @@ class Batches(IterableDataset[Batch]):
                 chosen = self.selection.indices[shard]
                 yield self.selection.shards[shard], indices if chosen is None else chosen[indices]
 
-    def _allowed(self, order: Order, plan: Plan) -> int:
-        """Damaged pictures that one reader may meet: its part of the epoch's, and what chance may
-        add, since a reader knows of no other's."""
-        limit = self.max_damaged * order.total
-        part = limit / (plan.world_size * plan.readers)
-        return math.ceil(min(limit, part + 6 * math.sqrt(part)))
-
     def _batched(
-        self, steps: Iterable[tuple[int, int]], allowed: int, samples: Iterator["_Decoded"]
+        self, steps: Iterable[tuple[int, int]], allowed: int, samples: Iterator[RawSample]
     ) -> Iterator[Batch]:
         num_damaged = 0
         ended = time.perf_counter()
@@ -218,8 +210,8 @@ class Batches(IterableDataset[Batch]):
             ended = time.perf_counter()
             yield batch
 
-    def _assemble(self, step: int, count: int, samples: Iterable["_Decoded"], idle: float) -> Batch:
-        """Cut the samples straight into the arrays of a batch."""
+    def _assemble(self, step: int, count: int, samples: Iterable[RawSample], idle: float) -> Batch:
+        """Decode and cut the samples straight into the arrays of a batch."""
         num_patches, side = self.manifest.num_patches, self.cut.side
         as_images = self.cut.mode == "images"
         shape = (side, side, 3) if as_images else (num_patches, side, side, 3)
@@ -230,22 +222,24 @@ class Batches(IterableDataset[Batch]):
         damaged: list[str] = []
         read = decoding = cutting = 0.0
         done = time.perf_counter()
-        for key, sample, seconds in samples:
-            decoded = time.perf_counter()
-            read += decoded - done - seconds
-            decoding += seconds
-            if sample is None:
-                damaged.append(key)
-                done = decoded
-                continue
-            row = len(keys)
-            if as_images:
-                resize_square(sample.image, side, main[row])
-            else:
-                cut_patches_opencv(sample.image, sample.boxes, side, out=main[row])
-            boxes[row], labels[row] = sample.boxes, sample.label
-            keys.append(key)
+        for raw in samples:
+            started = time.perf_counter()
+            read += started - done
+            try:
+                sample = decode_sample(raw, self.manifest)
+                decoded = time.perf_counter()
+                row = len(keys)
+                if as_images:
+                    resize_square(sample.image, side, main[row])
+                else:
+                    cut_patches_opencv(sample.image, sample.boxes, side, out=main[row])
+                boxes[row], labels[row] = sample.boxes, sample.label
+                keys.append(raw.key)
+            except DamagedImage:
+                damaged.append(raw.key)
+                decoded = time.perf_counter()
             done = time.perf_counter()
+            decoding += decoded - started
             cutting += done - decoded
         found = len(keys)
         cut = torch.from_numpy(main[:found])
@@ -261,10 +255,6 @@ class Batches(IterableDataset[Batch]):
         )
 
 
-_Decoded = tuple[str, Sample | None, float]
-"""Key, the sample (None if its picture is damaged), and the seconds that decoding took."""
-
-
 def _in_order(parts: Iterator[Part], samples: Iterator[RawSample]) -> Iterator[RawSample]:
     for part in parts:
         position = part.start
@@ -276,17 +266,6 @@ def _in_order(parts: Iterator[Part], samples: Iterator[RawSample]) -> Iterator[R
             position = last
             for index in wanted.tolist():
                 yield held.pop(index)
-
-
-def _decoded(
-    labels: dict[str, int], num_patches: int, samples: Iterable[RawSample]
-) -> Iterator[_Decoded]:
-    for raw in samples:
-        started = time.perf_counter()
-        sample: Sample | None = None
-        with suppress(DamagedImage):
-            sample = decode_sample(raw, labels, num_patches)
-        yield raw.key, sample, time.perf_counter() - started
 
 
 def make_loader(batches: Batches, *, pin_memory: bool = False) -> Iterable[Batch]:

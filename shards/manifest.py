@@ -88,9 +88,13 @@ class Manifest:
         """Names of all C classes, sorted."""
         return sorted(entry.name for entry in self.classes)
 
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Label by class name."""
+        return {name: label for label, name in enumerate(self.class_names)}
+
     def _indices(self, *roles: str) -> list[int]:
-        chosen = {entry.name for entry in self.classes if entry.role in roles}
-        return [i for i, name in enumerate(self.class_names) if name in chosen]
+        return sorted(self.labels[entry.name] for entry in self.classes if entry.role in roles)
 
     @cached_property
     def seen(self) -> list[int]:

@@ -1,11 +1,15 @@
-"""Samples out of shards, by WebDataset's own stages between two strict ones; no pickle is read."""
+"""Samples out of shards of a disk, a store or its cache: WebDataset's own stages between strict
+ones; no pickle is read."""
 
 import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +19,14 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shards.images import decode_jpeg
 from shards.manifest import Manifest, ShardEntry
-from shards.objects import ACCESS, Access
-from shards.source import Chunk, Part, open_streams
+from shards.objects import ACCESS, Access, is_remote, join_url, read_ahead, read_bytes
+from shards.shard_cache import cached_copy, read_cached
 from vgse.errors import UserError
 
 wds.utils.enforce_security = True  # no `pipe:` command and no pickle, should anything reach them
 
 MAX_JSON_BYTES = 1 << 20
+READ_BYTES = 4 << 20
 _BLOCK = 512
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,89}\.(jpg|json)")
 
@@ -55,13 +60,40 @@ class DamagedImage(UserError):
     """A picture that cannot be decoded, in a shard that is otherwise sound."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Samples start to stop - 1 of a shard, read once, forward.
+
+    `wanted` are the samples [n] of each piece, in the order of the epoch; all of a piece
+    stand before all of the next.
+    """
+
+    shard: ShardEntry
+    start: int
+    stop: int
+    wanted: list[NDArray[np.int64]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples first to last - 1 of a part's shard, which fill its bytes begin to end - 1."""
+
+    part: Part
+    first: int
+    last: int
+    begin: int
+    end: int
+    opens: bool  # the first of its part
+    after: ShardEntry | None  # the shard of the next part
+    url: str
+
+
 def read_shard(
     manifest: Manifest, shard: ShardEntry, *, start: int = 0, stop: int | None = None
 ) -> Iterator[Sample]:
     """Samples start to stop - 1 of a shard, decoded, in stored order."""
-    labels = label_index(manifest)
     for raw in read_raw(manifest, shard, start=start, stop=stop):
-        yield decode_sample(raw, labels, manifest.num_patches)
+        yield decode_sample(raw, manifest)
 
 
 def read_raw(
@@ -86,13 +118,88 @@ def read_parts(
 
 def reading_stages(manifest: Manifest, parts: Iterable[Part], access: Access) -> list[Stage]:
     """The stages of a DataPipeline from the bytes of shards to RawSamples."""
-    return [
-        partial(open_streams, manifest, parts, access),
-        check_members,
-        tar_file_expander,
-        group_by_keys,
-        check_samples,
-    ]
+    streams = partial(open_streams, manifest, parts, access)
+    return [streams, check_members, tar_file_expander, group_by_keys, check_samples]
+
+
+def plan_parts(
+    pieces: Iterable[tuple[ShardEntry, NDArray[np.int64]]], stride: int
+) -> Iterator[Part]:
+    """Parts for pieces (shard, samples), in order.
+
+    A piece joins the part before it where that saves opening the shard again: if it stands
+    further on in the same shard, with no whole run of `stride` samples unread between them.
+    """
+    now: Part | None = None
+    for shard, wanted in pieces:
+        start, stop = int(wanted.min()), int(wanted.max()) + 1
+        if (
+            now is not None
+            and now.shard is shard
+            and now.stop <= start < (-(-now.stop // stride) + 1) * stride
+        ):
+            now = Part(shard, now.start, stop, [*now.wanted, wanted])
+            continue
+        if now is not None:
+            yield now
+        now = Part(shard, start, stop, [wanted])
+    if now is not None:
+        yield now
+
+
+def open_streams(
+    manifest: Manifest, parts: Iterable[Part], access: Access
+) -> Iterator[dict[str, Any]]:
+    """The source of a WebDataset pipeline: each chunk of the parts, as `url`, with its bytes.
+
+    A few MB at a time, whole runs of samples, from the last stored offset before a part's start
+    on; of a remote store the next chunks in the background, also those of the next part.
+    """
+    remote = is_remote(manifest.url)
+    cached = remote and access.cache is not None
+
+    def fetch(chunk: Chunk) -> bytes:
+        try:
+            if cached:
+                return read_cached(chunk.url, chunk.part.shard, chunk.begin, chunk.end, access)
+            return read_bytes(chunk.url, chunk.begin, chunk.end, retry=access.retry)
+        except FileNotFoundError:
+            raise UserError(f"{chunk.url}: missing shard; copy it or pack again") from None
+
+    chunks = read_ahead(_chunks(manifest, parts), fetch, access.ahead if remote else 0)
+    loader = ThreadPoolExecutor(1, thread_name_prefix="shard-cache") if cached else None
+    try:
+        for chunk, data in chunks:
+            if loader and chunk.opens and chunk.after:
+                # A failure shows when the shard itself is read.
+                url = join_url(manifest.url, chunk.after.file)
+                loader.submit(cached_copy, url, chunk.after, access)
+            yield {"url": chunk, "stream": BytesIO(data)}
+    finally:
+        chunks.close()
+        if loader:
+            loader.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
+    for part, following in pairwise(chain(parts, [None])):
+        assert part is not None
+        shard, start, stop = part.shard, part.start, part.stop
+        assert 0 <= start <= stop <= shard.count, (start, stop, shard)
+        after = following.shard if following and following.shard is not shard else None
+        url = join_url(manifest.url, shard.file)
+        edges = [*(shard.offsets or [0]), shard.bytes]
+        stride = manifest.stride if shard.offsets else shard.count
+        first, end = start // stride, -(-stop // stride) if start < stop else 0
+        low = first
+        while low < end:
+            high = low + 1
+            while high < end and edges[high + 1] - edges[low] <= READ_BYTES:
+                high += 1
+            last = min(high * stride, shard.count)
+            opens = low == first
+            yield Chunk(part, low * stride, last, edges[low], edges[high], opens, after, url)
+            low = high
 
 
 def check_members(streams: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -146,8 +253,7 @@ def check_samples(samples: Iterable[dict[str, Any]]) -> Iterator[RawSample]:
             if chunk is not sample["__url__"]:
                 _require_all_read(chunk, index)
                 chunk = sample["__url__"]
-                index = chunk.first
-                keys = set() if chunk.opens else keys
+                index, keys = chunk.first, set() if chunk.opens else keys
             key: str = sample["__key__"]
             if "jpg" not in sample or "json" not in sample:
                 raise UserError(f"{chunk.url}: sample {key!r} lacks its other half; pack again")
@@ -179,18 +285,9 @@ def _other_count(chunk: Chunk) -> UserError:
     )
 
 
-def label_index(manifest: Manifest) -> dict[str, int]:
-    """Label by class name."""
-    return {name: label for label, name in enumerate(manifest.class_names)}
-
-
-def decode_sample(raw: RawSample, labels: dict[str, int], num_patches: int) -> Sample:
-    """The picture with its boxes, label and source.
-
-    Raises:
-        DamagedImage: the picture cannot be decoded.
-        UserError: the .json is not what packing writes.
-    """
+def decode_sample(raw: RawSample, manifest: Manifest) -> Sample:
+    """The picture with its boxes, label and source; DamagedImage if it cannot be decoded."""
+    num_patches = manifest.num_patches
     where = f"{raw.shard}: sample {raw.key}"
     if len(raw.json) > MAX_JSON_BYTES:
         raise UserError(f"{where}: .json of {len(raw.json)} bytes; pack again")
@@ -200,7 +297,7 @@ def decode_sample(raw: RawSample, labels: dict[str, int], num_patches: int) -> S
         boxes = np.array(content["boxes"], np.float32)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: .json is damaged ({error}); pack again") from None
-    if not isinstance(name, str) or name not in labels:
+    if not isinstance(name, str) or name not in manifest.labels:
         raise UserError(f"{where}: class {name!r} is not in the manifest; pack again")
     if boxes.shape != (num_patches, 4):
         raise UserError(
@@ -213,4 +310,4 @@ def decode_sample(raw: RawSample, labels: dict[str, int], num_patches: int) -> S
         image = decode_jpeg(raw.jpeg)
     except UserError as error:
         raise DamagedImage(f"{where}: {error}") from None
-    return Sample(raw.key, raw.index, image, boxes, labels[name], source)
+    return Sample(raw.key, raw.index, image, boxes, manifest.labels[name], source)

@@ -12,8 +12,7 @@ from distributed.features.extract import whole_picture
 from distributed.setup import Prepared
 from shards.manifest import Manifest
 from shards.objects import Access
-from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_parts
-from shards.source import plan_parts
+from shards.samples import DamagedImage, Sample, decode_sample, plan_parts, read_parts
 from vgse.config import RunConfig
 from vgse.images.patches import cut_patches_opencv
 
@@ -33,13 +32,13 @@ def read_pictures(
     shards = {shard.file: shard for shard in manifest.shards}
     pieces = ((shards[file], np.array([row])) for file, row in chosen)
     parts = plan_parts(pieces, manifest.stride)
-    labels, places = label_index(manifest), set(chosen)
+    places = set(chosen)
     found: dict[Wanted, Sample] = {}
     for raw in read_parts(manifest, parts, access=access):
         if (raw.shard, raw.index) not in places:
             continue
         with suppress(DamagedImage):
-            found[raw.shard, raw.index] = decode_sample(raw, labels, manifest.num_patches)
+            found[raw.shard, raw.index] = decode_sample(raw, manifest)
     return found
 
 

@@ -21,7 +21,7 @@ from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import sent
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.objects import ACCESS, Access, join_url
-from shards.samples import DamagedImage, Sample, decode_sample, label_index, read_raw
+from shards.samples import DamagedImage, Sample, decode_sample, read_raw
 from vgse.clusters import hash_threshold, patch_hashes
 from vgse.config import RunConfig
 from vgse.errors import UserError
@@ -147,11 +147,10 @@ def read_samples(
 ) -> tuple[list[Sample], list[str]]:
     """Samples start to stop - 1 of a shard, and the keys of those that cannot be decoded."""
     shard = next(s for s in manifest.shards if s.file == file)
-    labels = label_index(manifest)
     samples, damaged = [], []
     for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
         try:
-            samples.append(decode_sample(raw, labels, manifest.num_patches))
+            samples.append(decode_sample(raw, manifest))
         except DamagedImage:
             damaged.append(raw.key)
     return samples, damaged

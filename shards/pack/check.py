@@ -2,9 +2,7 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from PIL import Image, ImageDraw
 from shards.manifest import SPLITS, Manifest, ShardEntry, file_problems, load_labels
 from shards.objects import file_sizes, join_url, read_bytes
 from shards.pack.executors import Run, run_here
-from shards.samples import Sample, decode_sample, label_index, read_raw, read_shard
+from shards.samples import Sample, decode_sample, read_raw, read_shard
 from shards.shard_cache import changed
 from vgse.errors import UserError
 from vgse.files import written_whole
@@ -21,63 +19,53 @@ from vgse.files import written_whole
 _COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0bb", "#f032e6", "#9a6324"]
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Problems of one shard, and the keys and labels in it."""
-
-    file: str
-    problems: list[str]
-    keys: list[str]
-    labels: list[int]
-
-
 def check(manifest: Manifest, *, run: Run = run_here) -> list[str]:
     """Every problem of the shards, a line each; empty if they are sound.
 
-    Reads all of them: lengths, checksums, every picture and its boxes, class counts,
-    labels.npy, and keys that stand for two samples.
+    Reads all of them: lengths, checksums, every picture and its boxes, class counts, labels.npy,
+    and keys that stand for two samples.
     """
     found = file_problems(manifest)
     there = file_sizes(manifest.url)
     shards = [shard for shard in manifest.shards if shard.file in there]
-    results = sorted(run(partial(check_shard, manifest), shards), key=lambda result: result.file)
-    for result in results:
-        found += result.problems
-    counts = Counter(key for result in results for key in set(result.keys))
+    results = sorted(run(partial(_check_shard, manifest), shards), key=lambda result: result[0])
+    for _, problems, _, _ in results:
+        found += problems
+    counts = Counter(key for _, _, keys, _ in results for key in set(keys))
     found += [f"key {key!r} is in {n} shards; pack again" for key, n in counts.items() if n > 1]
     try:
-        labels = load_labels(manifest)
+        expected = load_labels(manifest)
     except UserError as error:
         return [*found, str(error)]
-    for result in results:
-        if not result.problems and result.labels != labels[result.file].tolist():
-            found.append(f"labels.npy differs from the classes in {result.file!r}; pack again")
+    for file, problems, _, labels in results:
+        if not problems and labels != expected[file].tolist():
+            found.append(f"labels.npy differs from the classes in {file!r}; pack again")
     return found
 
 
-def check_shard(manifest: Manifest, shard: ShardEntry) -> Findings:
-    """Problems of one shard: checksum, structure, every picture, boxes and class counts."""
+def _check_shard(
+    manifest: Manifest, shard: ShardEntry
+) -> tuple[str, list[str], list[str], list[int]]:
+    """File, problems, keys and labels of one shard."""
     found: list[str] = []
     keys: list[str] = []
-    seen: list[int] = []
-    labels = label_index(manifest)
-    data = read_bytes(join_url(manifest.url, shard.file))
-    digest = hashlib.sha256(data).hexdigest()
+    labels: list[int] = []
+    digest = hashlib.sha256(read_bytes(join_url(manifest.url, shard.file))).hexdigest()
     if digest != shard.sha256:
         found.append(f"{shard.file}: {changed(digest, shard)}")
     try:
         for raw in read_raw(manifest, shard):
             keys.append(raw.key)
             try:
-                seen.append(decode_sample(raw, labels, manifest.num_patches).label)
+                labels.append(decode_sample(raw, manifest).label)
             except UserError as error:
                 found.append(str(error))
     except UserError as error:
         found.append(str(error))
-    counts = Counter(manifest.class_names[label] for label in seen)
+    counts = Counter(manifest.class_names[label] for label in labels)
     if not found and dict(counts) != shard.class_counts:
         found.append(f"{shard.file}: class counts differ from the manifest's; pack again")
-    return Findings(shard.file, found, keys, seen)
+    return shard.file, found, keys, labels
 
 
 def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int = 160) -> str:
@@ -86,7 +74,7 @@ def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int =
     for split in SPLITS:
         for shard in manifest.shards_of(split)[:1]:
             stop = min(columns, shard.count)
-            samples += [(split, s) for s in islice(read_shard(manifest, shard, stop=stop), stop)]
+            samples += [(split, sample) for sample in read_shard(manifest, shard, stop=stop)]
     rows = -(-len(samples) // columns)
     sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + 28) + 8), "white")
     for number, (split, sample) in enumerate(samples):

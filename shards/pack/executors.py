@@ -8,14 +8,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from vgse.errors import UserError
 
-Piece = TypeVar("Piece")
-Result = TypeVar("Result")
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+Work = Callable[[Any], Any]
+Run = Callable[[Work, Iterable[Any]], Iterator[Any]]
 """Calls a module-level function on every piece; results come in the order in which they finish."""
 
 
@@ -27,14 +25,12 @@ def choose_run(workers: int | None, ray: str | None = None) -> Run:
     return run_here if count == 1 else partial(run_in_processes, count)
 
 
-def run_here(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+def run_here(work: Work, pieces: Iterable[Any]) -> Iterator[Any]:
     """One after the other in this process."""
-    yield from map(work, pieces)
+    return map(work, pieces)
 
 
-def run_in_processes(
-    workers: int, work: Callable[[Piece], Result], pieces: Iterable[Piece]
-) -> Iterator[Result]:
+def run_in_processes(workers: int, work: Work, pieces: Iterable[Any]) -> Iterator[Any]:
     """In a pool of processes; what has not begun is dropped when the caller stops."""
     # A fork would copy the locks of a progress display's thread in whatever state.
     context = multiprocessing.get_context("forkserver")
@@ -52,9 +48,7 @@ def run_in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_on_ray(
-    address: str, work: Callable[[Piece], Result], pieces: Iterable[Piece]
-) -> Iterator[Result]:
+def run_on_ray(address: str, work: Work, pieces: Iterable[Any]) -> Iterator[Any]:
     """As tasks of one core each; a task whose node dies is run again by Ray."""
     import ray
 

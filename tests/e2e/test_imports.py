@@ -107,7 +107,7 @@ def test_the_method_knows_no_ray_no_tar_and_does_not_print(path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "package"),
     [
-        ("import shards.source", "vgse"),
+        ("import shards.samples", "vgse"),
         ("def f():\n    from distributed import start", "shards"),
         ("import numpy, tune.search", "distributed"),
     ],

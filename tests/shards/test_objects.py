@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.objects import Retry, read_ahead, wait_before, with_retries
 from shards.sampler import epoch_order, pieces
-from shards.source import plan_parts
+from shards.samples import plan_parts
 
 FAST = Retry(attempts=3, first_wait_s=0.001)
 

@@ -100,7 +100,7 @@ def test_a_member_that_is_there_twice_is_an_error(packed: Manifest, tmp_path: Pa
 def test_a_key_that_stands_in_two_runs_of_samples_is_an_error(
     packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.source.READ_BYTES", 1)
+    monkeypatch.setattr("shards.samples.READ_BYTES", 1)
     shard = packed.shards_of("train")[0]
     data = bytearray(Path(packed.url, shard.file).read_bytes())
     one, two = shard.offsets[0], shard.offsets[1]

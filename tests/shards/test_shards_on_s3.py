@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from shards import source
 from shards.loader import Batches, Cut, make_loader
 from shards.manifest import Manifest, load_manifest
 from shards.objects import Access, Retry
@@ -106,7 +105,7 @@ def test_reads_are_ranges_of_bounded_length(
 ) -> None:
     shard = local.shards_of("train")[0]
     edges = [*shard.offsets, shard.bytes]
-    monkeypatch.setattr(source, "READ_BYTES", 1)  # a run of samples at a time
+    monkeypatch.setattr("shards.samples.READ_BYTES", 1)  # a run of samples at a time
     list(read_raw(load_manifest(URL), shard, access=QUICK))
     expected = [f"bytes={low}-{high - 1}" for low, high in pairwise(edges)]
     assert len(expected) == 3 and sorted(proxy.shard_reads) == sorted(expected)

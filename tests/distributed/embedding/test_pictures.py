@@ -9,7 +9,7 @@ import pytest
 
 from distributed.embedding.pictures import Wanted, read_pictures
 from distributed.features.extract import read_samples
-from shards import source
+from shards import samples
 from shards.manifest import Manifest
 from shards.objects import ACCESS
 from shards.samples import read_raw
@@ -28,13 +28,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are read, once for each read."""
     names: list[str] = []
-    real = source.read_bytes
+    real = samples.read_bytes
 
     def read(url: str, *arguments: Any, **options: Any) -> bytes:
         names.append(Path(url).name)
         return real(url, *arguments, **options)
 
-    monkeypatch.setattr(source, "read_bytes", read)
+    monkeypatch.setattr(samples, "read_bytes", read)
     return names
 
 
