@@ -71,13 +71,6 @@ def _search(options: Any) -> int:
     return 0
 
 
-def _analyse(options: Any) -> int:
-    from tune.report.analyse import analyse
-
-    print(analyse(options.folder))
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit status 2."""
     parser = make_parser()
@@ -85,7 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.instantiate(parser.parse_args(given))
     try:
         if chosen.command == "analyse":
-            return _analyse(chosen.analyse)
+            from tune.report.analyse import analyse
+
+            print(analyse(chosen.analyse.folder))
+            return 0
         find_token()
         return _search(chosen.search)
     except UserError as error:

@@ -13,7 +13,6 @@ from vgse.errors import UserError
 from vgse.files import read_mapping, written_whole
 from vgse.zsl.models import find_model
 
-CONFIG = "search.yaml"
 Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
 
 
@@ -95,7 +94,7 @@ def search_folder(config: SearchConfig, search_id: str) -> Path:
 
 def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
     """See that a search may be made there, or resumed."""
-    path = folder / CONFIG
+    path = folder / "search.yaml"
     there = path.is_file()
     if there and not resume:
         raise UserError(

@@ -12,9 +12,8 @@ import numpy as np
 from distributed.display import Display
 from distributed.run import train
 from tune.config import SearchConfig
-from tune.searcher import DEFAULT
 from tune.space import with_params
-from tune.study import TrialRecord, ranked
+from tune.study import DEFAULT, TrialRecord, ranked
 from tune.trial.objective import MEASURES
 from vgse.errors import UserError
 from vgse.files import write_json

@@ -6,8 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from tune.searcher import DEFAULT
-from tune.study import TrialRecord
+from tune.study import DEFAULT, TrialRecord
 from tune.trial.trainable import ended
 
 

@@ -18,15 +18,7 @@ from distributed.display import Display
 from distributed.features.extract import run_features
 from distributed.setup import prepare
 from tune.callbacks import TrialCallback
-from tune.config import (
-    CONFIG,
-    SearchConfig,
-    check_folder,
-    check_search,
-    search_folder,
-    to_dict,
-    write_yaml,
-)
+from tune.config import SearchConfig, check_folder, check_search, search_folder, to_dict, write_yaml
 from tune.finalists import score_finalists
 from tune.scheduler import Halving
 from tune.searcher import JournalSearch
@@ -73,7 +65,7 @@ def search(
         stack.enter_context(sole_user(folder))
         check_folder(folder, config, resume=resume)  # once more: another may have begun
         records = read_trials(folder)
-        write_yaml(folder / CONFIG, to_dict(config))
+        write_yaml(folder / "search.yaml", to_dict(config))
         display = stack.enter_context(Display())
         ended = sum(record.ended for record in records)
         there = f", {ended} of them there already" if ended else ""

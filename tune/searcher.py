@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,10 @@ from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.space import Dimension, draw_params, value_of
+from tune.space import Dimension, draw_params
 from tune.study import open_study, row_key, trial_name
 from tune.trial.evaluator import ROW
 from vgse.config import RunConfig
-
-DEFAULT = trial_name(0)
-"""The trial of the configuration that is searched around."""
 
 
 class JournalSearch(OptunaSearch):
@@ -47,7 +45,7 @@ class JournalSearch(OptunaSearch):
                 trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
                 storage.set_trial_state_values(trial_id, TrialState.WAITING)
         if not trials:
-            default = {field: value_of(run, field) for field in sorted(space)}
+            default = {field: attrgetter(field)(run) for field in sorted(space)}
             outside = {field: v for field, v in default.items() if not space[field].holds(v)}
             inside = {field: v for field, v in default.items() if field not in outside}
             self.study.enqueue_trial(inside, {"outside_space": outside} if outside else None)

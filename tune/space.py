@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from vgse.config import RunConfig, leaves, to_dict, validate
@@ -15,17 +16,12 @@ if TYPE_CHECKING:  # torch and Optuna take seconds: not for --help
     from distributed.setup import Prepared
 
 _FIXED = {
-    "data": "one feature cache serves all trials",
-    "backbone": "one feature cache serves all trials",
-    "evaluation": "all trials are judged alike",
-    "cluster": "it decides nothing that is learned",
-    "tracking": "it decides nothing that is learned",
-    "storage": "it decides nothing that is learned",
-    "training.epochs": "ASHA decides how long a trial trains",
-    "training.classes": "validation classes stay out of training",
-    "training.checkpoint_epochs": "a trial makes a checkpoint every epoch",
-    "training.checkpoint_steps": "a trial makes a checkpoint every epoch",
-    "training.checkpoints_kept": "a trial makes a checkpoint every epoch",
+    ("data.", "backbone."): "one feature cache serves all trials",
+    ("evaluation.",): "all trials are judged alike",
+    ("cluster.", "tracking.", "storage"): "it decides nothing that is learned",
+    ("training.epochs",): "ASHA decides how long a trial trains",
+    ("training.classes",): "validation classes stay out of training",
+    ("training.checkpoint",): "a trial makes a checkpoint every epoch",
 }
 
 
@@ -34,13 +30,9 @@ class Dimension:
     """The values of one field: a range, or choices."""
 
     low: float | None = None
-    """Smallest value."""
     high: float | None = None
-    """Largest value."""
-    log: bool = False
-    """Draw evenly on a logarithmic scale."""
-    choices: list[bool | int | float | str] | None = None
-    """The values to choose among, in place of a range."""
+    log: bool = False  # draw evenly on a logarithmic scale
+    choices: list[bool | int | float | str] | None = None  # in place of a range
 
     @property
     def highest(self) -> float:
@@ -69,23 +61,13 @@ def default_space() -> dict[str, Dimension]:
     }
 
 
-def value_of(config: RunConfig, name: str) -> Any:
-    """The value of a dotted field."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def with_params(config: RunConfig, params: Mapping[str, Any]) -> RunConfig:
     """A copy of `config` with dotted fields set."""
     for name, value in params.items():
         section, _, field_name = name.partition(".")
         if field_name:
-            part = replace(getattr(config, section), **{field_name: value})
-            config = replace(config, **{section: part})
-        else:
-            config = replace(config, **{section: value})
+            value = replace(getattr(config, section), **{field_name: value})
+        config = replace(config, **{section: value})
     return config
 
 
@@ -101,7 +83,7 @@ def draw_params(
             params[name] = trial.suggest_categorical(name, choices)
             continue
         assert low is not None and high is not None, "check_space comes first"
-        if isinstance(value_of(config, name), int):
+        if isinstance(attrgetter(name)(config), int):
             params[name] = trial.suggest_int(name, int(low), int(high), log=log)
         else:
             params[name] = trial.suggest_float(name, low, high, log=log)
@@ -119,10 +101,12 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
             hint = f"did you mean {near[0]}?" if near else "see python -m distributed train --help"
             raise UserError(f"space.{name}: a run has no such field; {hint}")
         for fixed, why in _FIXED.items():
-            if name == fixed or name.startswith(f"{fixed}."):
+            if name.startswith(fixed):
                 raise UserError(f"space.{name}: {why}; set it under run instead")
         _check_dimension(name, dimension, known[name])
-        for value in _extremes(dimension, known[name]):
+        kind = int if isinstance(known[name], int) else float
+        bounds = [kind(end) for end in (dimension.low, dimension.high) if end is not None]
+        for value in dimension.choices or bounds:
             try:
                 validate(with_params(config, {name: value}))
             except UserError as error:
@@ -134,7 +118,12 @@ def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
     kind = type(value).__name__
     problem = None
     if choices is not None:
-        wrong = [choice for choice in choices if not _fits(choice, value)]
+        kinds: Any = (int, float) if kind == "float" else type(value)
+        wrong = [
+            choice
+            for choice in choices
+            if not isinstance(choice, kinds) or isinstance(choice, bool) != (kind == "bool")
+        ]
         if low is not None or high is not None:
             problem = "has choices and a range; keep one of them"
         elif not choices:
@@ -155,21 +144,6 @@ def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
         problem = f"takes whole numbers; low is {low} and high is {high}"
     if problem:
         raise UserError(f"space.{name}: {problem}")
-
-
-def _fits(choice: Any, value: Any) -> bool:
-    if isinstance(value, bool) or isinstance(choice, bool):
-        return isinstance(value, bool) and isinstance(choice, bool)
-    if isinstance(value, float):
-        return isinstance(choice, int | float)
-    return isinstance(choice, type(value))
-
-
-def _extremes(dimension: Dimension, value: Any) -> list[Any]:
-    if dimension.choices is not None:
-        return list(dimension.choices)
-    kind = int if isinstance(value, int) else float
-    return [kind(bound) for bound in (dimension.low, dimension.high) if bound is not None]
 
 
 def check_space_fits(space: Mapping[str, Dimension], prepared: "Prepared") -> None:

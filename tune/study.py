@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from vgse.errors import UserError
 
 JOURNAL = "journal.log"
+DEFAULT = "0000"  # the trial of the configuration that is searched around
 _DEAD_LOCK_S = 5  # a driver killed while it wrote leaves its lock behind
 
 
@@ -25,20 +26,13 @@ class TrialRecord:
     """One trial as far as it has come."""
 
     name: str
-    params: dict[str, Any]
-    """Dotted fields of RunConfig and their values."""
-    state: str
-    """running; finished (all epochs); stopped (by ASHA); failed; collapsed."""
-    cause: str
-    """Why it failed or collapsed, in one line; else empty."""
-    history: list[dict[str, Any]]
-    """One row an epoch: epoch, objective in 0..1, loss, used_clusters, nmi, seconds and more."""
-    epochs: int
-    """Epochs of a trial that nobody stops."""
-    source: str
-    """Where patch features come from: "cache" or "pixels"."""
-    started: float
-    """Unix time."""
+    params: dict[str, Any]  # dotted fields of RunConfig
+    state: str  # running; finished (all epochs); stopped (by ASHA); failed; collapsed
+    cause: str  # why it failed or collapsed, in one line; else empty
+    history: list[dict[str, Any]]  # a row an epoch: epoch, objective in 0..1, loss, seconds …
+    epochs: int  # of a trial that nobody stops
+    source: str  # of patch features: "cache" or "pixels"
+    started: float  # Unix time
 
     @property
     def ended(self) -> bool:
@@ -94,27 +88,25 @@ def _cut_unfinished_line(path: Path) -> None:
     try:
         with path.open("r+b") as stream:
             content = stream.read()
-            last = content.splitlines(keepends=True)[-1:]
-            if last and not _is_whole(last[0]):
-                stream.truncate(len(content) - len(last[0]))
-                os.fsync(stream.fileno())
+            last = b"".join(content.splitlines(keepends=True)[-1:])
+            with suppress(ValueError):
+                if last.endswith(b"\n") and isinstance(json.loads(last), dict):
+                    return
+            stream.truncate(len(content) - len(last))
+            os.fsync(stream.fileno())
     finally:
         lock.release()
-
-
-def _is_whole(line: bytes) -> bool:
-    with suppress(ValueError):
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    return False
 
 
 def open_study(storage: JournalStorage, name: str, attributes: Mapping[str, Any]) -> optuna.Study:
     """The search's study, made if it is not there; `attributes` are its `epochs` and `source`."""
     names = optuna.get_all_study_names(storage)  # a folder may have been renamed
-    if names:
-        study = optuna.load_study(study_name=names[0], storage=storage)
-    else:
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+    study = optuna.create_study(
+        study_name=names[0] if names else name,
+        storage=storage,
+        direction="maximize",
+        load_if_exists=True,
+    )
     for key, value in attributes.items():
         if study.user_attrs.get(key) != value:
             study.set_user_attr(key, value)
@@ -127,16 +119,13 @@ def read_trials(folder: Path) -> list[TrialRecord]:
         return []
     storage = open_journal(folder)
     names = optuna.get_all_study_names(storage)
-    if not names:
-        return []
-    return trials_of(optuna.load_study(study_name=names[0], storage=storage))
+    return trials_of(optuna.load_study(study_name=names[0], storage=storage)) if names else []
 
 
 def trials_of(study: optuna.Study) -> list[TrialRecord]:
     """All trials of a study that have begun, by name."""
-    attributes = study.user_attrs
-    begun = [trial for trial in study.get_trials(deepcopy=False) if _params(trial)]
-    return [_record(trial, attributes) for trial in begun]
+    trials = study.get_trials(deepcopy=False)
+    return [_record(trial, study.user_attrs) for trial in trials if _params(trial)]
 
 
 def trial_name(number: int) -> str:
@@ -175,10 +164,6 @@ def _record(trial: FrozenTrial, attributes: Mapping[str, Any]) -> TrialRecord:
 
 
 def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Trials with an objective, the best first.
-
-    One that did all its epochs stands before one that was stopped; failed and collapsed ones are
-    left out. Ties go to the earlier trial.
-    """
+    """Finished trials with an objective, the best first, then stopped ones."""
     able = [r for r in records if r.state in ("finished", "stopped") and r.objective is not None]
     return sorted(able, key=lambda r: (r.state != "finished", -float(r.objective or 0), r.name))

@@ -127,7 +127,7 @@ def read_mapping(path: Path, *, remedy: str = "correct it") -> dict[str, Any]:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
     if content is not None and not isinstance(content, dict):

@@ -20,7 +20,7 @@ def analyse(folder: Path) -> Path:
     # Plotly and scikit-learn take seconds to load; a folder that is no search is told at once.
     search = load_search(folder)
     from tune.report.importance import importance
-    from tune.report.page import MEASURES, save_page
+    from tune.report.page import MEASURES, write_page
     from tune.report.verdict import causes, counts, headline, judge_ranks
     from vgse.report.page import percent
 
@@ -52,7 +52,7 @@ def analyse(folder: Path) -> Path:
         lines.append(judge_ranks(search))
     for line in lines:
         console.print(Text(_printable(line)), soft_wrap=True)
-    return save_page(folder, search, axes, found)
+    return write_page(folder, search, axes, found)
 
 
 def trial_table(trials: Sequence[TrialRecord], names: Sequence[str], width: int) -> Table:

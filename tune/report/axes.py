@@ -21,8 +21,7 @@ LABELS = {
 class Axis:
     """A hyper-parameter over its range, or over its choices where there is no range."""
 
-    name: str
-    """Dotted field of the run's configuration."""
+    name: str  # dotted field of the run's configuration
     low: float
     high: float
     log: bool

@@ -14,10 +14,9 @@ from tune.report.axes import Axis, label_of, plain
 from tune.report.importance import study_of
 from tune.report.search_files import FinalRow, Search
 from tune.report.verdict import tested_rows, winner_of
-from tune.study import TrialRecord, trial_name
+from tune.study import DEFAULT, TrialRecord
 
 ACCENT, BEST, MUTED = "var(--accent)", "var(--best)", "var(--muted)"
-DEFAULT = trial_name(0)
 
 
 def figures(search: Search, axes: Sequence[Axis]) -> dict[str, go.Figure]:

@@ -29,10 +29,8 @@ Floats = NDArray[np.float64]
 class Importance:
     """Shares of the objective's variance over the search space that one parameter explains."""
 
-    shares: dict[str, float]
-    """Name -> share in 0..1, largest first; they sum to less than 1, the rest is joint or noise."""
-    floor: float
-    """The largest share of NUM_CONTROLS shuffled copies of parameters, each fitted beside them."""
+    shares: dict[str, float]  # largest first; they sum to less than 1, the rest is joint or noise
+    floor: float  # largest share of NUM_CONTROLS shuffled copies, each fitted beside them
     num_trials: int
 
 
@@ -41,10 +39,9 @@ def importance(
 ) -> Importance | None:
     """fANOVA (Hutter et al., ICML 2014) of the carried objectives; None below TOO_FEW trials.
 
-    Failed trials are left out, and so are those that lack a parameter. The floor comes from
-    copies of the parameters, each shuffled among trials of about the same time: a search
-    that learns draws all its parameters closer together as the objective rises, so that even an
-    idle one goes along with it, and only such a copy goes along as far.
+    Failed trials are left out, and those that lack a parameter. The floor's copies are shuffled
+    among trials of about the same time: a search that learns draws all parameters closer together
+    as the objective rises, so that even an idle one goes along, and only such a copy as far.
     """
     scores = carried_objectives(trials)
     kept = [t for t in trials if t.name in scores and t.state not in ("failed", "running")]
@@ -63,7 +60,10 @@ def importance(
     copies = []
     for control in range(NUM_CONTROLS):
         column = control % len(axes)
-        copy = _shuffled(places[:, [column]], generator)
+        # Shuffled inside spans of successive trials.
+        parts = max(1, min(NUM_SPANS, len(places) // LEAST_SPAN))
+        spans = np.array_split(places[:, [column]], parts)
+        copy = np.vstack([generator.permuted(span, axis=0) for span in spans])
         beside = [*axes, axes[column]]
         copies.append(_shares(np.hstack([places, copy]), values, beside, seed + control)[-1])
     order = sorted(range(len(axes)), key=lambda a: -shares[a])
@@ -133,9 +133,3 @@ def study_of(
             )
         )
     return study
-
-
-def _shuffled(places: Floats, generator: np.random.Generator) -> Floats:
-    """Every column of places [T, A] shuffled by itself, inside spans of successive trials."""
-    spans = np.array_split(places, max(1, min(NUM_SPANS, len(places) // LEAST_SPAN)))
-    return np.vstack([generator.permuted(span, axis=0) for span in spans])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import plotly.offline
 
-from tune.report.axes import Axis, axes_of, label_of, plain
+from tune.report.axes import Axis, label_of, plain
 from tune.report.figures import figures
-from tune.report.importance import MOST_TRIALS, NUM_CONTROLS, TOO_FEW, Importance, importance
-from tune.report.search_files import Search, finite, load_search
+from tune.report.importance import MOST_TRIALS, NUM_CONTROLS, TOO_FEW, Importance
+from tune.report.search_files import Search, finite
 from tune.report.verdict import STATE_WORDS, causes, counts, headline, judge_ranks, winner_of
 from tune.study import ranked
 from vgse.files import written_whole
@@ -28,23 +28,10 @@ SECTIONS = {
 }
 
 
-def write_page(folder: Path) -> Path:
-    """Write `search.html` into the search folder and return its path."""
-    search = load_search(folder)
-    axes = axes_of(search)
-    return save_page(folder, search, axes, importance(search.trials, axes))
-
-
-def save_page(folder: Path, search: Search, axes: Sequence[Axis], found: Importance | None) -> Path:
-    """Write `search.html`, from what was read and computed before, and return its path."""
-    path = Path(folder) / "search.html"
-    with written_whole(path) as stream:
-        stream.write(render_search(search, axes, found).encode())
-    return path
-
-
-def render_search(search: Search, axes: Sequence[Axis], found: Importance | None) -> str:
-    """The whole page; the same search gives the same text."""
+def write_page(
+    folder: Path, search: Search, axes: Sequence[Axis], found: Importance | None
+) -> Path:
+    """Write `search.html` and return its path; the same search gives the same page."""
     shares = found.shares if found else {}
     falling = sorted(axes, key=lambda axis: -shares.get(axis.name, 0.0))
     drawn = figures(search, falling[::-1])
@@ -74,13 +61,14 @@ def render_search(search: Search, axes: Sequence[Axis], found: Importance | None
     }
     parts = {name: render(name, content, package="tune.report") for name in ("head", *SECTIONS)}
     sections = [(name, title, parts[name]) for name, title in SECTIONS.items()]
-    here, title = Path(__file__).parent, f"VGSE search: {search.name}"
-    sheet, script = (
-        (here / "search.css").read_text("utf-8"),
-        (here / "search.js").read_text("utf-8"),
-    )
-    library = plotly.offline.get_plotlyjs()
-    return page(title, sheet, parts["head"], sections, script, library=library)
+    title, library = f"VGSE search: {search.name}", plotly.offline.get_plotlyjs()
+    here = Path(__file__).parent
+    sheet, script = ((here / f"search.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    text = page(title, sheet, parts["head"], sections, script, library=library)
+    path = Path(folder) / "search.html"
+    with written_whole(path) as stream:
+        stream.write(text.encode())
+    return path
 
 
 def _facts(search: Search) -> list[tuple[str, str, str]]:

@@ -1,15 +1,13 @@
 """What a search folder holds, read without trusting it."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tune.study import TrialRecord, ranked, read_trials
 from vgse.errors import UserError
+from vgse.files import read_mapping
 
 
 @dataclass(frozen=True)
@@ -18,11 +16,9 @@ class FinalRow:
 
     name: str
     validation: float | None
-    test: dict[str, float]
-    """Measure -> share in 0..1; empty where the test images stayed closed."""
+    test: dict[str, float]  # measure -> share in 0..1; empty where test images stayed closed
     model: str
-    cause: str
-    """Why it has no test results, where that is known."""
+    cause: str  # why it has no test results, where that is known
 
     @property
     def is_default(self) -> bool:
@@ -36,15 +32,12 @@ class Search:
 
     name: str
     trials: list[TrialRecord]
-    space: dict[str, dict[str, Any]]
-    """Dotted field -> its range or choices."""
+    space: dict[str, dict[str, Any]]  # dotted field -> its range or choices
     objective: str
-    final: list[FinalRow]
-    """Highest validation first; empty until the best configurations were retrained."""
+    final: list[FinalRow]  # highest validation first; empty before the finalists
     timing: dict[str, Any]
     best_text: str
-    best: TrialRecord | None
-    """The finished trial with the highest objective; while none is, the best stopped one."""
+    best: TrialRecord | None  # the first of ranked(trials)
 
 
 def load_search(folder: Path) -> Search:
@@ -56,8 +49,10 @@ def load_search(folder: Path) -> Search:
             f"{folder}: holds no search; give a folder that `python -m tune search --config "
             "CONFIG` wrote"
         )
-    settings = _mapping(folder / "search.yaml", yaml.safe_load)
-    final = _mapping(folder / "final.json", json.loads)
+    remedy = "move it away and resume"
+    settings = read_mapping(folder / "search.yaml", remedy=remedy)
+    final = read_mapping(folder / "final.json", remedy=remedy)
+    best = folder / "best.yaml"
     space = settings.get("space")
     entries = space.items() if isinstance(space, dict) else ()
     return Search(
@@ -66,8 +61,8 @@ def load_search(folder: Path) -> Search:
         space={str(name): spec for name, spec in entries if isinstance(spec, dict)},
         objective=str(final.get("objective") or settings.get("objective") or "zsl"),
         final=_final(folder / "final.json", final),
-        timing=_mapping(folder / "search.json", json.loads),
-        best_text=_text(folder / "best.yaml"),
+        timing=read_mapping(folder / "search.json", remedy=remedy),
+        best_text=best.read_text("utf-8", "replace") if best.is_file() else "",
         best=next(iter(ranked(trials)), None),
     )
 
@@ -80,24 +75,6 @@ def finite(value: Any) -> float | None:
         return float(value) if math.isfinite(value) else None
     except OverflowError:  # JSON knows integers of any length
         return None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
-    """The mapping in a file; empty for a file that is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        content = parse(_text(path))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({line}); move it away and resume") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a mapping of fields; move it away and resume")
-    return content
 
 
 def _final(path: Path, content: dict[str, Any]) -> list[FinalRow]:

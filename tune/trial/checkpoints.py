@@ -12,10 +12,6 @@ from vgse.files import disk_errors_in_one_line
 _HISTORY = "history.json"
 
 
-def _checkpoints_of(search: Path, trial: str) -> Path:
-    return search / "checkpoints" / trial
-
-
 def store_checkpoint(
     search: Path, trial: str, checkpoint: Path, history: list[dict[str, Any]]
 ) -> None:
@@ -23,7 +19,7 @@ def store_checkpoint(
 
     The copy is renamed into place, so that a killed trial leaves a whole checkpoint or none.
     """
-    home = _checkpoints_of(search, trial)
+    home = search / "checkpoints" / trial
     epoch = int(history[-1]["epoch"])
     part, target = home / f".part-{epoch:05d}", home / f"epoch-{epoch:05d}"
     shutil.rmtree(part, ignore_errors=True)
@@ -39,7 +35,7 @@ def store_checkpoint(
 
 def latest_checkpoint(search: Path, trial: str) -> tuple[Path | None, list[dict[str, Any]]]:
     """The last checkpoint of a trial and the rows up to it; None and no rows without one."""
-    for folder in sorted(_checkpoints_of(search, trial).glob("epoch-*"), reverse=True):
+    for folder in sorted((search / "checkpoints" / trial).glob("epoch-*"), reverse=True):
         with suppress(OSError, json.JSONDecodeError):
             return folder, json.loads((folder / _HISTORY).read_text(encoding="utf-8"))
     return None, []
@@ -47,4 +43,4 @@ def latest_checkpoint(search: Path, trial: str) -> tuple[Path | None, list[dict[
 
 def delete_checkpoints(search: Path, trial: str) -> None:
     """Delete the checkpoints of a trial that has ended."""
-    shutil.rmtree(_checkpoints_of(search, trial), ignore_errors=True)
+    shutil.rmtree(search / "checkpoints" / trial, ignore_errors=True)

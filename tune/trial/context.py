@@ -1,18 +1,24 @@
 """What the trials of a search share: put together once by the driver, on training images only."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from distributed.features.cache import FeatureSpec, Unit, access_of, read_unit, units_of
+from distributed.features.kmeans_init import make_start
 from distributed.setup import Prepared
 from distributed.storage import absolute
 from shards.objects import is_remote
 from tune.config import SearchConfig
 from tune.trial.objective import Problem, make_problem
 from vgse.config import RunConfig
+from vgse.files import disk_errors_in_one_line
 from vgse.zsl.data import Indices
 
 
@@ -90,3 +96,39 @@ def make_context(
         fingerprint=prepared.fingerprint,
         device=device,
     )
+
+
+def start_key(config: RunConfig, classes: Sequence[int]) -> str:
+    """A name for all that a start depends on, besides the features it is computed from."""
+    model = config.model
+    shape = (model.num_clusters, model.projection, model.max_points_per_centroid)
+    content = [*shape, config.seed, sorted(classes)]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return f"{model.num_clusters}-{digest}"
+
+
+def ensure_start(context: TrialContext, config: RunConfig) -> Path:
+    """The folder that holds the k-means `init/` of a configuration, computed if it is not there.
+
+    Trials that need the same one wait for the first. Its files are written whole, centroids last,
+    so that a killed trial leaves nothing that another could take for a start.
+    """
+    classes = context.trained.tolist()
+    folder = Path(context.starts) / start_key(config, classes)
+    centroids = folder / "init" / "centroids.npy"
+    if centroids.is_file():
+        return folder
+    with disk_errors_in_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not centroids.is_file():
+                make_start(
+                    context.features,
+                    context.units,
+                    classes,
+                    config,
+                    num_patches=context.num_patches,
+                    below=context.spec.sample_below,
+                    init=folder / "init",
+                )
+    return folder

@@ -1,6 +1,7 @@
 """What is measured of a trial after each epoch: its objective, and whether it has collapsed."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,21 @@ _STUCK_EPOCHS = 3
 class Evaluator:
     """Scores the checkpoints of one trial."""
 
-    def __init__(self, context: TrialContext, job: TrainingJob) -> None:
+    def __init__(
+        self, context: TrialContext, job: TrainingJob, history: list[dict[str, Any]]
+    ) -> None:
+        self._history = history  # rows of the epochs so far; the next is appended
+        self._began = time.monotonic()
         self._model = build_model(job).eval().to(context.device)
         self._context, self._config = context, job.config
         head, backbone = self._model.head, self._model.backbone
         self._encoder = Encoder(job, head, backbone=backbone, device=context.device)
 
-    def row(
-        self, trained: dict[str, Any], checkpoint: Path, history: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def row(self, trained: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         """An epoch's row from what training reports and the checkpoint it made.
 
         Besides objective it holds the measures of all zero-shot models' mean, in 0..1, and
-        `collapsed` where the trial is not worth going on with after the rows of `history`.
+        `collapsed` where the trial is not worth going on with.
         """
         load_module(checkpoint, "head", self._model.head)
         if self._model.backbone is not None:
@@ -60,12 +63,16 @@ class Evaluator:
         row = {"epoch": trained["epoch"], "objective": scores[search.objective]}
         row |= {name: trained[name] for name in _TRAINED if name in trained} | scores
         cause = collapse_cause(
-            [*history, row],
+            [*self._history, row],
             self._config.model.num_clusters,
             len(self._context.trained),
             search.collapse_share,
         )
-        return row if cause is None else row | {"collapsed": cause}
+        row |= {} if cause is None else {"collapsed": cause}
+        row["seconds"] = round(time.monotonic() - self._began, 3)
+        self._began = time.monotonic()
+        self._history.append(row)
+        return row
 
 
 def collapse_cause(

@@ -1,13 +1,10 @@
 """What a trial is judged by: zero-shot accuracy on validation classes that play the unseen ones.
 
-All images are training images. Validation classes took no part in training; they are related to
-the training classes by word vectors and scored as unseen classes are in the final table. The
-zero-shot model's own hyper-parameters, and gamma of calibrated stacking, are chosen one level
-further down, on a seeded fifth of the training classes that plays unseen in its turn: chosen on
-the validation classes, they would flatter every trial by what a grid gains there.
-
-Accuracy on seen classes is of images that the zero-shot model did not learn from; the clusters
-did, as in the validation fold of the final table.
+All images are training images; validation classes took no part in training. The zero-shot model's
+own hyper-parameters, and gamma of calibrated stacking, are chosen one level further down, on a
+seeded fifth of the training classes that plays unseen in its turn: chosen on the validation
+classes, they would flatter every trial by what a grid gains there. Accuracy on seen classes is of
+images that the zero-shot model did not learn from; the clusters did.
 """
 
 from collections.abc import Sequence
@@ -54,14 +51,8 @@ def make_problem(
 ) -> Problem:
     """The problem that all trials of a search are scored on.
 
-    Args:
-        features: [M, D_f] of whole training images, those of validation classes among them.
-        labels: [M] into class_names.
-        class_names: [C].
-        trained: classes that trials train on.
-        val: validation classes, none of them in `trained`.
-        holdout: share of each training class's images that plays test_seen.
-        seed: of the inner classes and of the images held out.
+    Of features [M, D_f] and labels [M] of training images, those of the classes `val` among them;
+    `holdout` is the share of the images of each class in `trained` that plays test_seen.
     """
     if len(trained) < 4:
         raise UserError(
@@ -89,8 +80,7 @@ def make_problem(
 def _hold_out(
     labels: Indices, trained: Indices, holdout: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """Images to learn from and images that play test_seen; a class of two images keeps both,
-    since the inner problem has to hold out one as well."""
+    """Images to learn from, and to play test_seen; the inner problem holds out one of two more."""
     train, held = [], []
     for label in trained:
         images = np.flatnonzero(labels == label)
@@ -109,15 +99,9 @@ def zero_shot_scores(
     normalise: str,
     models: Sequence[str],
 ) -> dict[str, float]:
-    """Score class embeddings: zsl, seen, unseen and harmonic_mean in 0..1, means over the models.
+    """MEASURES of class embeddings in 0..1, means over the zero-shot models.
 
-    Args:
-        problem: from `make_problem`.
-        own: [C, D_v] embeddings of the training classes; other rows are not looked at.
-        word_vectors: [C, D_w].
-        relations: how validation classes follow from training classes.
-        normalise: what zero-shot models get: none, l2 or z.
-        models: names of zero-shot models.
+    `own` [C, D_v] are embeddings of the training classes; other rows are not looked at.
     """
 
     def embeddings(fold: Fold) -> Embeddings:

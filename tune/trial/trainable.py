@@ -25,13 +25,9 @@ from distributed.train.ray_trainer import parallel_model, start_failures, start_
 from distributed.train.trainer import TrainingJob, train_alone, train_epochs
 from tune.space import with_params
 from tune.trial.checkpoints import latest_checkpoint, store_checkpoint
-from tune.trial.context import TrialContext
+from tune.trial.context import TrialContext, ensure_start
 from tune.trial.evaluator import Evaluator
-from tune.trial.kmeans_start import ensure_start
 from vgse.errors import UserError
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes an epoch's row; may raise to end the trial."""
 
 
 class Collapsed(Exception):
@@ -62,14 +58,13 @@ def run_trial(
     context: TrialContext,
     trial: str,
     params: Mapping[str, Any],
-    report: Report,
+    report: Callable[[dict[str, Any]], None],
     shared: Any = None,
 ) -> None:
     """Train a trial to its last epoch, or until it collapses, and report each epoch.
 
-    A trial that was interrupted goes on from its last checkpoint; the rows up to there are
-    reported again, so that whoever listens knows the whole trial. `shared` is the context's
-    reference in Ray's object store, which workers of a trial of several are given.
+    One that was interrupted goes on from its last checkpoint, and reports the rows up to there
+    again. `shared` is the context's reference in Ray's object store, for trials of several workers.
     """
     checkpoint, history = latest_checkpoint(Path(context.folder), trial)
     for row in history:
@@ -80,10 +75,12 @@ def run_trial(
     if context.config.workers_per_trial > 1:
         _train_nested(context, shared, trial, params)
         return
-    score = _epoch_scorer(context, job, trial, history)
+    evaluator = Evaluator(context, job, history)
 
     def on_epoch(trained: dict[str, Any], made: Path | None) -> None:
-        row = score(trained, made)
+        assert made is not None, "a trial makes a checkpoint every epoch"
+        row = evaluator.row(trained, made)
+        store_checkpoint(Path(context.folder), trial, made, history)
         report(row)
         if ended(row):
             raise Collapsed
@@ -109,26 +106,6 @@ def trial_job(context: TrialContext, params: Mapping[str, Any]) -> TrainingJob:
         precision=context.spec.precision,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
     )
-
-
-def _epoch_scorer(
-    context: TrialContext, job: TrainingJob, trial: str, history: list[dict[str, Any]]
-) -> Callable[[dict[str, Any], Path | None], dict[str, Any]]:
-    """What makes an epoch's row of its checkpoint and stores both."""
-    evaluator = Evaluator(context, job)
-    began = time.monotonic()
-
-    def score(trained: dict[str, Any], checkpoint: Path | None) -> dict[str, Any]:
-        nonlocal began
-        assert checkpoint is not None, "a trial makes a checkpoint every epoch"
-        row = evaluator.row(trained, checkpoint, history)
-        row["seconds"] = round(time.monotonic() - began, 3)
-        history.append(row)
-        store_checkpoint(Path(context.folder), trial, checkpoint, history)
-        began = time.monotonic()
-        return row
-
-    return score
 
 
 def ended(row: Mapping[str, Any]) -> bool:
@@ -174,11 +151,14 @@ def _worker(arguments: dict[str, Any]) -> None:
     trial, rank = arguments["trial"], ray.train.get_context().get_world_rank()
     job = trial_job(context, arguments["params"])
     checkpoint, history = latest_checkpoint(Path(context.folder), trial)
-    score = _epoch_scorer(context, job, trial, history) if rank == 0 else None
+    evaluator = Evaluator(context, job, history) if rank == 0 else None
 
     def report(trained: dict[str, Any], made: Path | None) -> None:
         """A barrier over all ranks; only the first rank's row counts."""
-        ray.train.report(score(trained, made) if score else trained)
+        if evaluator and made is not None:
+            trained = evaluator.row(trained, made)
+            store_checkpoint(Path(context.folder), trial, made, history)
+        ray.train.report(trained)
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
 
@@ -191,10 +171,8 @@ def _worker(arguments: dict[str, Any]) -> None:
 def cause_of(error: BaseException) -> str:
     """One line that says what went wrong."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if (
-        isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-        or "out of memory" in text.lower()
-    ):
+    memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    if memory or "out of memory" in text.lower():
         return f"out of memory: {text[:200]}"
     if isinstance(error, UserError):
         return text[:300]

@@ -19,7 +19,7 @@ from search_folder import (
     write_trial,
     write_trials,
 )
-from tune.report.page import write_page
+from tune.report.analyse import analyse
 
 EVIL = '<script>alert("x")</script>'
 FINALS = [
@@ -31,7 +31,7 @@ FINALS = [
 
 def shown(folder: Path) -> str:
     """The text of the page, without its tags, scripts and styles."""
-    return Tags(write_page(folder).read_text(encoding="utf-8")).text
+    return Tags(analyse(folder).read_text(encoding="utf-8")).text
 
 
 def data_of(page: str, ident: str) -> Any:
@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(whole: Path) -> str:
-    return write_page(whole).read_text(encoding="utf-8")
+    return analyse(whole).read_text(encoding="utf-8")
 
 
 def test_the_page_has_all_sections(page: str) -> None:
@@ -108,7 +108,7 @@ def test_the_page_may_ask_nothing_of_a_network(page: str) -> None:
 
 
 def test_the_same_search_gives_the_same_page(whole: Path, page: str) -> None:
-    assert write_page(whole).read_text(encoding="utf-8") == page
+    assert analyse(whole).read_text(encoding="utf-8") == page
 
 
 def test_texts_of_strangers_stay_text(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_texts_of_strangers_stay_text(tmp_path: Path) -> None:
     content = json.loads((folder / "final.json").read_text())
     content["rows"][1]["test"][EVIL] = 0.1
     write(folder / "final.json", {**content, "objective": "zsl"})
-    page = write_page(folder).read_text(encoding="utf-8")
+    page = analyse(folder).read_text(encoding="utf-8")
     tags = Tags(page)
     scripts = [attributes.get("type") for tag, attributes in tags.tags if tag == "script"]
     assert sorted(map(str, scripts)) == ["None"] * 2 + ["application/json"]
@@ -144,7 +144,7 @@ def test_a_search_of_words_and_switches_is_drawn(tmp_path: Path) -> None:
     folder = make_search(tmp_path / "s", trials=0)
     params = [{"model.kind": kind, "model.flag": flag} for kind in "ab" for flag in (True, False)]
     write_trials(folder, [one_trial(each, [0.1 + n / 10]) for n, each in enumerate(params)])
-    figures = data_of(write_page(folder).read_text(encoding="utf-8"), "search-figures")
+    figures = data_of(analyse(folder).read_text(encoding="utf-8"), "search-figures")
     assert figures["slice model.kind"]["layout"]["xaxis"]["ticktext"] == ["a", "b"]
     flags, kinds, _ = figures["parallel"]["data"][0]["dimensions"]
     assert kinds["values"] == [0, 0, 1, 1] and [text.strip() for text in flags["ticktext"]] == [
@@ -156,7 +156,7 @@ def test_a_search_of_words_and_switches_is_drawn(tmp_path: Path) -> None:
 def test_a_trial_without_a_hyper_parameter_is_left_out_of_its_figures_alone(tmp_path: Path) -> None:
     folder = make_search(tmp_path / "s", trials=12)
     write_trial(folder, {"model.temperature": 0.1}, [0.3])
-    figures = data_of(write_page(folder).read_text(encoding="utf-8"), "search-figures")
+    figures = data_of(analyse(folder).read_text(encoding="utf-8"), "search-figures")
     assert "0012" in figures["slice model.temperature"]["data"][0]["customdata"]
     assert "0012" not in figures["slice loss.entropy"]["data"][0]["customdata"]
     assert "0012" not in figures["parallel"]["data"][0]["customdata"]

@@ -8,7 +8,7 @@ import pytest
 
 from browser_page import NEEDS_BROWSER, probe
 from search_folder import DEFAULT, final_row, make_search, write_trial
-from tune.report.page import write_page
+from tune.report.analyse import analyse
 
 pytestmark = NEEDS_BROWSER
 
@@ -91,7 +91,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_search(tmp_path_factory.mktemp("browser") / "search", trials=30, finals=finals)
     cause = "no space left on device: " + "a_path_without_any_blank/" * 8
     write_trial(folder, state="failed", cause=cause)
-    return write_page(folder)
+    return analyse(folder)
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -143,7 +143,7 @@ def test_names_of_hyper_parameters_and_choices_are_drawn_as_text(tmp_path: Path)
     for n in range(4):
         write_trial(folder, {**DEFAULT, EVIL: [EVIL, "<i>"][n % 2]}, [0.1 + n / 10])
     script = SCRIPT[: SCRIPT.index("const slice")] + SCRIPT[SCRIPT.index("found.texts") :]
-    found = probe(write_page(folder), 1440, script, tmp_path)
+    found = probe(analyse(folder), 1440, script, tmp_path)
     assert found["strange"] == 0
     assert {text.strip() for text in found["texts"]} >= {"<i>", EVIL[:13] + "…", EVIL[:14]}
 

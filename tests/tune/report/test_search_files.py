@@ -8,7 +8,6 @@ import pytest
 from search_folder import final_row, make_search, write_trial
 from tune.report.analyse import analyse
 from tune.report.axes import Axis, plain
-from tune.report.page import write_page
 from tune.report.search_files import load_search
 from vgse.errors import UserError
 
@@ -56,4 +55,4 @@ def test_an_objective_that_is_not_finite_is_none(tmp_path: Path) -> None:
     write_trial(folder, curve=[math.inf], state="failed")
     odd = load_search(folder).trials[-1]
     assert (odd.name, odd.objective, odd.history) == ("0012", None, [])
-    assert "13 trials" in write_page(folder).read_text(encoding="utf-8")
+    assert "13 trials" in analyse(folder).read_text(encoding="utf-8")

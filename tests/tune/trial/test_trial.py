@@ -19,9 +19,8 @@ from distributed.features.kmeans_init import load_start
 from shards.manifest import load_manifest
 from tune.space import with_params
 from tune.trial.checkpoints import delete_checkpoints, latest_checkpoint, store_checkpoint
-from tune.trial.context import TrialContext
+from tune.trial.context import TrialContext, ensure_start, start_key
 from tune.trial.evaluator import Evaluator
-from tune.trial.kmeans_start import ensure_start, start_key
 from tune.trial.objective import MEASURES
 from tune.trial.trainable import cause_of, run_trial, trial_job
 from tune_tiny import EPOCHS, make_search, make_trial_context
@@ -114,8 +113,8 @@ def test_the_evaluator_scores_the_checkpoint_and_not_the_start(
 ) -> None:
     folder, history = latest_checkpoint(Path(context.folder), "0001")
     assert folder is not None
-    evaluator = Evaluator(context, trial_job(context, PARAMS))
-    row = evaluator.row(history[-1], folder, [])
+    evaluator = Evaluator(context, trial_job(context, PARAMS), [])
+    row = evaluator.row(history[-1], folder)
     measures = [row[name] for name in MEASURES]
     assert measures == [whole[-1][name] for name in MEASURES]
     other = tmp_path / "other"  # the same checkpoint with clusters anywhere
@@ -124,7 +123,7 @@ def test_the_evaluator_scores_the_checkpoint_and_not_the_start(
     torch.manual_seed(0)
     state["head.centroids"] = torch.randn_like(state["head.centroids"])
     save_file(state, other / "model.safetensors")
-    row = evaluator.row(history[-1], other, [])
+    row = evaluator.row(history[-1], other)
     assert measures != [row[name] for name in MEASURES]
 
 
