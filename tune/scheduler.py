@@ -17,21 +17,8 @@ class Halving(ASHAScheduler):
     that has collapsed or failed is stopped at once and enters no rung.
     """
 
-    def __init__(
-        self,
-        epochs: int,
-        grace_epochs: int,
-        reduction_factor: int,
-        records: Sequence[TrialRecord] = (),
-    ) -> None:
-        super().__init__(
-            time_attr="epoch",
-            metric="objective",
-            mode="max",
-            max_t=epochs,
-            grace_period=grace_epochs,
-            reduction_factor=reduction_factor,
-        )
+    def __init__(self, records: Sequence[TrialRecord] = (), **options: Any) -> None:
+        super().__init__(time_attr="epoch", metric="objective", mode="max", **options)
         nobody: Any = None
         for record in records:
             rows = record.history[:-1] if record.state == "collapsed" else record.history

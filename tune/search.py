@@ -151,7 +151,12 @@ def run_trials(
         # Any part of a CPU for the drivers would leave too little for the workers of the last trial
         # that fits, and all would wait for ever.
         resources = {"node:__internal_head__": 0.001}
-    scheduler = Halving(base.training.epochs, config.grace_epochs, config.reduction_factor, before)
+    scheduler = Halving(
+        before,
+        max_t=base.training.epochs,
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+    )
     began = time.monotonic()
     with display.stage("search", config.trials) as stage:
         interactive = display.console.is_terminal

@@ -32,7 +32,6 @@ class TrialRecord:
     history: list[dict[str, Any]]  # a row an epoch: epoch, objective in 0..1, loss, seconds …
     epochs: int  # of a trial that nobody stops
     source: str  # of patch features: "cache" or "pixels"
-    started: float  # Unix time
 
     @property
     def ended(self) -> bool:
@@ -159,7 +158,6 @@ def _record(trial: FrozenTrial, attributes: Mapping[str, Any]) -> TrialRecord:
         ],
         epochs=int(attributes.get("epochs", 0)),
         source=str(attributes.get("source", "cache")),
-        started=trial.datetime_start.timestamp() if trial.datetime_start else 0.0,
     )
 
 

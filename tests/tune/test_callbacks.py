@@ -24,7 +24,7 @@ PARAMS = {
 
 def record(state: str = "finished", params: Mapping[str, object] = PARAMS) -> TrialRecord:
     history = [{"epoch": 20, "objective": 0.34567}]
-    return TrialRecord("0012", dict(params), state, "a cause", history, 20, "cache", 0.0)
+    return TrialRecord("0012", dict(params), state, "a cause", history, 20, "cache")
 
 
 def printed(table: object) -> list[str]:

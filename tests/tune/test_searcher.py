@@ -125,7 +125,7 @@ def test_the_searcher_is_not_pickled(tmp_path: Path) -> None:
 def records_of(count: int) -> list[TrialRecord]:
     history = [{"epoch": epoch, "objective": 0.5} for epoch in range(1, 10)]
     return [
-        TrialRecord(f"{number:04d}", {}, "finished", "", history, 9, "cache", 0.0)
+        TrialRecord(f"{number:04d}", {}, "finished", "", history, 9, "cache")
         for number in range(count)
     ]
 
@@ -143,23 +143,27 @@ def decision(scheduler: Halving, name: str, *rows: dict[str, Any]) -> str:
     return [scheduler.on_trial_result(None, trial, row) for row in rows][-1]
 
 
+def halving(records: list[TrialRecord] | None = None, grace: int = 1) -> Halving:
+    return Halving(records or [], max_t=9, grace_period=grace, reduction_factor=3)
+
+
 def test_asha_compares_with_the_trials_of_earlier_attempts() -> None:
     before = records_of(3)
     poor = {"epoch": 1, "objective": 0.1}
-    assert decision(Halving(9, 1, 3, before), "0007", poor) == "STOP"
-    assert decision(Halving(9, 1, 3), "0007", poor) == "CONTINUE"  # nothing to compare with
-    assert decision(Halving(9, 2, 3, before), "0007", poor) == "CONTINUE"  # grace
-    assert decision(Halving(9, 1, 3, before), "0007", poor | {"objective": 0.6}) == "CONTINUE"
+    assert decision(halving(before, grace=1), "0007", poor) == "STOP"
+    assert decision(halving(grace=1), "0007", poor) == "CONTINUE"  # nothing to compare with
+    assert decision(halving(before, grace=2), "0007", poor) == "CONTINUE"  # grace
+    assert decision(halving(before, grace=1), "0007", poor | {"objective": 0.6}) == "CONTINUE"
 
 
 def test_the_default_goes_on_to_its_last_epoch_and_no_further() -> None:
-    scheduler = Halving(9, 1, 3, records_of(3))
+    scheduler = halving(records_of(3), grace=1)
     assert decision(scheduler, "0000", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
     assert decision(scheduler, "0000", {"epoch": 9, "objective": 0.1}) == "STOP"
 
 
 def test_a_collapsed_trial_is_stopped_and_enters_no_rung() -> None:
-    scheduler = Halving(9, 1, 3)
+    scheduler = halving(grace=1)
     row = {"epoch": 1, "objective": 0.9, "collapsed": "dead clusters"}
     assert decision(scheduler, "0001", row) == "STOP"
     assert decision(scheduler, "0002", {"epoch": 1, "objective": 0.1}) == "CONTINUE"

@@ -118,7 +118,7 @@ def test_reading_a_folder_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_best_trial_is_one_that_finished(folder: Path) -> None:
-    record = TrialRecord("0001", {}, "finished", "", [{"epoch": 2, "objective": 0.25}], 2, "", 0.0)
+    record = TrialRecord("0001", {}, "finished", "", [{"epoch": 2, "objective": 0.25}], 2, "")
     high: Any = [{"epoch": 1, "objective": 0.9}]
     stopped = replace(record, name="0002", state="stopped", history=high)
     failed = replace(record, name="0003", state="failed", history=high)

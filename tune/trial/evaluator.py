@@ -32,11 +32,11 @@ class Evaluator:
         self, context: TrialContext, job: TrainingJob, history: list[dict[str, Any]]
     ) -> None:
         self._history = history  # rows of the epochs so far; the next is appended
-        self._began = time.monotonic()
         self._model = build_model(job).eval().to(context.device)
         self._context, self._config = context, job.config
         head, backbone = self._model.head, self._model.backbone
         self._encoder = Encoder(job, head, backbone=backbone, device=context.device)
+        self._began = time.monotonic()
 
     def row(self, trained: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         """An epoch's row from what training reports and the checkpoint it made.
