@@ -2,7 +2,6 @@
 
 import functools
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -48,23 +47,16 @@ def download_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
     """Copy a file from a URL into a local one, which appears whole or not at all, whichever other
     processes do so at once. FileNotFoundError if there is none."""
     filesystem, path = objects.open_filesystem(url)
-    local.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=local.parent, prefix=".part-")
-    os.close(handle)
 
-    def download() -> None:
+    def download(part: str) -> None:
         filesystem.invalidate_cache()  # others write there too
         filesystem.get_file(path, part)
         size = filesystem.info(path)["size"]
         if (found := os.path.getsize(part)) != size:
             raise EOFError(f"{found} bytes instead of {size}")
 
-    try:
-        with_retries(download, url, "read", retry)
-        os.chmod(part, 0o644)
-        os.replace(part, local)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with written_whole(local) as stream:
+        with_retries(lambda: download(stream.name), url, "read", retry)
 
 
 def _send(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:

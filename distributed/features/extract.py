@@ -26,8 +26,12 @@ from vgse.clusters import hash_threshold, patch_hashes
 from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
-from vgse.images.batch_size import pictures_a_pass
-from vgse.images.devices import autocast, freed_memory_kept, resolve_precision
+from vgse.images.devices import (
+    autocast,
+    freed_memory_kept,
+    pictures_a_pass,
+    resolve_precision,
+)
 from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.

@@ -16,8 +16,8 @@ from vgse.training.neighbours import NeighbourQueue, nearest_in_queue
 class ClusterHead(nn.Module):
     """Features to cluster assignments: a = softmax(cos(P x, centroids) / τ).
 
-    P is a projection that starts as a PCA, the centroids [D_v, D_p] start at those of k-means.
-    `classifier` is Q [S, D_v] and `regressor` is S [D_w, D_v].
+    P starts as a PCA, the centroids [D_v, D_p] start at those of k-means; `classifier` is
+    Q [S, D_v] and `regressor` is S [D_w, D_v].
     """
 
     def __init__(
@@ -115,14 +115,12 @@ class TrainingModel(nn.Module):
         features = self.features(inputs)
         if earlier is not None:
             features = torch.cat([earlier, features])
-        labels, images, weights = (
-            values.repeat_interleave(num_patches) for values in (labels, images, weights)
-        )
-        total = total_images * num_patches
-        embedded, output = self.losses_of(features, labels, images, weights, total)
+        embedded, output = self.losses_of(features, labels, images, weights, total_images)
         if self.training and self._uses("neighbours"):
             most_rows = None if most_images is None else most_images * num_patches
-            self.queue.push(embedded, images, weights, most_rows)
+            self.queue.push(
+                embedded, images.repeat_interleave(num_patches), output.weights, most_rows
+            )
         return output
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -131,20 +129,27 @@ class TrainingModel(nn.Module):
         return flat.float() if self.backbone is None else self.backbone(flat)
 
     def losses_of(
-        self, features: Tensor, labels: Tensor, images: Tensor, weights: Tensor, total: int
+        self, features: Tensor, labels: Tensor, images: Tensor, weights: Tensor, total_images: int
     ) -> tuple[Tensor, StepOutput]:
-        """Embedded patches [n, D_p] and the loss of features [n, D_f].
+        """Embedded patches [n, D_p] and the loss of features [n, D_f]; the queue is only read.
 
-        Labels, images and weights are given for each patch, `total` counts the patches of the
-        step over all workers. The queue is read and left as it is.
+        The other arguments are those of `forward`, for each image.
         """
+        num_patches = len(features) // len(labels)
+        labels, images, weights = (
+            values.repeat_interleave(num_patches) for values in (labels, images, weights)
+        )
         head = self.head
         embedded = head.embed(features)
         assignments = head.assign(embedded)
         # Begun first and needed last: it travels while the rest is computed.
         everywhere = sum_assignments(assignments, weights) if self._uses("mean") else None
         logits, predicted = head.classifier(assignments), head.regressor(assignments)
-        neighbours = self._neighbours(embedded, images) if self._uses("neighbours") else None
+        content = self.queue.content() if self._uses("neighbours") else None
+        neighbours: tuple[Tensor, ...] = ()
+        if content is not None:
+            index = nearest_in_queue(embedded, images, *content)
+            neighbours = head.assign(content[0][index.clamp_min(0)]), index >= 0
         step = StepTensors(
             embedded,
             assignments,
@@ -153,9 +158,9 @@ class TrainingModel(nn.Module):
             labels,
             self.word_vectors[labels],
             weights,
-            total,
+            total_images * num_patches,
             everywhere,
-            *(neighbours or ()),
+            *neighbours,
         )
         # A loss of weight 0 is left out, but its layer stays in the graph for DDP.
         loss = 0.0 * (logits.sum() + predicted.sum())
@@ -171,12 +176,3 @@ class TrainingModel(nn.Module):
 
     def _uses(self, what: Uses) -> bool:
         return any(self._weight(name) and what in USES[name] for name in LOSSES)
-
-    def _neighbours(self, embedded: Tensor, images: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Assignments [n, D_v] of each patch's neighbour, and whether it has one [n]."""
-        content = self.queue.content()
-        if content is None:
-            return None
-        features, queue_images = content
-        index = nearest_in_queue(embedded, images, features, queue_images)
-        return self.head.assign(features[index.clamp_min(0)]), index >= 0

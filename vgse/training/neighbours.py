@@ -1,7 +1,5 @@
 """Neighbours of patches among those of recent steps, from all workers."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -38,7 +36,8 @@ class NeighbourQueue:
         self.capacity = capacity
         self._features: Tensor | None = None  # [m, D_p]
         self._images: Tensor | None = None  # int64 [m]
-        self._arriving: _Arriving | None = None
+        # Rows of all workers in rank order, complete once the collectives are done.
+        self._arriving: tuple[Tensor, Tensor, list[dist.Work]] | None = None
 
     def push(
         self, features: Tensor, images: Tensor, weights: Tensor, most_rows: int | None = None
@@ -49,15 +48,17 @@ class NeighbourQueue:
         largest n of all workers; none where it is the same on all.
         """
         self._settle()
-        images = images.masked_fill(weights <= 0, -1)
-        rows = most_rows if world_size() > 1 else None
-        self._arriving = _gather(features.detach(), images, rows or len(images))
+        features, images = features.detach(), images.masked_fill(weights <= 0, -1)
+        works: list[dist.Work] = []
+        if world_size() > 1:
+            short = (most_rows or len(images)) - len(images)
+            assert short >= 0, (most_rows, len(images))
+            features = _begin_gather(F.pad(features, [0, 0, 0, short]), works)
+            images = _begin_gather(F.pad(images, [0, short], value=-1), works)
+        self._arriving = features, images, works
 
     def content(self) -> tuple[Tensor, Tensor] | None:
-        """Features [m, D_p] and images [m] of the queue, or None while it holds nothing.
-
-        Rows whose image number is below 0 hold nothing.
-        """
+        """Features [m, D_p] and images [m], below 0 where a row holds nothing; None before any."""
         self._settle()
         if self._features is None or self._images is None or len(self._images) == 0:
             return None
@@ -80,10 +81,10 @@ class NeighbourQueue:
         """Append what was pushed last."""
         if self._arriving is None:
             return
-        for work in self._arriving.works:
-            work.wait()
-        features, images = self._arriving.features, self._arriving.images
+        features, images, works = self._arriving
         self._arriving = None
+        for work in works:
+            work.wait()
         if self._features is not None and self._images is not None:
             features = torch.cat([self._features, features])
             images = torch.cat([self._images, images])
@@ -93,28 +94,9 @@ class NeighbourQueue:
         self._features, self._images = features[order], images[order]
 
 
-@dataclass(frozen=True)
-class _Arriving:
-    """Rows of all workers, in rank order; complete once `works` are done."""
-
-    features: Tensor  # [W · rows, D_p]
-    images: Tensor  # int64 [W · rows]
-    works: list[dist.Work]
-
-
-def _gather(features: Tensor, images: Tensor, rows: int) -> _Arriving:
-    """Begin to gather the rows of all workers, each padded to `rows`."""
-    if world_size() == 1:
-        return _Arriving(features, images, [])
-    short = rows - len(images)
-    assert short >= 0, (rows, len(images))
-    works: list[dist.Work] = []
-
-    def begin(values: Tensor) -> Tensor:
-        joined = values.new_empty(world_size() * rows, *values.shape[1:])
-        parts = list(joined.chunk(world_size()))
-        works.append(dist.all_gather(parts, values, async_op=True))
-        return joined
-
-    padded = F.pad(images, [0, short], value=-1)
-    return _Arriving(begin(F.pad(features, [0, 0, 0, short])), begin(padded), works)
+def _begin_gather(values: Tensor, works: list[dist.Work]) -> Tensor:
+    """The rows of all workers [W · n, …], which arrive once the work added to `works` is done."""
+    joined = values.new_empty(world_size() * len(values), *values.shape[1:])
+    parts = list(joined.chunk(world_size()))
+    works.append(dist.all_gather(parts, values, async_op=True))
+    return joined

@@ -14,26 +14,22 @@ def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.
     Each group holds its peak learning rate under "peak". On a GPU one kernel updates all
     parameters.
     """
-    groups = _groups(model, config)
-    fused = True if model.head.centroids.is_cuda else None
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
-    assert config.optimizer == "sgd", "the configuration is validated"
-    return torch.optim.SGD(
-        groups, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-    )
-
-
-def _groups(model: TrainingModel, config: TrainingConfig) -> list[dict[str, Any]]:
     head = model.head
     regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
     known = {id(parameter) for parameter in regressors}
     clustering = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
-    groups = [(clustering, config.learning_rate), (regressors, config.regressor_learning_rate)]
+    rates = [(clustering, config.learning_rate), (regressors, config.regressor_learning_rate)]
     if model.backbone is not None:
         part = [p for p in model.backbone.parameters() if p.requires_grad]
-        groups.append((part, config.backbone_learning_rate))
-    return [{"params": parameters, "peak": rate, "lr": rate} for parameters, rate in groups]
+        rates.append((part, config.backbone_learning_rate))
+    groups = [{"params": parameters, "peak": rate, "lr": rate} for parameters, rate in rates]
+    options: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "fused": True if head.centroids.is_cuda else None,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    return torch.optim.SGD(groups, momentum=config.momentum, **options)
 
 
 @torch.no_grad()

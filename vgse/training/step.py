@@ -1,7 +1,8 @@
 """Forward and backward of one training step, whole or in micro-batches with the same gradient."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,78 +48,40 @@ def run_step(
     loss and its gradient stay those of the whole step, also of the terms that look at all of it
     (ā and the neighbours): features are computed first, without a graph; the head, which is
     small, gives the gradient of the whole step's loss by these features; and each micro-batch
-    goes through θ once more to carry its part of that gradient back. This costs one more forward
-    pass of θ. Workers exchange gradients in the last micro-batch alone. Without a backbone there
-    is nothing to split.
+    goes through θ once more to carry its part of that gradient back. Workers exchange gradients
+    in the last micro-batch alone.
 
     `wrapped` is the model under DDP where there are several workers; `micro_batches` is the same on
     all of them, whatever their number of images.
     """
-    if micro_batches > 1 and model.backbone is not None:
-        return _in_micro_batches(model, wrapped, data, micro_batches, precision)
-    with _autocast(model, data, precision):
-        output: StepOutput = wrapped(
-            data.patches(0, len(data.labels)),
-            data.labels,
-            data.images,
-            data.weights,
-            data.total_images,
-            most_images=data.most_images,
-        )
-    output.loss.backward()
-    return output
-
-
-def _in_micro_batches(
-    model: TrainingModel, wrapped: nn.Module, data: StepData, count: int, precision: str
-) -> StepOutput:
-    size = -(-len(data.labels) // count)
-    starts = range(0, len(data.labels), size)
-    parts = [(start, min(start + size, len(data.labels))) for start in starts]
-    with torch.no_grad(), _autocast(model, data, precision):
-        features = torch.cat([model.features(data.patches(*part)) for part in parts])
-    num_patches = len(features) // len(data.labels)
-    gradient = _gradient_by_features(model, data, features, num_patches, precision)
-    with _no_sync(wrapped):
-        for start, stop in parts[:-1]:
-            with _autocast(model, data, precision):
-                again = model.features(data.patches(start, stop))
-            again.backward(gradient[start * num_patches : stop * num_patches])
-    start, stop = parts[-1]
-    with _autocast(model, data, precision):
-        output: StepOutput = wrapped(
-            data.patches(start, stop),
-            data.labels,
-            data.images,
-            data.weights,
-            data.total_images,
-            most_images=data.most_images,
-            earlier=features[: start * num_patches],
-        )
-    output.loss.backward()
-    return output
-
-
-def _gradient_by_features(
-    model: TrainingModel, data: StepData, features: Tensor, num_patches: int, precision: str
-) -> Tensor:
-    """The gradient [B · N, D_f] of the whole step's loss by the features."""
-    leaf = features.detach().requires_grad_()
-    labels, images, weights = (
-        values.repeat_interleave(num_patches) for values in (data.labels, data.images, data.weights)
-    )
-    with _autocast(model, data, precision):
-        total = data.total_images * num_patches
-        _, output = model.losses_of(leaf, labels, images, weights, total)
-    return torch.autograd.grad(output.loss, leaf)[0]
-
-
-def _autocast(
-    model: TrainingModel, data: StepData, precision: str
-) -> AbstractContextManager[object]:
+    batch = len(data.labels)
+    parts = [(0, batch)]
+    in_parts = micro_batches > 1 and model.backbone is not None  # alike on all workers
+    if in_parts:
+        size = -(-batch // micro_batches)
+        parts = [(start, min(start + size, batch)) for start in range(0, batch, size)]
     # Cached features are cheap to take in full: the head runs in float32 then.
-    return autocast(data.labels.device.type, precision if model.backbone else "float32")
-
-
-def _no_sync(wrapped: nn.Module) -> AbstractContextManager[object]:
-    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+    precision = precision if model.backbone else "float32"
+    mixed = partial(autocast, data.labels.device.type, precision)
+    of_images = (data.labels, data.images, data.weights, data.total_images)
+    earlier = None
+    if in_parts:
+        with torch.no_grad(), mixed():
+            features = torch.cat([model.features(data.patches(*part)) for part in parts])
+        leaf = features.detach().requires_grad_()
+        with mixed():
+            whole = model.losses_of(leaf, *of_images)[1]
+        gradient = torch.autograd.grad(whole.loss, leaf)[0]  # [B · N, D_f]
+        num_patches = len(features) // batch
+        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+            for start, stop in parts[:-1]:
+                with mixed():
+                    again = model.features(data.patches(start, stop))
+                again.backward(gradient[start * num_patches : stop * num_patches])
+        earlier = features[: parts[-1][0] * num_patches]
+    with mixed():
+        output: StepOutput = wrapped(
+            data.patches(*parts[-1]), *of_images, most_images=data.most_images, earlier=earlier
+        )
+    output.loss.backward()
+    return output

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.gpu.memory import largest_batch
 from vgse.images.backbones import build_backbone
-from vgse.images.batch_size import find_batch_size, pictures_a_pass
+from vgse.images.devices import find_batch_size, pictures_a_pass
 
 
 class Memory:
