@@ -9,9 +9,7 @@ import errno
 import os
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +18,6 @@ import fsspec
 
 from vgse.errors import UserError
 
-Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -149,33 +146,6 @@ def read_bytes(url: str, start: int = 0, stop: int | None = None, *, retry: Retr
         return data
 
     return with_retries(fetch, url, "read", retry)
-
-
-def read_ahead(
-    requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int
-) -> Generator[tuple[Request, Result], None, None]:
-    """Every request with what `fetch` gives for it, in order.
-
-    While one is used, at most `depth` more are being fetched or wait, each in a thread of
-    its own; 0 fetches here, one at a time. `requests` is advanced in the caller's thread.
-    """
-    if depth < 1:
-        for request in requests:
-            yield request, fetch(request)
-        return
-    pool = ThreadPoolExecutor(depth, thread_name_prefix="read-ahead")
-    waiting: deque[tuple[Request, Future[Result]]] = deque()
-    try:
-        for request in requests:
-            waiting.append((request, pool.submit(fetch, request)))
-            if len(waiting) > depth:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def file_sizes(folder: str, *, retry: Retry = RETRY, missing_ok: bool = False) -> dict[str, int]:

@@ -19,7 +19,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shards.images import decode_jpeg
 from shards.manifest import Manifest, ShardEntry
-from shards.objects import ACCESS, Access, is_remote, join_url, read_ahead, read_bytes
+from shards.objects import ACCESS, Access, is_remote, join_url, read_bytes
+from shards.read_ahead import read_ahead
 from shards.shard_cache import cached_copy, read_cached
 from vgse.errors import UserError
 

@@ -15,7 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from shards.manifest import ShardEntry
-from shards.objects import FULL, Access, read_ahead, read_bytes
+from shards.objects import FULL, Access, read_bytes
+from shards.read_ahead import read_ahead
 from vgse.errors import UserError
 
 CHUNK_BYTES = 8 << 20

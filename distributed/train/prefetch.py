@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from shards.objects import read_ahead
+from shards.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

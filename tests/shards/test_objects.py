@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.objects import Retry, read_ahead, wait_before, with_retries
+from shards.objects import Retry, wait_before, with_retries
+from shards.read_ahead import read_ahead
 from shards.sampler import epoch_order, pieces
 from shards.samples import plan_parts
 
