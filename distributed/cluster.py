@@ -152,14 +152,23 @@ def ray_cluster(
         lent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         if _on_loopback():
             lent |= dict.fromkeys(_INTERFACES, "lo0" if sys.platform == "darwin" else "lo")
-        lent = {name: value for name, value in lent.items() if name not in os.environ}
-    os.environ.update(lent)
+    with environment(lent):
+        try:
+            _start_ray(_address(config), verbose, own)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables of processes that are started inside; what the user has set stays."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        _start_ray(_address(config), verbose, own)
         yield
     finally:
-        ray.shutdown()
-        for name in lent:
+        for name in added:
             os.environ.pop(name, None)
 
 

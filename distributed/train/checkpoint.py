@@ -161,14 +161,17 @@ def newest_sound(run: str, names: Sequence[str]) -> tuple[str | None, list[str]]
     return found, [f"{name} is damaged ({cause}): {then}" for name, cause in causes.items()]
 
 
-def committed_checkpoints(run: str) -> list[str]:
-    """Names of the checkpoints that Ray Train knows of a run, oldest first."""
+def remove_leftovers(run: str) -> None:
+    """Delete what is half written of a run that is not under way: checkpoint folders that Ray does
+    not know, and files that did not take their place."""
     parent, _, name = run.rpartition("/")
     path, filesystem = ray_storage(parent)
+    known = set()
     try:
         found = ray.train.Result.from_path(f"{path}/{name}", filesystem)
+        known = {Path(checkpoint.path).name for checkpoint, _ in found.best_checkpoints or []}
     except RuntimeError:  # the run has none yet
-        return []
+        pass
     except Exception as error:
         if type(error).__name__ != "CheckpointManagerInitializationError":
             raise
@@ -176,15 +179,6 @@ def committed_checkpoints(run: str) -> list[str]:
             f"{run}: Ray Train's list of its checkpoints is damaged, or one of them is missing; "
             "put the files back, or train anew with another --run-id"
         ) from error
-    return [Path(checkpoint.path).name for checkpoint, _ in found.best_checkpoints or []]
-
-
-def remove_leftovers(run: str) -> None:
-    """Delete what is half written of a run that is not under way: checkpoint folders that Ray does
-    not know, and files that did not take their place."""
-    parent, _, name = run.rpartition("/")
-    path, filesystem = ray_storage(parent)
-    known = committed_checkpoints(run)
     for entry in filesystem.get_file_info(FileSelector(f"{path}/{name}", allow_not_found=True)):
         is_folder = entry.type == FileType.Directory
         if is_folder and entry.base_name.startswith("checkpoint_") and entry.base_name not in known:

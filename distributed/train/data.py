@@ -50,7 +50,7 @@ class Dataset:
     max_damaged: float
     access: Access = ACCESS
     loader: tuple[Batches, Iterable[Batch]] | None = None
-    """The loader of a rank's pixels, whose processes live from its first epoch to its last."""
+    """Of a rank's pixels; its processes live from the first epoch to the last."""
 
 
 def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
@@ -193,11 +193,8 @@ def _unit(dataset: Dataset, folder: str, shard: int, number: int) -> UnitFeature
 
 @dataclass(frozen=True)
 class Position:
-    """A place within an epoch: the plan that was followed, and how far.
-
-    The plan is kept rather than the ranges left of it: the same number of workers then goes on
-    with the very batches that an uninterrupted run would have seen.
-    """
+    """A place within an epoch: the plan that was followed, and how far, rather than what is left:
+    as many workers go on with the very batches that an uninterrupted run would have seen."""
 
     cursor: Cursor  # what the plan deals out
     world_size: int

@@ -60,7 +60,7 @@ class EpochSums:
             self.values[self.index[name]] += getattr(batch.times, name)
 
     def add_time(self, waited: float, seconds: float) -> None:
-        """Add seconds that this worker waited for data, and seconds in all."""
+        """Add this worker's seconds: waiting for data, and in all."""
         self.values[self.index["waited"]] += waited
         self.values[self.index["seconds"]] += seconds
 

@@ -2,12 +2,10 @@
 
 import inspect
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
@@ -24,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distributed.cluster import describe_failure, is_death, lost_partner, shortfall
+from distributed.cluster import describe_failure, environment, is_death, lost_partner, shortfall
 from distributed.display import Display, Stage, plural
 from distributed.features.cache import FeatureSpec
 from distributed.logs import worker_log
@@ -53,7 +51,6 @@ def ddp_options() -> dict[str, Any]:
     return {"gradient_as_bucket_view": True, name: False}
 
 
-_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_ATTEMPTS = 4
 _ELASTIC_S = 20.0
 
@@ -66,21 +63,13 @@ def start_failures(config: ClusterConfig) -> int:
     return -1 if config.max_failures < 0 else config.max_failures + _START_ATTEMPTS
 
 
-@contextmanager
-def start_timeout(config: ClusterConfig) -> Iterator[None]:
+def start_timeout(config: ClusterConfig) -> AbstractContextManager[None]:
     """How long a group that is started inside may wait for its workers, unless the user says so.
 
     Ray's own minute is too short for a machine to be replaced, and too long for an elastic run.
     """
-    if _START_TIMEOUT in os.environ:
-        yield
-        return
     seconds = _ELASTIC_S if _elastic(config) else config.wait_for_workers / _START_ATTEMPTS
-    os.environ[_START_TIMEOUT] = f"{seconds:g}"
-    try:
-        yield
-    finally:
-        del os.environ[_START_TIMEOUT]
+    return environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{seconds:g}"})
 
 
 def _elastic(config: ClusterConfig) -> bool:
@@ -163,7 +152,6 @@ def training_job(
         num_classes=len(manifest.class_names),
         word_vectors=prepared.word_vectors[prepared.trained].astype(np.float32),
         num_features=prepared.num_features,
-        precision=spec.precision,
         fingerprint=prepared.fingerprint,
         num_images=sum(n for items in counts for name, n in items if name in names),
     )

@@ -57,7 +57,6 @@ class TrainingJob:
     num_classes: int  # C
     word_vectors: np.ndarray  # float32 [S, D_w]
     num_features: int
-    precision: str
     fingerprint: str  # of configuration and data
     num_images: int = 0  # of an epoch
     progress: Any = None  # actor of distributed.train.callbacks.TrainingProgress
@@ -119,15 +118,10 @@ def train_epochs(
     report: Report,
     wrap: Callable[[TrainingModel], nn.Module],
 ) -> TrainingModel:
-    """Train from a checkpoint, or from k-means, to the last epoch; returns the model.
+    """Train from a checkpoint's folder, or from k-means, to the last epoch; returns the model.
 
-    Args:
-        job: what to train.
-        device: where.
-        rank: number of this worker among the process group's, 0 without one.
-        checkpoint: folder of the checkpoint to go on from.
-        report: called by every rank at the end of an epoch and at checkpoints within one.
-        wrap: makes the model a DDP one; called where there are several workers.
+    Every rank calls `report` at the end of an epoch and at checkpoints within one. `wrap` makes
+    the model a DDP one where there are several workers.
     """
     model = build_model(job).to(device)
     optimizer = make_optimizer(model, job.config.training)
@@ -179,22 +173,16 @@ class Worker:
         # Loader workers take turns: a plan can go on only where a round of them ended.
         every = -(-self.job.config.training.checkpoint_steps // plan.readers) * plan.readers
         self.step = position.step
-        batches = prefetch(
-            epoch_batches(
-                self.dataset,
-                position.cursor,
-                plan,
-                self.rank,
-                patch_size=self.job.config.backbone.patch_size,
-                device=self.device,
-            ),
-            self.device,
+        patch_size, device = self.job.config.backbone.patch_size, self.device
+        batches = epoch_batches(
+            self.dataset, position.cursor, plan, self.rank, patch_size=patch_size, device=device
         )
+        ahead = prefetch(batches, device)
         self.model.train()
         posted = entered = asked = time.monotonic()
         waited = 0.0
         for plan_step in range(plan.first_step, plan.steps):
-            batch = next(batches)
+            batch = next(ahead)
             waited += time.monotonic() - asked
             self._step(batch, position.cursor.epoch, sums)
             done = plan_step + 1
@@ -203,11 +191,10 @@ class Worker:
                 here = replace(position, plan_step=done, step=self.step)
                 self._checkpoint_within(here, sums)
                 entered, waited = time.monotonic(), 0.0
-            if self.rank == 0 and time.monotonic() - posted > _POST_INTERVAL_S:
-                posted = time.monotonic()
-                if self.job.progress is not None:
-                    self.job.progress.share_done.remote(position.cursor.epoch, batch.done_before)
             asked = time.monotonic()
+            if self.rank == 0 and self.job.progress and asked - posted > _POST_INTERVAL_S:
+                self.job.progress.share_done.remote(position.cursor.epoch, batch.done_before)
+                posted = asked
         sums.add_time(waited, time.monotonic() - entered)
 
     def _step(self, batch: StepBatch, epoch: int, sums: EpochSums) -> None:
@@ -221,7 +208,7 @@ class Worker:
             self.wrapped,
             batch,
             micro_batches=self.job.config.training.accumulate,
-            precision=self.job.precision,
+            precision=self.job.spec.precision,
         )
         self.optimizer.step()
         self.step += 1
@@ -241,13 +228,7 @@ class Worker:
         folder = None
         if self.rank == 0 and position is not None:
             folder = Path(tempfile.mkdtemp(prefix="vgse-checkpoint-"))
+            state = position.to_dict(), sums, self.job.fingerprint
             with disk_errors_in_one_line(folder):
-                save_checkpoint(
-                    folder,
-                    self.model,
-                    self.optimizer,
-                    position.to_dict(),
-                    sums,
-                    self.job.fingerprint,
-                )
+                save_checkpoint(folder, self.model, self.optimizer, *state)
         self.report(row, folder)

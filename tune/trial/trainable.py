@@ -103,7 +103,6 @@ def trial_job(context: TrialContext, params: Mapping[str, Any]) -> TrainingJob:
         num_classes=context.num_classes,
         word_vectors=context.word_vectors[context.trained].astype(np.float32),
         num_features=context.num_features,
-        precision=context.spec.precision,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
     )
 

@@ -63,7 +63,6 @@ def embed(root: Path, manifest: Manifest, cache: Path) -> Embedded:
         num_classes=len(manifest.class_names),
         word_vectors=np.zeros((0, 8)),
         num_features=1280,
-        precision=SPEC.precision,
         fingerprint="",
     )
     return embed_units(Encoder(job, head), units_of(manifest, SPLITS))

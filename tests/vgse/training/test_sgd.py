@@ -70,7 +70,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
         num_classes=len(prepared.manifest.class_names),
         word_vectors=prepared.word_vectors[trained].astype(np.float32),
         num_features=prepared.num_features,
-        precision="float32",
         fingerprint=prepared.fingerprint,
     )
 
