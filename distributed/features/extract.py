@@ -18,7 +18,7 @@ from distributed.features.actors import remote_results
 from distributed.features.cache import FeatureSpec, Unit, access_of, feature_spec, units_of
 from distributed.setup import Prepared
 from distributed.storage import absolute, file_sizes, write_bytes
-from distributed.train.prefetch import sent
+from distributed.train.prefetch import to_device
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.objects import ACCESS, Access, join_url
 from shards.samples import DamagedImage, Sample, decode_sample, read_raw
@@ -205,7 +205,7 @@ def _features(
     def run_pass() -> None:
         stacked = torch.from_numpy(np.concatenate(waiting)).permute(0, 3, 1, 2)
         with torch.inference_mode(), autocast(device, spec.precision):
-            output = backbone(sent(stacked, torch.device(device)))
+            output = backbone(to_device(stacked, torch.device(device)))
         features.append(output.to("cpu", torch.float16))
         waiting.clear()
 

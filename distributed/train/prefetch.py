@@ -46,12 +46,11 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with every tensor among its fields changed."""
     values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(
-        batch, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-    )
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **{name: change(value) for name, value in tensors.items()})
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; on a GPU its copy overlaps with what other threads compute."""
     if device.type != "cuda":
         return values.to(device)
