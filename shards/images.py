@@ -90,9 +90,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _resize(image: Image.Image, short_side: int, upscale: bool) -> Image.Image:
     width, height = image.size
     scale = short_side / min(width, height) if short_side else 1.0
-    if scale > 1 and not upscale:
-        scale = 1.0
-    scale = min(scale, _JPEG_LIMIT / max(width, height))
+    scale = min(scale if upscale else min(scale, 1.0), _JPEG_LIMIT / max(width, height))
     if scale == 1.0:
         return image
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -35,7 +35,7 @@ from shards.samples import (
     RawSample,
     decode_sample,
     plan_parts,
-    reading_stages,
+    read_parts,
 )
 from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
@@ -48,11 +48,8 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 
 @dataclass(frozen=True)
 class Cut:
-    """What a batch holds of each picture.
-
-    "images": one picture squeezed to side x side, to be cut on the accelerator (boxes are
-    relative, so they stay right). "patches": N patches of side x side, cut here by OpenCV.
-    """
+    """What a batch holds of each picture: itself squeezed to side x side, to be cut on the
+    accelerator (boxes are relative), or its N patches of side x side, cut here by OpenCV."""
 
     mode: Literal["images", "patches"]
     side: int
@@ -82,9 +79,6 @@ class LoadTimes:
         return self.read + self.decode + self.cut
 
 
-NO_TIMES = LoadTimes()
-
-
 @dataclass(frozen=True)
 class Batch:
     """A step of one rank; B can be 0, and is smaller than planned by len(damaged)."""
@@ -96,7 +90,7 @@ class Batch:
     damaged: list[str]  # keys of pictures that could not be decoded
     images: Tensor | None = None  # uint8 [B, 3, S, S] in channels_last memory, for Cut "images"
     patches: Tensor | None = None  # uint8 [B, N, P, P, 3], for Cut "patches"
-    times: LoadTimes = NO_TIMES  # where its reader's time went
+    times: LoadTimes = LoadTimes()  # where its reader's time went
 
     def __len__(self) -> int:
         """B."""
@@ -109,10 +103,7 @@ class Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of one rank in the order of their steps, plan after plan.
-
-    What changes from one epoch to the next lies in memory shared with loader processes.
-    """
+    """The batches of one rank in the order of their steps, plan after plan."""
 
     def __init__(
         self,
@@ -130,6 +121,7 @@ class Batches(IterableDataset[Batch]):
         self.manifest, self.selection, self.order = manifest, selection, order
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
         self.access = access
+        # What changes from one epoch to the next, for loader processes that run already.
         self.shared = torch.zeros(4 + 2 * max(1, len(plan.remaining)), dtype=torch.int64)
         self.shared.share_memory_()
         self.begin(order, plan)
@@ -178,9 +170,8 @@ class Batches(IterableDataset[Batch]):
         limit = self.max_damaged * order.total
         part = limit / (plan.world_size * plan.readers)
         allowed = math.ceil(min(limit, part + 6 * math.sqrt(part)))
-        stages = reading_stages(self.manifest, ahead, self.access)
-        batched = partial(self._batched, steps, allowed)
-        return iter(wds.DataPipeline(*stages, partial(_in_order, parts), batched))
+        samples = read_parts(self.manifest, ahead, access=self.access)
+        return self._batched(steps, allowed, _in_order(parts, samples))
 
     def _wanted(
         self, order: Order, plan: Plan, reader: int
@@ -269,10 +260,10 @@ def _in_order(parts: Iterator[Part], samples: Iterator[RawSample]) -> Iterator[R
 
 
 def make_loader(batches: Batches, *, pin_memory: bool = False) -> Iterable[Batch]:
-    """The batches themselves, or a WebLoader with the plan's loader workers around them.
+    """The batches, from the plan's loader workers where there are any.
 
-    Its processes start with the first iteration and live until the loader is deleted; each
-    iteration is one epoch, see `Batches.begin`.
+    Those start with the first iteration and live until the loader is deleted; each iteration is
+    one epoch, see `Batches.begin`.
     """
     if not batches.plan.loader_workers:
         return batches

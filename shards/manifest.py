@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -235,9 +235,9 @@ def find_problems(manifest: Manifest) -> list[str]:
 
 def _class_problems(classes: list[ClassEntry]) -> list[str]:
     found = []
-    roles: dict[str, list[str]] = {}
+    roles = defaultdict(list)
     for entry in classes:
-        roles.setdefault(entry.name, []).append(entry.role)
+        roles[entry.name].append(entry.role)
         if entry.role not in ROLES:
             found.append(f"class {entry.name!r}: role {entry.role!r} is none of {', '.join(ROLES)}")
     for name, given in roles.items():
@@ -302,11 +302,9 @@ def file_problems(manifest: Manifest) -> list[str]:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         found.append(f"missing shards: {', '.join(missing[:5])}{more}; copy them or pack again")
-    for shard in manifest.shards:
-        size = sizes.get(shard.file, shard.bytes)
-        if size != shard.bytes:
-            found.append(
-                f"shard {shard.file!r} has {size} bytes, not {shard.bytes}: "
-                "copied in part or changed; copy it again or pack again"
-            )
-    return found
+    return found + [
+        f"shard {shard.file!r} has {sizes[shard.file]} bytes, not {shard.bytes}: "
+        "copied in part or changed; copy it again or pack again"
+        for shard in manifest.shards
+        if sizes.get(shard.file, shard.bytes) != shard.bytes
+    ]

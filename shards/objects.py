@@ -29,18 +29,15 @@ _CODES = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a read is tried; the waits between attempts double up to longest_wait_s.
-
-    Each is shortened by chance, by up to a half, so that readers do not come back all at once.
-    """
+    """How often a read is tried; the waits between attempts double up to longest_wait_s, each
+    shortened by chance, by up to a half, so that readers do not come back all at once."""
 
     attempts: int = 6
     first_wait_s: float = 0.5
     longest_wait_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
-            raise UserError(f"{self}: attempts must be at least 1, and waits 0 or more seconds")
+        assert self.attempts >= 1 and self.first_wait_s >= 0 and self.longest_wait_s >= 0, self
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,8 @@ ACCESS = Access()
 
 
 def with_retries(work: Callable[[], Result], url: str, what: str, retry: Retry) -> Result:
-    """The result of `work`, which is called again after an error that may pass.
-
-    FileNotFoundError goes through; other errors become a UserError that says what cannot be
-    done (`what`, such as "read").
-    """
+    """The result of `work`, which is called again after an error that may pass; other errors than
+    FileNotFoundError become a UserError that says what (such as "read") cannot be done."""
     started = time.monotonic()
     for number in range(1, retry.attempts + 1):
         try:
@@ -122,11 +116,8 @@ def join_url(folder: str, name: str) -> str:
 
 
 def read_bytes(url: str, start: int = 0, stop: int | None = None, *, retry: Retry = RETRY) -> bytes:
-    """Bytes start to stop of a file, in one read or one ranged request.
-
-    Of a remote file exactly those bytes: an answer that is cut short is asked for again. Of a
-    local file as many of them as there are.
-    """
+    """Bytes start to stop of a file, in one read or one ranged request: of a remote one exactly
+    those (a cut answer is asked for again), of a local one as many of them as there are."""
     if not is_remote(url):
         try:
             with open(url.removeprefix("file://"), "rb") as file:

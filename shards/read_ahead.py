@@ -12,11 +12,8 @@ Result = TypeVar("Result")
 def read_ahead(
     requests: Iterable[Request], fetch: Callable[[Request], Result], depth: int
 ) -> Generator[tuple[Request, Result], None, None]:
-    """Every request with what `fetch` gives for it, in order.
-
-    While one is used, at most `depth` more are being fetched or wait, each in a thread of
-    its own; 0 fetches here, one at a time. `requests` is advanced in the caller's thread.
-    """
+    """Every request with what `fetch` gives for it, in order; at most `depth` more are fetched in
+    threads meanwhile. `requests` is advanced in the caller's thread."""
     if depth < 1:
         for request in requests:
             yield request, fetch(request)

@@ -51,18 +51,17 @@ def epoch_order(
     counts = np.asarray(shard_counts, np.int64)
     indices = np.arange(len(counts))
     heads = 1 + (_hash(seed, epoch, 1, indices) % block_size).astype(np.int64)
-    shard, first = [], []
+    shard, first, sizes = [], [], []
     for index in np.argsort(_hash(seed, epoch, 0, indices), kind="stable").tolist():
         count, head = int(counts[index]), int(heads[index])
         cuts = [0, *range(head, count, block_size)] if count else []
         shard += [index] * len(cuts)
         first += cuts
-    shard_of, first_of = np.array(shard, np.int64), np.array(first, np.int64)
-    # A block ends where the next one of its shard begins, or with the shard.
-    last = np.append(shard_of[1:] != shard_of[:-1], True)[: len(shard_of)]
-    ends = np.where(last, counts[shard_of], np.append(first_of[1:], 0)[: len(first_of)])
-    start = np.concatenate([[0], np.cumsum(ends - first_of)])
-    return Order(shard_of, first_of, start, seed, epoch, block_size)
+        sizes += [end - begin for begin, end in pairwise([*cuts, count])]
+    start = np.cumsum([0, *sizes])
+    return Order(
+        np.array(shard, np.int64), np.array(first, np.int64), start, seed, epoch, block_size
+    )
 
 
 def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -137,10 +136,7 @@ def split_ranges(
 
 
 def continue_at(plan: Plan, step: int) -> Plan:
-    """The same plan with its first `step` steps done: what is left keeps its batches.
-
-    A step must end a round of a rank's readers, which take turns.
-    """
+    """The same plan with its first `step` steps done; `step` must end a round of the readers."""
     if not 0 <= step <= plan.steps or step % plan.readers:
         raise UserError(
             f"step is {step}; it must be a multiple of {plan.readers} loader workers in "
@@ -214,10 +210,8 @@ def _cut(ranges: Sequence[Range], low: int, high: int) -> list[Range]:
 
 
 def _reader_edges(plan: Plan, rank: int, reader: int, step: int) -> list[int]:
-    """Where the batches that a reader has left after `step` steps begin, and the last one ends.
-
-    Counted through all remaining positions. A reader has a contiguous run of its rank's batches.
-    """
+    """Where the batches that a reader has left after `step` steps begin, and the last one ends,
+    counted through all remaining positions; its batches are a contiguous run of its rank's."""
     sizes = [max(0, _ceil(plan.steps - r, plan.readers)) for r in range(plan.readers)]
     first, count = sum(sizes[:reader]), sizes[reader]
     done = min(count, max(0, _ceil(step - reader, plan.readers)))

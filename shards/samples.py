@@ -4,7 +4,7 @@ ones; no pickle is read."""
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,8 +30,6 @@ MAX_JSON_BYTES = 1 << 20
 READ_BYTES = 4 << 20
 _BLOCK = 512
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,89}\.(jpg|json)")
-
-Stage = Callable[..., Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,8 @@ class DamagedImage(UserError):
 
 @dataclass(frozen=True)
 class Part:
-    """Samples start to stop - 1 of a shard, read once, forward.
-
-    `wanted` are the samples [n] of each piece, in the order of the epoch; all of a piece
-    stand before all of the next.
-    """
+    """Samples start to stop - 1 of a shard, read once, forward; `wanted` are the samples [n] of
+    each piece, in the order of the epoch, all of them before those of the next."""
 
     shard: ShardEntry
     start: int
@@ -114,23 +109,16 @@ def read_parts(
     manifest: Manifest, parts: Iterable[Part], *, access: Access = ACCESS
 ) -> Iterator[RawSample]:
     """Samples of one part after the other, undecoded, in stored order."""
-    return iter(wds.DataPipeline(*reading_stages(manifest, parts, access)))
-
-
-def reading_stages(manifest: Manifest, parts: Iterable[Part], access: Access) -> list[Stage]:
-    """The stages of a DataPipeline from the bytes of shards to RawSamples."""
     streams = partial(open_streams, manifest, parts, access)
-    return [streams, check_members, tar_file_expander, group_by_keys, check_samples]
+    stages = [streams, check_members, tar_file_expander, group_by_keys, check_samples]
+    return iter(wds.DataPipeline(*stages))
 
 
 def plan_parts(
     pieces: Iterable[tuple[ShardEntry, NDArray[np.int64]]], stride: int
 ) -> Iterator[Part]:
-    """Parts for pieces (shard, samples), in order.
-
-    A piece joins the part before it where that saves opening the shard again: if it stands
-    further on in the same shard, with no whole run of `stride` samples unread between them.
-    """
+    """Parts for pieces (shard, samples), in order; a piece further on in the same shard joins the
+    part before it, unless a whole run of `stride` samples lies unread between them."""
     now: Part | None = None
     for shard, wanted in pieces:
         start, stop = int(wanted.min()), int(wanted.max()) + 1
@@ -151,11 +139,8 @@ def plan_parts(
 def open_streams(
     manifest: Manifest, parts: Iterable[Part], access: Access
 ) -> Iterator[dict[str, Any]]:
-    """The source of a WebDataset pipeline: each chunk of the parts, as `url`, with its bytes.
-
-    A few MB at a time, whole runs of samples, from the last stored offset before a part's start
-    on; of a remote store the next chunks in the background, also those of the next part.
-    """
+    """The source of a WebDataset pipeline: each chunk of the parts, as `url`, with its bytes; of a
+    remote store the next ones are fetched in the background."""
     remote = is_remote(manifest.url)
     cached = remote and access.cache is not None
 
@@ -183,6 +168,7 @@ def open_streams(
 
 
 def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
+    """Whole runs of samples, a few MB each, from the last stored offset before a part's start."""
     for part, following in pairwise(chain(parts, [None])):
         assert part is not None
         shard, start, stop = part.shard, part.start, part.stop
@@ -204,11 +190,8 @@ def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
 
 
 def check_members(streams: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The streams, each looked through before WebDataset reads it.
-
-    On its own it would unpack a compressed tar and a sparse member of any size, and skip links
-    and names such as __x__ without a word.
-    """
+    """The streams, each looked through before WebDataset reads it: it would unpack a compressed
+    tar or a sparse member of any size, and skip links and names such as __x__ without a word."""
     for stream in streams:
         _require_plain_members(stream["stream"].getvalue(), stream["url"])
         yield stream
@@ -242,10 +225,8 @@ def _require_plain_members(data: bytes, chunk: Chunk) -> None:
 
 
 def check_samples(samples: Iterable[dict[str, Any]]) -> Iterator[RawSample]:
-    """The samples that were asked for; refuses half ones, and chunks that gave too few.
-
-    WebDataset ends a shard without a word at a damaged header.
-    """
+    """The samples that were asked for; refuses half ones, and chunks that gave too few, as at a
+    damaged header, where WebDataset ends a shard without a word."""
     chunk: Chunk | None = None
     keys: set[str] = set()
     index = 0

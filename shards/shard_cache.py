@@ -1,9 +1,8 @@
 """Local copies of remote shards, shared by all processes and runs of a machine.
 
-A copy is named after the sha256 of its content, so it cannot be out of date, and appears
-under that name only when it is whole and its checksum right. There is no lock: two processes
-that need the same shard at once each load it, and the second replaces the copy by an equal
-one. What a killed process leaves is a `.part-` file, which a later one removes.
+A copy appears under the sha256 of its content once it is whole and right. There is no lock: of two
+processes that need a shard at once, the second replaces the copy by an equal one. What a killed
+process leaves is a `.part-` file, which a later one removes.
 """
 
 import hashlib
@@ -27,10 +26,8 @@ _loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def read_cached(url: str, shard: ShardEntry, start: int, stop: int, access: Access) -> bytes:
-    """Bytes start to stop of a shard from its local copy, which is made if there is none.
-
-    Reads the store itself where the disk has no room for a copy.
-    """
+    """Bytes start to stop of a shard from its local copy, which is made if there is none, or from
+    the store where the disk has no room for it."""
     for _ in range(3):  # another process may remove the copy between the two steps
         path = cached_copy(url, shard, access)
         if path is None:

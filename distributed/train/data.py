@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
 from shards import sampler
-from shards.loader import NO_TIMES, Batch, Batches, Cut, LoadTimes, make_loader
+from shards.loader import Batch, Batches, Cut, LoadTimes, make_loader
 from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
 from shards.sampler import Cursor, Order, Plan, Selection
@@ -33,7 +33,7 @@ class StepBatch(StepData):
 
     num_images: int  # without padding
     done_before: float  # share of the epoch, in 0..1, that was done before this step
-    times: LoadTimes = NO_TIMES  # where the loader's time went; nothing for cached features
+    times: LoadTimes = field(default_factory=LoadTimes)  # of the loader; cached features have none
 
 
 @dataclass
@@ -180,7 +180,7 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
             None,
             dataset.label_of[torch.tensor(labels, dtype=torch.int64)],
             torch.tensor(ids, dtype=torch.int64),
-            NO_TIMES,
+            LoadTimes(),
         )
 
 

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ def read_names(file: str) -> list[str]:
     """
     path, _, keys = (file, "", "") if Path(file).exists() else file.partition("#")
     if Path(path).suffix not in (".json", ".yaml", ".yml"):
-        lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in _load(path, str.splitlines) if line.strip()]
         matches = [_NUMBERED.fullmatch(line) for line in lines]
         # Data sets number their lists ("1 antelope"); a name may begin with a number, too.
         return [m[1] for m in matches if m] if all(matches) else lines
-    content = _read_mapping(path)
+    content = _load(path)
     for key in filter(None, keys.split(".")):
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path}: no key {key!r} on the way {keys!r}")
@@ -53,7 +53,7 @@ def read_names(file: str) -> list[str]:
 
 def read_words(file: str) -> dict[str, list[str]]:
     """Words by class name from a JSON or YAML mapping; a string counts as its words."""
-    content = _read_mapping(file)
+    content = _load(file)
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a mapping of class names to words")
     words = {}
@@ -106,18 +106,12 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
-def _read_text(path: str) -> str:
+def _load(path: str, parse: Callable[[str], Any] | None = None) -> Any:
+    """The content of a text file, of JSON or YAML by default."""
+    parse = parse or (json.loads if path.endswith(".json") else yaml.safe_load)
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def _read_mapping(path: str) -> Any:
-    text = _read_text(path)
-    try:
-        return json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None

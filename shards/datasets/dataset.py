@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards.config import PackConfig
 from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words, some
-from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage
+from shards.datasets.layouts import LAYOUTS, SUFFIXES, Layout, SourceImage, read_xlsa17
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
 
@@ -32,8 +32,6 @@ def read_source(config: PackConfig) -> DataSet:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; correct --source")
     if config.splits is not None:
-        from shards.datasets.xlsa17 import read_xlsa17  # SciPy is slow to import
-
         assert config.features_file is not None
         layout = read_xlsa17(root, config.splits, config.features_file)
     else:
@@ -53,11 +51,8 @@ def read_source(config: PackConfig) -> DataSet:
 def assign_parts(
     images: list[SourceImage], unseen: set[str], test_fraction: float
 ) -> list[SourceImage]:
-    """The images with their final split; training images of unseen classes are dropped.
-
-    Images without a split of their own are test_unseen, or by a hash of their names
-    test_seen for `test_fraction` of each seen class, or train.
-    """
+    """The images with their final split: the one they came with, or one drawn by a hash of their
+    names; training images of unseen classes are dropped."""
     loose: dict[str, list[SourceImage]] = {}
     placed = []
     for image in images:

@@ -79,21 +79,16 @@ def draw_samples(manifest: Manifest, path: str, *, columns: int = 8, side: int =
     sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + 28) + 8), "white")
     for number, (split, sample) in enumerate(samples):
         x, y = 8 + number % columns * (side + 8), 8 + number // columns * (side + 28)
-        sheet.paste(_draw_boxes(sample, side), (x, y))
+        tile = Image.fromarray(sample.image).resize((side, side))
+        for index, box in enumerate(np.clip(sample.boxes * side, 0, side - 1).tolist()):
+            drift = index % 3  # boxes of a grid overlap: a pixel's drift keeps their edges apart
+            x0, y0, x1, y1 = box[0] + drift, box[1] + drift, box[2] - drift, box[3] - drift
+            if x1 > x0 and y1 > y0:
+                outline = _COLOURS[index % len(_COLOURS)]
+                ImageDraw.Draw(tile).rectangle((x0, y0, x1, y1), outline=outline)
+        sheet.paste(tile, (x, y))
         name = manifest.class_names[sample.label]
         ImageDraw.Draw(sheet).text((x, y + side + 2), f"{name[:24]}\n{split}", "black", font_size=9)
     with written_whole(Path(path)) as stream:
         sheet.save(stream, format="PNG")
     return path
-
-
-def _draw_boxes(sample: Sample, side: int) -> Image.Image:
-    tile = Image.fromarray(sample.image).resize((side, side))
-    draw = ImageDraw.Draw(tile)
-    # Boxes of a grid overlap: a drift of one pixel a box keeps their edges apart.
-    for number, box in enumerate(np.clip(sample.boxes * side, 0, side - 1).tolist()):
-        drift = number % 3
-        x0, y0, x1, y1 = box[0] + drift, box[1] + drift, box[2] - drift, box[3] - drift
-        if x1 > x0 and y1 > y0:
-            draw.rectangle((x0, y0, x1, y1), outline=_COLOURS[number % len(_COLOURS)])
-    return tile

@@ -156,13 +156,11 @@ def _plan_hash(specs: list[ShardSpec], data: DataSet, config: PackConfig) -> str
 
 
 def _find_finished(out: Path, plan: str) -> Manifest | None:
+    remedy = "from other images or settings; choose another --out or remove the folder"
     if (out / manifests.FILE).exists():
         manifest = manifests.load_manifest(str(out), check_files=False)
         if manifest.plan != plan:
-            raise UserError(
-                f"{out / manifests.FILE}: packed from other images or settings; "
-                "choose another --out or remove the folder"
-            )
+            raise UserError(f"{out / manifests.FILE}: packed {remedy}")
         return None if manifests.file_problems(manifest) else manifest
     for record in sorted(out.glob(f"{RECORDS}/*.json")):
         try:
@@ -170,10 +168,7 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
         except json.JSONDecodeError:
             continue
         if theirs != plan:
-            raise UserError(
-                f"{out}: holds part of a pack from other images or settings; "
-                "choose another --out or remove the folder"
-            )
+            raise UserError(f"{out}: holds part of a pack {remedy}")
     return None
 
 
@@ -235,10 +230,9 @@ def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: 
 
 
 def pack_shard(spec: ShardSpec) -> PackedShard:
-    """Write the shard's tar, or find it finished, and return what it holds.
+    """Write the shard's tar, or find it finished; damaged images are left out and listed.
 
-    The tar appears under its name only when complete; the record beside it, which says that
-    it is, only after that. Damaged images are left out and listed.
+    The tar appears under its name only when complete, and the record that says so after it.
     """
     done = _read_record(spec)
     if done is not None:

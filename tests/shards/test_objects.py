@@ -66,11 +66,6 @@ def test_waits_double_up_to_a_bound_and_differ() -> None:
         assert most / 2 <= min(waits) < max(waits) <= most
 
 
-def test_a_retry_without_attempts_is_refused() -> None:
-    with pytest.raises(ValueError, match="attempts must be at least 1"):
-        Retry(attempts=0)
-
-
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_reading_ahead_is_in_order_and_bounded(depth: int) -> None:
     asked: list[int] = []
