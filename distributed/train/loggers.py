@@ -159,17 +159,16 @@ class Tracking:
         self._rows = list(history)
         self._thread = ThreadPoolExecutor(1, "tracking")
         self._behind: set[str] = set()  # trackers that failed the last time
-        self._jobs: list[Future[None]] = []
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row) -> Future[None]:
         """Send an epoch's row; it replaces rows of the same and of later epochs."""
         self._rows = [older for older in self._rows if older["epoch"] < row["epoch"]] + [row]
-        self._jobs.append(self._thread.submit(self._send, self._rows))
+        return self._thread.submit(self._send, self._rows)
 
     def close(self, finished: bool) -> None:
         """Send what is missing, within a minute, and close the trackers."""
-        self._jobs.append(self._thread.submit(self._close, self._rows, finished))
-        if wait(self._jobs, _LAST_WAIT_S).not_done:
+        last = self._thread.submit(self._close, self._rows, finished)
+        if wait([last], _LAST_WAIT_S).not_done:
             self._say(f"metrics are still being sent after {_LAST_WAIT_S:.0f} s: given up")
         self._thread.shutdown(wait=False, cancel_futures=True)
 

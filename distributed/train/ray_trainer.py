@@ -141,7 +141,7 @@ def training_job(
     """What workers get."""
     manifest = prepared.manifest
     names = {manifest.class_names[label] for label in prepared.trained}
-    counts = [shard.class_counts.items() for shard in manifest.shards_of("train")]
+    counts = [shard.class_counts for shard in manifest.shards_of("train")]
     return TrainingJob(
         config=config,
         run=absolute(run),
@@ -153,7 +153,7 @@ def training_job(
         word_vectors=prepared.word_vectors[prepared.trained].astype(np.float32),
         num_features=prepared.num_features,
         fingerprint=prepared.fingerprint,
-        num_images=sum(n for items in counts for name, n in items if name in names),
+        num_images=sum(n for shard in counts for name, n in shard.items() if name in names),
     )
 
 

@@ -54,8 +54,7 @@ def test_tensorboard_of_a_run_in_a_store_is_uploaded_epoch_by_epoch(tmp_path: Pa
     store = fsspec.filesystem("memory")
     run = f"memory://{uuid.uuid4().hex}/run"
     with tracking(config(), run, [], print) as trackers:
-        trackers.add(row(1))
-        trackers._jobs[0].result(30)
+        trackers.add(row(1)).result(30)
         assert len(store.ls(f"{run}/tensorboard")) == 1
         trackers.add(row(2))
     store.get(f"{run}/tensorboard", str(tmp_path / "copy"), recursive=True)
@@ -126,9 +125,8 @@ def test_a_tracker_that_is_away_is_said_once_and_gets_all_later() -> None:
     said: list[str] = []
     flaky = Flaky()
     trackers = Tracking([flaky], [row(1)], said.append)
-    for epoch in (2, 3):
-        trackers.add(row(epoch))
-    trackers._jobs[-1].result(10)
+    trackers.add(row(2))
+    trackers.add(row(3)).result(10)
     flaky.away = False
     trackers.close(finished=True)
     assert [kept["epoch"] for kept in flaky.rows] == [1, 2, 3]
