@@ -338,47 +338,6 @@ def _end_with_trainer() -> None:
     os._exit(1)
 
 
-def explain_stall(
-    stall: float, times: LoadTimes, *, loader_workers: int, remote: bool
-) -> str | None:
-    """One sentence that names the slowest part of loading and what to change.
-
-    None where training waited 5% of the time or less (`stall`, a share in 0..1), or where `times`,
-    the sum over an epoch's batches, is empty.
-    """
-    whole = times.busy + times.idle
-    if stall <= 0.05 or whole <= 0:
-        return None
-    more = "raise cluster.loader_workers, so that loading runs beside training"
-    read = "disk: move the shards to a faster disk, or copy them to one beside the GPUs"
-    cut = ""
-    if loader_workers:
-        more = f"raise cluster.loader_workers (now {loader_workers}) if cores are idle, or pack"
-        more, cut = f"{more} with a smaller --short_side", ", or cut on the accelerator"
-    if remote:
-        read = (
-            "network: keep shards in a local cache, raise cluster.loader_workers to have more "
-            "reads at once, or bring the store nearer"
-        )
-    parts = {
-        f"waiting for the {read}": times.read,
-        f"decoding JPEGs: {more}": times.decode,
-        f"resizing and copying pictures: {more}{cut}": times.cut,
-    }
-    if loader_workers and times.idle > times.busy:  # what is slow lies between readers and trainer
-        part = (
-            "handing batches over: pack with a smaller --short_side, lower cluster.loader_workers "
-            "if the cores are full, and see whether /dev/shm is large enough"
-        )
-        parts = {part: times.idle}
-    slowest = max(parts, key=lambda part: parts[part])
-    share = parts[slowest] / (whole if loader_workers else times.busy)
-    return (
-        f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
-        f"theirs {slowest}"
-    )
-
-
 def _empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """An array to fill; in a loader process in shared memory if it is large."""
     size = math.prod(shape)

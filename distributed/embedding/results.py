@@ -13,7 +13,7 @@ from distributed.embedding.pictures import gather_pictures
 from distributed.setup import Prepared
 from distributed.stages import RunFolder, digest, download, run_stage
 from distributed.train.metrics import LOADING, read_metrics
-from shards.loader import LoadTimes, explain_stall
+from shards.loader import LoadTimes
 from shards.objects import is_remote
 from vgse import health
 from vgse.config import RunConfig, to_dict
@@ -190,10 +190,38 @@ def _measures(
 
 
 def explain_loading(config: RunConfig, row: dict[str, Any]) -> str | None:
-    """A sentence that names the slowest part of loading, where training waited for it."""
-    return explain_stall(
-        row.get("loader_stall", 0.0),
-        LoadTimes(**{name: row.get(f"loader_{name}_seconds", 0.0) for name in LOADING}),
-        loader_workers=config.cluster.loader_workers,
-        remote=is_remote(config.data.shards),
+    """A sentence that names the slowest part of loading and what to change, where training waited
+    for it in more than 5% of an epoch's time; `row` is the epoch's in metrics.jsonl."""
+    times = LoadTimes(**{name: row.get(f"loader_{name}_seconds", 0.0) for name in LOADING})
+    stall, whole = row.get("loader_stall", 0.0), times.busy + times.idle
+    if stall <= 0.05 or whole <= 0:
+        return None
+    workers = config.cluster.loader_workers
+    more = "raise cluster.loader_workers, so that loading runs beside training"
+    read = "disk: move the shards to a faster disk, or copy them to one beside the GPUs"
+    cut = ""
+    if workers:
+        more = f"raise cluster.loader_workers (now {workers}) if cores are idle, or pack"
+        more, cut = f"{more} with a smaller --short_side", ", or cut on the accelerator"
+    if is_remote(config.data.shards):
+        read = (
+            "network: keep shards in a local cache, raise cluster.loader_workers to have more "
+            "reads at once, or bring the store nearer"
+        )
+    parts = {
+        f"waiting for the {read}": times.read,
+        f"decoding JPEGs: {more}": times.decode,
+        f"resizing and copying pictures: {more}{cut}": times.cut,
+    }
+    if workers and times.idle > times.busy:  # what is slow lies between readers and trainer
+        part = (
+            "handing batches over: pack with a smaller --short_side, lower cluster.loader_workers "
+            "if the cores are full, and see whether /dev/shm is large enough"
+        )
+        parts = {part: times.idle}
+    slowest = max(parts, key=lambda part: parts[part])
+    share = parts[slowest] / (whole if workers else times.busy)
+    return (
+        f"training waited for data {stall:.0%} of the time, and loaders spent {share:.0%} of "
+        f"theirs {slowest}"
     )

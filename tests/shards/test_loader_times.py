@@ -1,4 +1,4 @@
-"""Which part of loading is slow, and what the sentence says about it."""
+"""Batches carry where their reader's time went."""
 
 import time
 from collections.abc import Iterator
@@ -6,40 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.loader import Batches, Cut, LoadTimes, explain_stall, make_loader
+from shards.loader import Batches, Cut, LoadTimes, make_loader
 from shards.manifest import Manifest
 from shards.sampler import order_of, select, split_ranges, start_of
 from shards_trees import flat_tree, pack_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-SLOW = [
-    (LoadTimes(read=8, decode=1, cut=1), 2, True, "80% of theirs waiting for the network: keep s"),
-    (LoadTimes(read=8, decode=1, cut=1), 2, False, "waiting for the disk: move the shards"),
-    (LoadTimes(read=1, decode=7, cut=2), 2, False, r"JPEGs: raise cluster.loader_w.*2\) if"),
-    (LoadTimes(read=1, decode=2, cut=6, idle=1), 4, False, "resizing and copying pictures: raise"),
-    (LoadTimes(read=1, decode=2, cut=1, idle=9), 4, False, "handing batches over: pack with"),
-    (LoadTimes(read=1, decode=7, cut=2, idle=9), 0, False, "70% of theirs decoding JPEGs: raise"),
-]
-
-
-@pytest.mark.parametrize(("times", "workers", "remote", "message"), SLOW)
-def test_the_slowest_part_is_named_with_what_to_change(
-    times: LoadTimes, workers: int, remote: bool, message: str
-) -> None:
-    import re
-
-    sentence = explain_stall(0.4, times, loader_workers=workers, remote=remote)
-    assert sentence is not None and "\n" not in sentence
-    assert sentence.startswith("training waited for data 40% of the time")
-    assert re.search(message, sentence)
-
-
-def test_a_trainer_that_hardly_waits_is_told_nothing() -> None:
-    times = LoadTimes(read=9, decode=1, cut=1)
-    assert explain_stall(0.05, times, loader_workers=1, remote=True) is None
-    assert explain_stall(0.06, times, loader_workers=1, remote=True) is not None
-    assert explain_stall(0.9, LoadTimes(), loader_workers=1, remote=True) is None
 
 
 @pytest.fixture(scope="module")
