@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from vgse.errors import UserError
@@ -167,6 +166,8 @@ def _last_block(network: nn.Module, name: str) -> list[nn.Module]:
 
 
 def _torchvision(name: str, weights: str) -> Backbone:
+    import torchvision  # takes longer than all else here, in every worker of every run
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
             f"backbone.name: unknown model {name!r}; use efficientnet-lite0 or a torchvision "
