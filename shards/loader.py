@@ -296,6 +296,7 @@ class _LoaderProcesses:
             yield from batches
         except UserError as error:
             last = str(error).strip().splitlines()[-1]
+            error.__traceback__ = None  # a cycle with the processes, which would not end at once
             raise UserError(last.partition("UserError: ")[2]) from None
 
 

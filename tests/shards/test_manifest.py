@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shards.manifest import Manifest, load_labels, load_manifest
+from shards.objects import Retry
 from shards.samples import read_shard
 from shards_trees import flat_tree, pack_tree
 
@@ -87,7 +88,8 @@ def test_an_unknown_scheme_is_named() -> None:
         load_manifest("nosuch://bucket")
 
 
-def test_an_unreachable_server_is_one_line() -> None:
+def test_an_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.manifest.FIRST", Retry(attempts=2, first_wait_s=0.01))
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9/set/manifest\.json") as caught:
         load_manifest("http://127.0.0.1:9/set")
     assert "\n" not in str(caught.value)

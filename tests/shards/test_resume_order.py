@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     root = tmp_path_factory.mktemp("resume")
-    flat_tree(root / "set", images=40)
-    return pack_tree(root / "set", root / "out", images_per_shard=50)
+    flat_tree(root / "set", images=20)
+    return pack_tree(root / "set", root / "out", images_per_shard=25)
 
 
 def train_classes(manifest: Manifest) -> Selection:
@@ -90,14 +89,10 @@ def go_through(
     return seen
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_one_two_and_three_workers_with_loader_processes_see_each_image_once(
-    packed: Manifest, seed: int
+    packed: Manifest,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    loaders = rng.integers(1, 3, 3).tolist()
-    stages = [(world, loaders[world - 1], 8) for world in (1, 2, 3)]
-    seen = go_through(packed, stages, rng.uniform(0.1, 0.9, 2).tolist())
+    seen = go_through(packed, [(1, 2, 4), (2, 1, 4), (3, 1, 4)], [0.3, 0.6])
     assert seen == expected_keys(packed, train_classes(packed))
 
 

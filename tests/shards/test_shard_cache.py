@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -126,13 +125,14 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(far: Manifest, tmp_path:
 
 
 READER = """
-import hashlib, json, sys, time
+import hashlib, json, sys
 from shards.objects import Access
 from shards.manifest import ShardEntry
 from shards.shard_cache import read_cached
-url, cache, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
-shards = [ShardEntry(**row) for row in json.loads(sys.argv[4])]
-time.sleep(max(0.0, start - time.time()))
+url, cache = sys.argv[1:3]
+shards = [ShardEntry(**row) for row in json.loads(sys.argv[3])]
+print("ready", flush=True)
+sys.stdin.readline()
 for shard in shards:
     data = read_cached(f"{url}/{shard.file}", shard, 0, shard.bytes, Access(cache=cache))
     assert hashlib.sha256(data).hexdigest() == shard.sha256
@@ -144,16 +144,23 @@ def test_two_processes_that_fill_a_cache_at_once_both_read_right(
     far: Manifest, tmp_path: Path
 ) -> None:
     rows = json.dumps([asdict(shard) for shard in far.shards])
-    arguments = [far.url, str(tmp_path / "cache"), str(time.time() + 3), rows]
+    arguments = [far.url, str(tmp_path / "cache"), rows]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", READER, *arguments],
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for _ in range(2)
     ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     assert [process.communicate()[0].strip() for process in processes] == ["right", "right"]
     assert copies(tmp_path) == {f"{s.sha256}.tar": s.sha256 for s in far.shards}
