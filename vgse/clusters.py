@@ -2,8 +2,11 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vgse.errors import UserError
-from vgse.kmeans_torch import kmeans_torch
+from vgse.kmeans_torch import Found, kmeans_torch
 
 _NOT_FINITE = "patch features are not finite; check backbone.weights and the images"
 
@@ -35,23 +38,17 @@ class Projection:
 
 
 def patch_hashes(keys: Sequence[str], num_patches: int, seed: int) -> NDArray[np.uint64]:
-    """A number for every patch that depends on its image's key, its place and the seed alone.
+    """A number for every patch by its image's key, its index and the seed alone.
 
     The k patches with the smallest numbers are a uniform sample that is the same for any number
     of workers and any order of shards (bottom-k sampling). uint64 [len(keys), num_patches].
     """
     salt = seed.to_bytes(8, "little", signed=True)
-    images = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(k.encode(), digest_size=8, key=salt).digest(), "little")
-            for k in keys
-        ],
-        np.uint64,
-    )
+    digests = (hashlib.blake2b(key.encode(), digest_size=8, key=salt).digest() for key in keys)
+    images = np.frombuffer(b"".join(digests), "<u8")
+    patches = np.arange(1, num_patches + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        mixed = images[:, None] + np.uint64(0x9E3779B97F4A7C15) * np.arange(
-            1, num_patches + 1, dtype=np.uint64
-        )
+        mixed = images[:, None] + np.uint64(0x9E3779B97F4A7C15) * patches
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
@@ -137,9 +134,9 @@ def fit_centroids(
     Args:
         features: float32 [n, D] with rows of length 1.
         num_clusters: D_v.
-        seed: seed of the start and of the subsample.
+        seed: of the start and of the subsample.
         max_points_per_centroid: a subsample is drawn above this.
-        num_iterations: Lloyd iterations.
+        num_iterations: of Lloyd.
         method: one of the two, to compare them.
     """
     if not np.isfinite(features).all():
@@ -150,75 +147,55 @@ def fit_centroids(
             f"model.num_clusters is {num_clusters}, but only {available} distinct patches were "
             "sampled; lower it, or raise model.max_points_per_centroid or the number of images"
         )
-    settings = {
-        "seed": seed,
-        "max_points_per_centroid": max_points_per_centroid,
-        "num_iterations": num_iterations,
-    }
-    faiss = load_faiss() if method != "torch" else None
-    on_gpu = torch.cuda.is_available()
-    if faiss is not None and (method == "faiss" or sees_gpu(faiss) or not on_gpu):
-        ran_on = f"{'cuda' if sees_gpu(faiss) else 'cpu'} (FAISS)"
-        found = kmeans_faiss(faiss, features, num_clusters, **settings)
+    faiss: Any = None
+    if method != "torch":
+        with suppress(ImportError):  # a machine with torch alone does without
+            faiss = import_module("faiss")
+    # Asked for a GPU that it does not see, FAISS takes the CPU and says nothing.
+    faiss_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
+    torch_gpu = torch.cuda.is_available()
+    if faiss is not None and (method == "faiss" or faiss_gpu or not torch_gpu):
+        device, ran_by = "cuda" if faiss_gpu else "cpu", "FAISS"
+        run: Callable[..., Found] = partial(_kmeans_faiss, faiss)
     else:
-        device = torch.device("cuda" if on_gpu else "cpu")
-        ran_on = f"{device.type} (torch)"
-        found = kmeans_torch(features, num_clusters, device=device, **settings)
-    vectors, cosines, nearest = found
+        device, ran_by = "cuda" if torch_gpu else "cpu", "torch"
+        run = kmeans_torch
+    vectors, cosines, nearest = run(
+        features, num_clusters, seed, max_points_per_centroid, num_iterations, device
+    )
     return Centroids(
         normalise_rows(vectors),
         np.bincount(nearest, minlength=num_clusters).astype(np.int64),
         float((2 - 2 * cosines).mean(dtype=np.float64)),
-        ran_on,
+        f"{device} ({ran_by})",
     )
 
 
-def load_faiss() -> Any | None:
-    """FAISS where it is installed; a machine with torch alone does without."""
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
-
-
-def sees_gpu(faiss: Any) -> bool:
-    """Whether FAISS sees a GPU: asked for one that it lacks, it takes the CPU and says nothing."""
-    return getattr(faiss, "get_num_gpus", lambda: 0)() > 0
-
-
-def kmeans_faiss(
+def _kmeans_faiss(
     faiss: Any,
     features: NDArray[np.float32],
     num_clusters: int,
-    *,
     seed: int,
     max_points_per_centroid: int,
     num_iterations: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Centroids [D_v, D], and of each row [n] the largest cosine and its centroid.
-
-    Arguments as those of `kmeans_torch`; on a GPU where FAISS sees one.
-    """
+    device: str,
+) -> Found:
+    """As `kmeans_torch`, by FAISS."""
     features = np.ascontiguousarray(features)
     # seed: FAISS reads 0 as "choose one"
     common = {"seed": seed + 1, "spherical": True, "min_points_per_centroid": 1}
+    shape = features.shape[1], num_clusters
     # FAISS's own start draws patches at random, which leaves clusters empty where many patches are
     # equal, and ends several times further off where clusters lie apart.
+    plus_plus = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     start = faiss.Kmeans(
-        features.shape[1],
-        num_clusters,
-        niter=0,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        max_points_per_centroid=256,
-        **common,
+        *shape, niter=0, init_method=plus_plus, max_points_per_centroid=256, **common
     )
     start.train(features)
     kmeans = faiss.Kmeans(
-        features.shape[1],
-        num_clusters,
+        *shape,
         niter=num_iterations,
-        gpu=sees_gpu(faiss),
+        gpu=device == "cuda",
         max_points_per_centroid=max_points_per_centroid,
         **common,
     )

@@ -14,16 +14,17 @@ _SPLIT = 1 / 1024  # how far apart the halves of a split cluster start
 _START_POINTS = 256  # points a centroid that k-means++ looks at
 _BLOCK_BYTES = 256 << 20  # of similarities at once
 
+Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+
 
 def kmeans_torch(
     features: NDArray[np.float32],
     num_clusters: int,
-    *,
     seed: int,
     max_points_per_centroid: int,
     num_iterations: int,
-    device: torch.device,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    device: str,
+) -> Found:
     """Centroids [D_v, D] of length 1, and of each row [n] the largest cosine and its centroid.
 
     Arguments as those of `vgse.clusters.fit_centroids`. Beside the subsample the device holds
@@ -39,14 +40,9 @@ def kmeans_torch(
         # An empty cluster keeps its sum of zero until it is given half of another one.
         centroids = torch.nn.functional.normalize(sums / counts.clamp_min(1)[:, None], dim=1)
         _split_empty(centroids, counts.cpu().numpy(), random)
-    best, nearest = zip(
-        *(_nearest(block.to(device), centroids) for block in _blocks(rows, centroids)), strict=True
-    )
-    return (
-        centroids.cpu().numpy(),
-        torch.cat(best).cpu().numpy(),
-        torch.cat(nearest).cpu().numpy(),
-    )
+    blocks = [(block.to(device) @ centroids.T).max(1) for block in _blocks(rows, centroids)]
+    best, nearest = (torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True))
+    return centroids.cpu().numpy(), best, nearest
 
 
 def _drawn(rows: Tensor, most: int, random: np.random.Generator) -> Tensor:
@@ -76,17 +72,12 @@ def _blocks(rows: Tensor, centroids: Tensor) -> tuple[Tensor, ...]:
     return rows.split(max(1, _BLOCK_BYTES // (8 * len(centroids))))
 
 
-def _nearest(block: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    best, nearest = (block @ centroids.T).max(1)
-    return best, nearest
-
-
 def _sums(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """Sum [D_v, D] and number [D_v] of the points nearest to each centroid."""
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     counts = torch.zeros(len(centroids), dtype=torch.float64, device=points.device)
     for block in _blocks(points, centroids):
-        _, nearest = _nearest(block, centroids)
+        nearest = (block @ centroids.T).argmax(1)
         member = torch.zeros(len(block), len(centroids), device=points.device)
         member.scatter_(1, nearest[:, None], 1.0)
         sums += member.T @ block

@@ -1,9 +1,9 @@
 """Networks θ that turn patches into features: any torchvision classifier, or EfficientNet-Lite0."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +93,12 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 class _Lite0Features(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        extract: Callable[[Tensor], Tensor] = self.network.extract_features  # type: ignore[assignment]
-        return extract(pictures).mean((2, 3))
+        return cast(Tensor, self.network.extract_features(pictures).mean((2, 3)))
 
 
 def _load_file(path: str) -> dict[str, Tensor]:
@@ -206,12 +205,6 @@ def _torchvision(name: str, weights: str) -> Backbone:
 
 
 def build_backbone(name: str, weights: str = "default") -> Backbone:
-    """A frozen backbone, without its last linear layer.
-
-    Args:
-        name: "efficientnet-lite0" (whose weights come with its package, nothing is downloaded) or
-            any torchvision classification model.
-        weights: "default" (pretrained), "none" (random), or a state-dict file.
-    """
+    """A frozen backbone without its last linear layer; arguments as in `BackboneConfig`."""
     backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
     return backbone.eval()

@@ -21,18 +21,10 @@ def solve_one(
 ) -> bool:
     """Minimise over the simplex and write the optimum to ``weights``.
 
-    Args:
-        gram: ``G`` [S, S], symmetric.
-        ridges: ``d`` [S], positive.
-        linear: ``b`` [S].
-        tolerance: the duality gap at which to stop, in the units of the objective.
-        max_support: the largest support that is tried.
-        weights: [S], overwritten; feasible also when the answer is False.
-
-    Returns:
-        Whether no coordinate outside the support can lower the objective by more than the
-        tolerance, as far as float64 can tell. False when the support outgrew ``max_support`` or
-        the block lost definiteness.
+    G [S, S] is symmetric, d [S] positive, b [S]; ``tolerance`` is the duality gap at which to stop,
+    in the units of the objective. Returns whether no coordinate outside the support can lower the
+    objective by more than that, as far as float64 can tell; False when the support outgrew
+    ``max_support`` or the block lost definiteness. The weights [S] are feasible all the same.
     """
     limit = min(max_support, len(linear))
     support = np.array([np.argmin(0.5 * (np.diag(gram) + ridges) - linear)])

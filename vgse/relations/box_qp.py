@@ -26,18 +26,9 @@ _POLISHING_STEPS = 40
 
 
 def solve_box(points: F64, ridges: F64, target: F64, low: F64, high: F64) -> F64:
-    """Minimise over the box and the sum.
+    """The best feasible point found, t [G], which the caller's certificate judges.
 
-    Args:
-        points: W [G, D_w].
-        ridges: d [G], positive.
-        target: w [D_w].
-        low: lower bounds [G], summing to at most 1.
-        high: upper bounds [G], summing to at least 1.
-
-    Returns:
-        t [G], inside the box and summing to 1 up to rounding; the best point found, which the
-        caller's certificate judges.
+    Of W [G, D_w], d [G] above 0, w [D_w], and bounds [G] that sum to at most and at least 1.
     """
     start = np.zeros(len(points))
     _solve_free(points, ridges, target, start, np.ones(len(points), dtype=np.bool_))
@@ -59,11 +50,11 @@ def solve_box(points: F64, ridges: F64, target: F64, low: F64, high: F64) -> F64
 
 def _interior_point(points: F64, ridges: F64, target: F64, low: F64, high: F64) -> F64:
     num_points, word_size = points.shape
+    hessian: Any
     total: Any
-    rows: Any
     if num_points <= min(5 * word_size, _DENSE_LIMIT):
         solver = piqp.DenseSolver()
-        hessian: Any = np.asfortranarray(points @ points.T + np.diag(ridges))
+        hessian = np.asfortranarray(points @ points.T + np.diag(ridges))
         total = np.asfortranarray(np.ones((1, num_points)))
         data = (hessian, -points @ target, total, np.ones(1))
         bounds = (low, high)
@@ -73,14 +64,11 @@ def _interior_point(points: F64, ridges: F64, target: F64, low: F64, high: F64) 
         fit = hstack([csc_array(points.T), eye_array(word_size)])
         total = csc_array(np.repeat([1.0, 0.0], [num_points, word_size])[None])
         rows = csc_matrix(vstack([fit, total]))
-        right = np.concatenate([target, np.ones(1)])
-        data = (hessian, np.zeros(num_points + word_size), rows, right)
+        data = (hessian, np.zeros(num_points + word_size), rows, np.append(target, 1.0))
         free = np.full(word_size, np.inf)
         bounds = (np.concatenate([low, -free]), np.concatenate([high, free]))
-    solver.settings.eps_abs = _TOLERANCE
-    solver.settings.eps_rel = _TOLERANCE
-    solver.settings.eps_duality_gap_abs = _TOLERANCE
-    solver.settings.eps_duality_gap_rel = _TOLERANCE
+    for name in ("eps_abs", "eps_rel", "eps_duality_gap_abs", "eps_duality_gap_rel"):
+        setattr(solver.settings, name, _TOLERANCE)
     solver.settings.max_iter = _INNER_STEPS
     solver.setup(*data, x_l=bounds[0], x_u=bounds[1])
     solver.solve()

@@ -116,11 +116,6 @@ def certify(weights: F64, targets: F64, seen: SeenPoints, alpha: float) -> tuple
     there = room * lowest[:, :full].sum(axis=1) + (budget - full * room) * lowest[:, full]
     size = np.maximum(np.square(targets).sum(axis=1), NEAREST * seen.spread)
     gap = np.maximum(here - there, 0.0) / np.where(size > 0, 0.5 * size, 1.0)
-    violation = np.maximum.reduce(
-        [
-            np.abs(weights.sum(axis=1) - 1),
-            (alpha - weights).max(axis=1),
-            weights.max(axis=1) - 1,
-        ]
-    )
+    outside = np.maximum((alpha - weights).max(axis=1), weights.max(axis=1) - 1)
+    violation = np.maximum(np.abs(weights.sum(axis=1) - 1), outside)
     return np.linalg.norm(errors, axis=1), gap, violation

@@ -54,12 +54,10 @@ def solve_relations(
 
     Memory is ``8 U S`` bytes for the answer, ``8 min(S, 5000)^2`` for the Gram matrix (not formed
     above 5,000 distinct seen vectors), ``24 (U + S) D_w`` for copies of the vectors and about
-    0.3 GB of work arrays; a row in the fallback needs up to ``32 S min(S, 5 D_w)`` more. On one
-    core 20,841 classes against 1,000 take seconds; see `benchmarks/relations.py`.
+    0.3 GB of work arrays; a row in the fallback needs up to ``32 S min(S, 5 D_w)`` more.
 
-    Seen classes with the same vector share its weight equally. A zero vector is a point like any
-    other. Callers check ``gap <= 1e-9`` and ``violation <= 1e-12``: a row that misses them after
-    the fallback is returned with its true values.
+    Seen classes with the same vector share its weight equally. Callers check ``gap <= 1e-9`` and
+    ``violation <= 1e-12``: a row that misses them after the fallback is returned as it is.
 
     Args:
         unseen: word vectors of the unseen classes [U, D_w]; U may be 0.
@@ -67,9 +65,6 @@ def solve_relations(
         alpha: lower bound of each weight, at most 1/S. At 0 or above the weights are sparse or
             nearly so; below 0 mostly the closed form holds.
         ridge: weight of ||r||^2 relative to lambda_max, above 0.
-
-    Returns:
-        `Relations`, float64.
     """
     unseen, seen = checked_vectors(unseen, seen)
     num_unseen, num_seen = len(unseen), len(seen)
@@ -82,8 +77,8 @@ def solve_relations(
         raise UserError(f"ridge={ridge} must be a finite number above 0, such as 1e-8")
     alpha = min(float(alpha), 1 / num_seen)
     prepared = prepare(seen, ridge)
-    large = len(prepared.points) > GRAM_LIMIT
-    gram = None if large else prepared.points @ prepared.points.T
+    points = prepared.points
+    gram = points @ points.T if len(points) <= GRAM_LIMIT else None
     eigen = spectrum(prepared) if alpha < 0 else None
     result = Relations(
         weights=np.empty((num_unseen, num_seen)),
@@ -105,7 +100,7 @@ def solve_relations(
         block.fallback[left] = True
         low, high = alpha * prepared.counts, prepared.counts
         for row in left:
-            totals = solve_box(prepared.points, prepared.ridges, targets[row], low, high)[None]
+            totals = solve_box(points, prepared.ridges, targets[row], low, high)[None]
             _store(block, left[left == row], totals, targets, prepared, alpha)
     return result
 

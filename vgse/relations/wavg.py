@@ -21,14 +21,7 @@ def weighted_average(
     last neighbour all count, so the order of the seen classes has no effect. On vectors of unit
     length the neighbours are those of the highest cosine.
 
-    Args:
-        unseen: word vectors [U, D_w].
-        seen: word vectors [S, D_w].
-        num_neighbours: neighbours of each class, at least 1; all of them where S is smaller.
-        eta: how fast the weight falls with the distance; 0 gives equal weights.
-
-    Returns:
-        Weights [U, S] float64 in 0..1, rows summing to 1.
+    Takes word vectors [U, D_w] and [S, D_w]; returns weights [U, S] in 0..1, rows summing to 1.
     """
     unseen, seen = checked_vectors(unseen, seen)
     if num_neighbours < 1:
