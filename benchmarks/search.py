@@ -34,7 +34,7 @@ import yaml
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.features.cache import access_of, read_unit, weights_of, write_tensors
+from distributed.features.cache import access_of, read_unit, weights_of, write_unit
 from distributed.features.extract import patch_features, run_features
 from distributed.setup import prepare
 from tune.__main__ import make_parser
@@ -117,7 +117,7 @@ def compute_features(context: TrialContext, folder: Path) -> None:
             "images": known.images,
             "patches": patches.half(),
         }
-        write_tensors(folder / unit.file, tensors, {"keys": json.dumps(known.keys)})
+        write_unit(folder, unit, tensors, {"keys": json.dumps(known.keys)})
 
 
 def bare_loop(context: TrialContext, number: int) -> float:

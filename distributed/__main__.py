@@ -1,5 +1,6 @@
 """Train on a Ray cluster: `python -m distributed train --config configs/demo.yaml`."""
 
+import functools
 import os
 import sys
 from typing import Any
@@ -17,19 +18,18 @@ _ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, o
 def make_parser() -> ArgumentParser:
     """The command line; every field of RunConfig can be set as --section.field."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    new_parser = functools.partial(ArgumentParser, allow_abbrev=False)
     run = "--config FILE [--run-id NAME]"
-    train = ArgumentParser(
+    train = new_parser(
         usage=f"python -m distributed train {run} [--section.field VALUE …]",
         description="Train one run, from shards to class embeddings, zero-shot table and report. "
         "A run that was interrupted goes on where it stopped when its --run-id is given again.",
-        allow_abbrev=False,
     )
-    submit = ArgumentParser(
+    submit = new_parser(
         usage=f"python -m distributed submit --address URL {run} [--detach] "
         "[--section.field VALUE …] [-- tune …]",
         description="Ship this checkout to a cluster, run `train` there (or the command that "
         "follows --) and follow its log. The same --run-id again goes on with the run.",
-        allow_abbrev=False,
     )
     submit.add_argument("--detach", action="store_true", help="Do not follow the log.")
     submit.add_argument(
@@ -50,20 +50,18 @@ def make_parser() -> ArgumentParser:
         )
         parser.add_argument("--verbose", action="store_true", help="Show run.log and Ray's log.")
         parser.add_class_arguments(RunConfig, as_group=False)
-    status = ArgumentParser(description="Show submitted jobs, newest last.", allow_abbrev=False)
+    status = new_parser(description="Show submitted jobs, newest last.")
     status.add_argument("name", nargs="?", type=str | None, help="Run id or job; all if left out.")
     status.add_argument("--follow", action="store_true", help="Print the job's log until it ends.")
-    stop = ArgumentParser(
+    stop = new_parser(
         description="Stop a job. Submitting its --run-id again goes on from the last checkpoint.",
-        allow_abbrev=False,
     )
     stop.add_argument("name", type=str, help="Run id or job.")
     for parser in (submit, status, stop):
         parser.add_argument("--address", type=str | None, help=_ADDRESS)
-    whole = ArgumentParser(
+    whole = new_parser(
         prog="python -m distributed",
         description="Learn visually-grounded class embeddings on a Ray cluster.",
-        allow_abbrev=False,
     )
     commands = whole.add_subcommands(dest="command")
     commands.add_subcommand("train", train, help="train one run")

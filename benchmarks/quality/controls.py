@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distributed.features.cache import Unit, read_unit, write_tensors
+from distributed.features.cache import Unit, read_unit, write_unit
 
 
 def shuffle_labels(folder: str | Path, units: Sequence[Unit], target: Path, seed: int) -> None:
@@ -22,4 +22,4 @@ def shuffle_labels(folder: str | Path, units: Sequence[Unit], target: Path, seed
         content = read_unit(folder, unit)
         tensors = {"images": content.images, "patches": content.patches, "rows": content.rows}
         tensors["labels"] = torch.stack([next(dealt) for _ in content.keys])
-        write_tensors(target / unit.file, tensors, {"keys": json.dumps(content.keys)})
+        write_unit(target, unit, tensors, {"keys": json.dumps(content.keys)})

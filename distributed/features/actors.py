@@ -53,7 +53,9 @@ def task_results(
         if not flying:
             return
         (done,), flying = ray.wait(flying)
-        yield result_of(done)
+        with lost_calls():
+            result = ray.get(done)
+        yield result
 
 
 def actor_results(
@@ -87,12 +89,6 @@ def actor_results(
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def result_of(call: Any) -> Any:
-    """The result of a remote call."""
-    with lost_calls():
-        return ray.get(call)
 
 
 @contextmanager

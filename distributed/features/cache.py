@@ -124,21 +124,19 @@ def unit_path(folder: str, name: str, access: Access) -> Path:
     return root / digest / name
 
 
-def write_tensors(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-    with written_whole(target) as stream:
-        stream.write(content)
-
-
 def write_unit(
-    folder: str, unit: Unit, tensors: dict[str, Tensor], names: dict[str, str], access: Access
+    folder: str | Path,
+    unit: Unit,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str],
+    access: Access = ACCESS,
 ) -> None:
     """Add a unit's file to the cache; of a cache at a URL a copy stays on this node."""
-    path = unit_path(folder, unit.file, access)
-    write_tensors(path, tensors, names)
-    if is_remote(folder):
-        upload_file(path, join_url(folder, unit.file))
+    path = unit_path(str(folder), unit.file, access)
+    with written_whole(path) as stream:
+        stream.write(save({k: tensor.contiguous() for k, tensor in tensors.items()}, metadata))
+    if is_remote(str(folder)):
+        upload_file(path, join_url(str(folder), unit.file))
 
 
 def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:

@@ -13,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from distributed.display import Display
-from distributed.features.actors import result_of
+from distributed.features.actors import lost_calls
 from distributed.features.cache import Unit, access_of, read_unit, units_of
 from distributed.setup import Prepared
 from distributed.storage import file_sizes, read_bytes, write_bytes
@@ -55,7 +55,8 @@ def run_kmeans(job: TrainingJob, prepared: Prepared, gpu: bool, display: Display
             below=job.spec.sample_below,
             init=init,
         )
-        centroids, sampled, population = result_of(call)
+        with lost_calls():
+            centroids, sampled, population = ray.get(call)
         stage.summary = (
             f"k-means of {sampled:,} of {population:,} patches into {len(centroids.vectors)} "
             f"on {centroids.device}, mean distance {centroids.objective:.3f}"

@@ -21,7 +21,7 @@ from distributed.embedding.embed import (
     load_embedded,
     save_embedded,
 )
-from distributed.features.cache import feature_spec, units_of, write_tensors
+from distributed.features.cache import feature_spec, units_of, write_unit
 from distributed.features.extract import compute_unit, whole_picture
 from distributed.train.trainer import TrainingJob
 from shards.manifest import SPLITS, Manifest, load_manifest
@@ -106,7 +106,7 @@ def without_sources(root: Path, manifest: Manifest, target: Path, splits: list[s
         assert set(names) == {"keys", "sources"}
         if unit.split in splits:
             del names["sources"]
-        write_tensors(target / unit.file, tensors, names)
+        write_unit(target, unit, tensors, names)
 
 
 def test_of_a_cache_without_names_the_keys_are_taken_and_of_one_with_some_those(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distributed.features.cache import Unit, write_tensors
+from distributed.features.cache import Unit, write_unit
 from distributed.features.kmeans_init import (
     PatchSample,
     fit_start,
@@ -54,7 +54,7 @@ def write_cache(
             "images": torch.zeros(len(images), SIZE, dtype=torch.float16),
             "patches": torch.from_numpy(patches),
         }
-        write_tensors(folder / unit.file, tensors, {"keys": json.dumps(keys)})
+        write_unit(folder, unit, tensors, {"keys": json.dumps(keys)})
         units.append(unit)
     return units
 
