@@ -110,7 +110,7 @@ def test_no_more_processes_are_made_than_there_is_room_for(monkeypatch: pytest.M
 def test_features_computed_in_threads_are_those_computed_alone(tmp_path: Path) -> None:
     make_tiny(tmp_path, train=3, test=2)
     manifest = load_manifest(str(tmp_path / "packed"))
-    spec = feature_spec(BackboneConfig(), "float32")
+    spec = feature_spec(BackboneConfig(patch_size=32, image_size=32), "float32")
     units = units_of(manifest, SPLITS)
     assert len(units) == 3
 
