@@ -59,15 +59,10 @@ class Cut:
 class LoadTimes:
     """Seconds that a reader spent on a batch, or the sum over batches (and readers)."""
 
-    read: float = 0.0
-    """Waiting for bytes of the disk or the store, and taking the tar apart."""
-    decode: float = 0.0
-    """JPEG to pixels."""
-    cut: float = 0.0
-    """Resizing or cutting patches, and copying them into the batch."""
-    idle: float = 0.0
-    """From handing the batch over before to being asked for this one: the trainer's step in one
-    process; in a loader process the hand-over, and rest when it is ahead."""
+    read: float = 0.0  # waiting for bytes of the disk or the store, and taking the tar apart
+    decode: float = 0.0  # JPEG to pixels
+    cut: float = 0.0  # resizing or cutting patches, and copying them into the batch
+    idle: float = 0.0  # the trainer's step; in a loader process the hand-over, and rest when ahead
 
     def __add__(self, other: "LoadTimes") -> "LoadTimes":
         """Sum, part by part."""
@@ -296,7 +291,9 @@ class _LoaderProcesses:
             yield from batches
         except UserError as error:
             last = str(error).strip().splitlines()[-1]
-            error.__traceback__ = None  # a cycle with the processes, which would not end at once
+            # Left to the collector, the processes would be taken down out of order, and waited for.
+            error.__traceback__ = None
+            del batches, self.loader
             raise UserError(last.partition("UserError: ")[2]) from None
 
 

@@ -45,12 +45,9 @@ class Access:
     """How remote shards are read; local ones need none of it."""
 
     retry: Retry = Retry()
-    ahead: int = 2
-    """Chunks (of about 4 MB) that are fetched in the background, at most."""
-    cache: str | None = None
-    """Local folder that keeps whole shards, shared by all runs of a machine; None streams them."""
-    cache_bytes: int | None = None
-    """Size above which the cache forgets what was not used for longest."""
+    ahead: int = 2  # chunks (of about 4 MB) that are fetched in the background, at most
+    cache: str | None = None  # local folder for whole shards, shared by all runs of a machine
+    cache_bytes: int | None = None  # above it the cache forgets what was not used for longest
 
 
 RETRY = Retry()
