@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune import Callback
 
 from distributed.display import Stage
-from tune.report.axes import label_of, plain
+from tune.report.axes import label_of, value_text
 from tune.report.verdict import counts
 from tune.searcher import JournalSearch
 from tune.study import TrialRecord, ranked, trials_of
@@ -75,7 +75,7 @@ def describe_trial(record: TrialRecord) -> str:
     if record.objective is not None:
         parts.append(f"{percent(record.objective)} %")
     parts += [record.cause] if record.cause else []
-    fields = (f"{label_of(name)} {plain(value)}" for name, value in record.params.items())
+    fields = (f"{label_of(name)} {value_text(value)}" for name, value in record.params.items())
     return f"{', '.join(parts)} ({', '.join(fields)})"
 
 

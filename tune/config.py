@@ -13,8 +13,6 @@ from vgse.errors import UserError
 from vgse.files import read_mapping, written_whole
 from vgse.zsl.models import find_model
 
-Objective = Literal["zsl", "harmonic_mean", "seen", "unseen"]
-
 
 @dataclass
 class SearchConfig:
@@ -35,7 +33,7 @@ class SearchConfig:
     """Training workers of a trial; above 1 each trial is a run of Ray Train."""
     gpus_per_trial: float = bounded(0.25, 0.01)
     """Share of a GPU that a trial of one worker takes where the cluster has GPUs."""
-    objective: Objective = "zsl"
+    objective: Literal["zsl", "harmonic_mean", "seen", "unseen"] = "zsl"
     """What is maximised on the validation classes, which play the unseen ones: zsl (top-1 among
     them), or harmonic_mean, seen or unseen of generalised zero-shot learning."""
     models: list[str] = field(default_factory=lambda: ["prototype"])

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from tune.space import Dimension, draw_params
-from tune.study import open_study, row_key, trial_name
+from tune.study import open_study
 from tune.trial.evaluator import ROW
 from vgse.config import RunConfig
 
@@ -66,7 +66,7 @@ class JournalSearch(OptunaSearch):
         outside = trial.user_attrs.get("outside_space", {})
         within = {k: v for k, v in self._dimensions.items() if k not in outside}
         params = draw_params(trial, self._run, within)
-        return {"trial": trial_name(trial.number), "params": {**outside, **params}, "asked": trial}
+        return {"trial": f"{trial.number:04d}", "params": {**outside, **params}, "asked": trial}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The configuration of a trial: its name and its parameters."""
@@ -82,7 +82,7 @@ class JournalSearch(OptunaSearch):
         if result.get("objective") is None or epoch in known:
             return
         row = {name: _finite(result[name]) for name in ROW if name in result}
-        trial.set_user_attr(row_key(epoch), row)
+        trial.set_user_attr(f"epoch {epoch}", row)  # all but the objective
         super().on_trial_result(trial_id, {**result, "training_iteration": epoch})
 
     def on_trial_complete(

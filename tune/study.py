@@ -127,16 +127,6 @@ def trials_of(study: optuna.Study) -> list[TrialRecord]:
     return [_record(trial, study.user_attrs) for trial in trials if _params(trial)]
 
 
-def trial_name(number: int) -> str:
-    """0007 for 7."""
-    return f"{number:04d}"
-
-
-def row_key(epoch: int) -> str:
-    """The trial's user attribute that holds the row of an epoch, all but the objective."""
-    return f"epoch {epoch}"
-
-
 def _params(trial: FrozenTrial) -> dict[str, Any]:
     return {**trial.user_attrs.get("outside_space", {}), **trial.params}
 
@@ -147,12 +137,12 @@ def _record(trial: FrozenTrial, attributes: Mapping[str, Any]) -> TrialRecord:
     if trial.state == TrialState.PRUNED:
         state = "collapsed" if "collapsed" in told else "stopped"
     return TrialRecord(
-        name=trial_name(trial.number),
+        name=f"{trial.number:04d}",
         params=_params(trial),
         state=state,
         cause=str(told.get("failed") or told.get("collapsed") or ""),
         history=[
-            {"epoch": epoch, "objective": objective} | told.get(row_key(epoch), {})
+            {"epoch": epoch, "objective": objective} | told.get(f"epoch {epoch}", {})
             for epoch, objective in sorted(trial.intermediate_values.items())
             if math.isfinite(objective)
         ],

@@ -82,70 +82,58 @@ def findings(
     """
     if not metrics:
         return []
-    found: list[dict[str, str]] = []
-
-    def say(cause: str, sentence: str) -> None:
-        found.append({"cause": cause, "sentence": sentence})
-
+    found: dict[str, str] = {}
     last = metrics[-1]
     if not math.isfinite(last.get("loss", 0.0)):
-        say(
-            "diverged",
+        found["diverged"] = (
             f"the loss is {last['loss']} in epoch {last.get('epoch', len(metrics))}: lower "
-            "training.learning_rate, or check that features and word vectors are finite",
+            "training.learning_rate, or check that features and word vectors are finite"
         )
     if last["used_clusters"] < 0.5 * num_clusters:
-        say(
-            "dead clusters",
+        found["dead clusters"] = (
             f"only {last['used_clusters']} of {num_clusters} clusters hold patches: raise "
-            "loss.entropy, lower model.num_clusters, or start from kmeans",
+            "loss.entropy, lower model.num_clusters, or start from kmeans"
         )
     classification = last.get("classification")
     if len(metrics) > 1 and classification and classification > 0.98 * math.log(num_classes):
-        say(
-            "stuck at ln S",
+        found["stuck at ln S"] = (
             f"the class loss stays at {classification:.2f}, that of guessing among {num_classes} "
-            "classes: lower model.temperature, raise training.learning_rate, or check the labels",
+            "classes: lower model.temperature, raise training.learning_rate, or check the labels"
         )
     if last["usage_entropy"] < 0.5:
-        say(
-            "uneven clusters",
+        found["uneven clusters"] = (
             f"cluster usage has {last['usage_entropy']:.0%} of the largest entropy: a few clusters "
-            "take most patches; raise loss.entropy",
+            "take most patches; raise loss.entropy"
         )
     first = metrics[0]
     chance = first.get("nmi_chance", 1.0)
     if first.get("epoch") == 1 and chance < 0.3 and first.get("nmi", 1.0) < 1.2 * chance:
-        say(
-            "labels unrelated to images",
+        found["labels unrelated to images"] = (
             f"in the first epoch clusters told no more of the classes (NMI {first['nmi']:.2f}) "
             f"than of labels dealt out at random (up to {chance:.2f}): check that labels and "
-            "images belong together, with python -m shards check",
+            "images belong together, with python -m shards check"
         )
     restarts, lost = last.get("restarts", 0), last.get("restart_seconds", 0.0)
     share = lost / max(1e-9, lost + sum(row.get("seconds", 0.0) for row in metrics))
     if restarts and share > 0.1:
-        say(
-            "restarts",
+        found["restarts"] = (
             f"{restarts} restart{'' if restarts == 1 else 's'} after lost workers cost {lost:,.0f} "
             f"s, {share:.0%} of the training: find out why they died (see Ray's log), or set "
-            "training.checkpoint_steps so that less is done again",
+            "training.checkpoint_steps so that less is done again"
         )
     stalls = last.get("worker_stalls") or [0.0]
     worst = int(np.argmax(stalls))
     others = float(np.median(np.delete(stalls, worst))) if len(stalls) > 1 else 1.0
     if stalls[worst] > 0.2 and others < 0.5 * stalls[worst]:
-        say(
-            "one slow worker",
+        found["one slow worker"] = (
             f"worker {worst} waited for data {stalls[worst]:.0%} of the time, the others "
             f"{others:.0%}, and all wait for the slowest: look at the disk, network and load of "
-            "its node",
+            "its node"
         )
     stall = last.get("loader_stall", 0.0)
     if stall > 0.2:
-        say(
-            "slow loading",
+        found["slow loading"] = (
             f"training waited for data {stall:.0%} of the time: raise cluster.loader_workers, or "
-            "bring the shards nearer",
+            "bring the shards nearer"
         )
-    return found
+    return [{"cause": cause, "sentence": sentence} for cause, sentence in found.items()]

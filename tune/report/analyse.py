@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tune.report.axes import axes_of, label_of, plain
+from tune.report.axes import axes_of, label_of, value_text
 from tune.report.search_files import load_search
 from tune.study import TrialRecord, ranked
 
@@ -65,7 +65,7 @@ def trial_table(trials: Sequence[TrialRecord], names: Sequence[str], width: int)
     ]
     for name in names:
         values = (trial.params.get(name) for trial in trials)
-        columns.append([label_of(name), *("" if v is None else plain(v) for v in values)])
+        columns.append([label_of(name), *("" if v is None else value_text(v) for v in values)])
     columns = [[_printable(cell) for cell in column] for column in columns]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = []

@@ -59,7 +59,7 @@ def axes_of(search: Search) -> list[Axis]:
     return [_axis(name, search.space.get(name, {}), search.trials) for name in names]
 
 
-def plain(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as one reads it on an axis or in a table."""
     number = finite(value)
     if number is None:

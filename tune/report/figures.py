@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from scipy.stats import rankdata
 
-from tune.report.axes import Axis, label_of, plain
+from tune.report.axes import Axis, label_of, value_text
 from tune.report.importance import study_of
 from tune.report.search_files import FinalRow, Search
 from tune.report.verdict import tested_rows, winner_of
@@ -63,7 +63,7 @@ def slice_plot(measured: Sequence[TrialRecord], study: optuna.Study, axis: Axis)
     trace.update(hoverinfo="none", marker={"color": ACCENT, "showscale": False, "size": 6.5})
     figure.update_layout(xaxis_title="", yaxis_nticks=4)
     if axis.choices:
-        labels = [_text(plain(choice)) for choice in axis.choices]
+        labels = [_text(value_text(choice)) for choice in axis.choices]
         figure.update_xaxes(tickmode="array", tickvals=list(range(len(labels))), ticktext=labels)
     elif axis.log:
         ticks = {10**place: text for place, text in _decades(axis.low, axis.high) if text}
@@ -150,7 +150,7 @@ def _dimension(axis: Axis, values: Sequence[Any]) -> dict[str, Any]:
             "values": [axis.choices.index(value) for value in values],
             "range": [-0.2, len(axis.choices) - 0.8],
             "tickvals": list(range(len(axis.choices))),
-            "ticktext": _unlike([plain(choice)[:14] for choice in axis.choices]),
+            "ticktext": _unlike([value_text(choice)[:14] for choice in axis.choices]),
         }
     if not axis.log:
         return {"label": label, "values": values, "range": [axis.low, axis.high]}
@@ -170,7 +170,7 @@ def _decades(low: float, high: float) -> list[tuple[float, str]]:
     values = [float(f"{digit}e{power}") for power in powers for digit in range(1, 10)]
     values = [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
     shown = "1" if high / low > 99 else "125"
-    return [(math.log10(v), plain(v) if f"{v:e}"[0] in shown else "") for v in values]
+    return [(math.log10(v), value_text(v) if f"{v:e}"[0] in shown else "") for v in values]
 
 
 def _unlike(texts: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import plotly.offline
 
-from tune.report.axes import Axis, label_of, plain
+from tune.report.axes import Axis, label_of, value_text
 from tune.report.figures import figures
 from tune.report.importance import MOST_TRIALS, NUM_CONTROLS, TOO_FEW, Importance
 from tune.report.search_files import Search, finite
@@ -43,7 +43,7 @@ def write_page(
         "axes": axes,
         "falling": falling,
         "label_of": label_of,
-        "plain": plain,
+        "value_text": value_text,
         "words": STATE_WORDS,
         "facts": _facts(search),
         "headline": headline(search),

@@ -11,7 +11,7 @@ from vgse.files import written_whole
 from vgse.report.accuracy import zsl_section
 from vgse.report.charts import curves_section
 from vgse.report.montages import clusters_section
-from vgse.report.overview import data_set_name, files_section, head, health_section
+from vgse.report.overview import data_set_name, head
 from vgse.report.page import page, render, resource
 from vgse.report.patch_map import map_section
 from vgse.report.pictures import ClassPictures
@@ -19,15 +19,12 @@ from vgse.report.relation_cards import relations_section
 from vgse.report.run_files import Missing, RunFiles, load_run
 from vgse.report.similarity import similarity_section
 
-__all__ = ["render_report", "write_report"]
-
 
 def write_report(run: Path) -> Path:
     """Write `report.html` into the local run folder `run` and return its path."""
-    text = render_report(load_run(run))
     path = run / "report.html"
     with written_whole(path) as stream:
-        stream.write(text.encode())
+        stream.write(render_report(load_run(run)).encode())
     return path
 
 
@@ -45,8 +42,8 @@ def render_report(run: RunFiles) -> str:
         ("map", "Map of patches", lambda: map_section(run)),
         ("similarity", "Who resembles whom", lambda: similarity_section(run, pictures)),
         ("curves", "Training", lambda: curves_section(run)),
-        ("health", "Health", lambda: health_section(run)),
-        ("files", "Files", lambda: files_section(run)),
+        ("health", "Health", lambda: {"run": run}),
+        ("files", "Files", lambda: {"run": run}),
     ]
     style, bodies = "", []
     for ident, title, prepare in sections:

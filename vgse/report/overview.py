@@ -68,17 +68,3 @@ def _facts(run: RunFiles) -> list[tuple[str, str, str]]:
 def _part(config: dict[str, Any], field: str) -> dict[str, Any]:
     part = config.get(field)
     return part if isinstance(part, dict) else {}
-
-
-def health_section(run: RunFiles) -> dict[str, Any]:
-    """Findings, then how the clusters compare with k-means and the relations' certificate."""
-    return {
-        "health": run.health,
-        "clusters": run.evaluation.get("clusters"),
-        "relations": run.evaluation.get("relations"),
-    }
-
-
-def files_section(run: RunFiles) -> dict[str, Any]:
-    """The folded configuration."""
-    return {"config": run.config_text}

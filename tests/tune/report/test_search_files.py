@@ -7,7 +7,7 @@ import pytest
 
 from search_folder import final_row, make_search, write_trial
 from tune.report.analyse import analyse
-from tune.report.axes import Axis, plain
+from tune.report.axes import Axis, value_text
 from tune.report.search_files import load_search
 from vgse.errors import UserError
 
@@ -45,7 +45,7 @@ def test_places_on_an_axis() -> None:
 
 
 def test_values_read_as_numbers() -> None:
-    assert [plain(v) for v in (0.070123, 150, 3e-05, 12345.6, -0.05, "plain", True)] == [
+    assert [value_text(v) for v in (0.070123, 150, 3e-05, 12345.6, -0.05, "plain", True)] == [
         "0.0701", "150", "3e\N{MINUS SIGN}5", "12346", "\N{MINUS SIGN}0.05", "plain", "True",
     ]  # fmt: skip
 
