@@ -36,10 +36,8 @@ def bundle(config: ClusterConfig, gpu: bool) -> dict[str, float]:
 
 
 def shortfall(config: ClusterConfig, gpu: bool, *, taken: bool = True) -> str | None:
-    """What the workers wait for, such as `waiting for 4 CPUs (2 there)`; None for nothing.
-
-    With `taken`, where the workers themselves have nothing yet, only what is free counts.
-    """
+    """What the workers wait for, such as `waiting for 4 CPUs (2 there)`; None for nothing. With
+    `taken`, where the workers themselves have nothing yet, only what is free counts."""
     count, worker = least_workers(config), bundle(config, gpu)
     there = ray.cluster_resources()
     free = ray.available_resources() if taken else there
@@ -71,12 +69,10 @@ def fitting(worker: dict[str, float]) -> float:
 
 def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
     """Have a cluster that scales add nodes for the least number of workers; returns None once
-    there is room, or what was still lacking when the time was up.
-
-    A placement group goes when the driver does; a request to the autoscaler would keep nodes up.
-    """
+    there is room, or what was still lacking when the time was up."""
     if not any(bundle(config, gpu).values()):
         return None
+    # It goes when the driver does; a request to the autoscaler would keep nodes up.
     group = placement_group([bundle(config, gpu)] * least_workers(config), strategy="PACK")
     deadline, pause = time.monotonic() + config.wait_for_gpus, _FIRST_LINE_S
     try:
@@ -91,7 +87,6 @@ def wait_for_room(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
         remove_placement_group(group)
 
 
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # of what workers send each other
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -120,23 +115,17 @@ def _private_token() -> None:
 
 
 def _address(config: ClusterConfig) -> str:
+    """Where a cluster is; "local" for one that is started here, to which no node comes."""
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
-
-
-def is_own(config: ClusterConfig) -> bool:
-    """Whether the cluster is one that is started here, to which no node comes."""
-    return _address(config) == "local"
 
 
 @contextmanager
 def ray_cluster(
     config: ClusterConfig, *, verbose: bool = False, dashboard: bool = False
 ) -> Iterator[None]:
-    """Join the cluster at `config.address` (or RAY_ADDRESS), or start one on this machine.
-
-    A cluster that was started here is stopped on leaving, and has a `dashboard` if asked for; one
-    that was there already, also a Ray that this process had initialised, is left as it was.
-    """
+    """Join the cluster at `config.address` (or RAY_ADDRESS), or start one on this machine, with a
+    `dashboard` if asked for, which is stopped on leaving; a Ray that this process had initialised
+    is left as it was."""
     if ray.is_initialized():
         yield
         return
@@ -144,17 +133,21 @@ def ray_cluster(
         os.environ.setdefault(name, value)
     own: dict[str, object] = {}
     lent: dict[str, str] = {}  # what only the processes of a Ray of our own inherit
-    if is_own(config):
+    address = _address(config)
+    if address == "local":
         _private_token()
         needed = int(config.num_workers * config.cpus_per_worker)
         own = {"num_cpus": max(cpu_count(), needed), "include_dashboard": dashboard}
         # Nobody takes this machine away with notice: a process less to start.
         lent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-        if _on_loopback():
-            lent |= dict.fromkeys(_INTERFACES, "lo0" if sys.platform == "darwin" else "lo")
+        if os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "1":  # Ray listens on loopback alone
+            here = ray.util.get_node_ip_address()
+            assert here in ("127.0.0.1", "::1"), "Ray was imported before the package `distributed`"
+            interface = "lo0" if sys.platform == "darwin" else "lo"
+            lent |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     with environment(lent):
         try:
-            _start_ray(_address(config), verbose, own)
+            _start_ray(address, verbose, own)
             yield
         finally:
             ray.shutdown()
@@ -170,15 +163,6 @@ def environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _on_loopback() -> bool:
-    """Whether Ray was told, before it was imported, to listen on loopback alone."""
-    if os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1":
-        return False
-    address = ray.util.get_node_ip_address()
-    assert address in ("127.0.0.1", "::1"), "Ray was imported before the package `distributed`"
-    return True
 
 
 def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
@@ -204,12 +188,9 @@ def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
 
 
 def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
-    """Whether training workers get a GPU each, by configuration and by what the cluster has.
-
-    Waits up to `config.wait_for_gpus` seconds for nodes that scale up or join slowly. A cluster
-    of this process's own is as large as it will ever be.
-    """
-    count, own = least_workers(config), is_own(config)
+    """Whether training workers get a GPU each, by configuration and by what the cluster has; waits
+    up to `config.wait_for_gpus` seconds for nodes of a cluster that is not this process's own."""
+    count, own = least_workers(config), _address(config) == "local"
     there = ray.cluster_resources().get("GPU", 0)
     gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and there >= count)
     if config.use_gpu == "auto" and not gpu and (there or not own):
@@ -249,7 +230,7 @@ _DEATHS: dict[type[BaseException], str] = {  # the first that fits
 
 def is_death(error: BaseException) -> bool:
     """Whether a process is gone, rather than that it raised an error."""
-    return isinstance(_inner(error), exceptions.RayError)
+    return isinstance(getattr(error, "health_check_failure", error), exceptions.RayError)
 
 
 def lost_partner(error: BaseException) -> bool:
@@ -260,7 +241,7 @@ def lost_partner(error: BaseException) -> bool:
 
 def describe_failure(error: BaseException) -> str:
     """What ended a remote process, in one line."""
-    inner = _inner(error)
+    inner = getattr(error, "health_check_failure", error)
     for kind, meaning in _DEATHS.items():
         if isinstance(inner, kind):
             return meaning
@@ -270,8 +251,3 @@ def describe_failure(error: BaseException) -> str:
     if is_death(error) and lines:
         return lines[-1]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _inner(error: BaseException) -> BaseException:
-    """What Ray Train's health check found, if this is one that failed."""
-    return getattr(error, "health_check_failure", error)

@@ -5,18 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -38,10 +31,8 @@ class Stage:
     """A stage under way: move its bar, or say what it ends with."""
 
     def __init__(self, display: "Display", name: str, total: float | None) -> None:
-        self._display = display
-        self._task = display.bars.add_task(name, total=total, note="")
-        self._name = name
-        self._total = total
+        self._display, self._name, self._total = display, name, total
+        self.task = display.bars.add_task(name, total=total, note="")
         self._last_plain = time.monotonic()
         self._last_text, self._pause = "", _PLAIN_INTERVAL_S
         self.done = 0.0
@@ -51,7 +42,7 @@ class Stage:
         """Set how much is done, with a short note beside the bar and details below it."""
         self.done = done
         self._display.details = details
-        self._display.bars.update(self._task, completed=done, note=escape(note))
+        self._display.bars.update(self.task, completed=done, note=escape(note))
         if self._display.console.is_terminal:
             return
         if time.monotonic() - self._last_plain > self._pause:
@@ -71,12 +62,6 @@ class Stage:
         self._last_plain = time.monotonic()
         self._display.line(f"{self._name:<{_NAME}} {escape(' '.join(text.split()))}")
 
-    def end(self) -> None:
-        """Take the bar away."""
-        self._display.details = ()
-        self._display.bars.remove_task(self._task)
-        self._display.refresh()
-
 
 class Display:
     """A rich display on the driver; use as a context manager."""
@@ -84,14 +69,14 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.details: Details = ()
-        self.bars = Progress(
-            TextColumn(f"{{task.description:<{_NAME}}}"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+        self.bars = progress.Progress(
+            progress.TextColumn(f"{{task.description:<{_NAME}}}"),
+            progress.BarColumn(bar_width=30),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("[dim]{task.fields[note]}"),
         )
         self._live = Live(console=self.console, transient=True, get_renderable=self._render)
 
@@ -108,11 +93,6 @@ class Display:
         logger.info(Text.from_markup(text).plain)
         self.console.print(text, soft_wrap=True)
 
-    def refresh(self) -> None:
-        """Draw at once what has changed."""
-        if self._live.is_started:
-            self._live.refresh()
-
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
         """Show a stage; set `summary` inside to say what came out."""
@@ -121,7 +101,10 @@ class Display:
         try:
             yield stage
         finally:
-            stage.end()
+            self.details = ()
+            self.bars.remove_task(stage.task)
+            if self._live.is_started:
+                self._live.refresh()
         seconds = time.monotonic() - started
         self.line(f"{name:<{_NAME}} {escape(stage.summary)} [dim]({seconds:.0f} s)[/dim]")
 

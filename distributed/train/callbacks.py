@@ -17,8 +17,6 @@ from distributed.train.metrics import append_metrics, read_metrics
 from vgse.config import loss_symbols
 from vgse.errors import UserError
 
-_RATE_S = 20.0  # seconds of the shares that make the rate
-
 Row = dict[str, Any]
 
 
@@ -59,10 +57,9 @@ class TrainingProgress:
         self._go_back(epoch or self.epoch)
         self.alive, self.restarts = 0, restart
         who = "a worker was" if workers == 1 else f"{workers} workers were"
+        then = f"{self._restarts()}, going on from epoch {self.epoch}"
         if 0 <= self.max_failures < restart:
             then = f"no restart is left of {self.max_failures}"
-        else:
-            then = f"{self._restarts()}, going on from epoch {self.epoch}"
         self.say(f"{who} lost ({cause}); {then}")
 
     def _go_back(self, epoch: int) -> None:
@@ -75,7 +72,7 @@ class TrainingProgress:
             now = time.monotonic() if now is None else now
             self.done = max(self.done, epoch + share)
             self._shares.append((now, self.done))
-            while now - self._shares[0][0] > _RATE_S:
+            while now - self._shares[0][0] > 20:  # seconds that make the rate
                 self._shares.popleft()
 
     def epoch_ended(self, row: Row) -> None:
@@ -127,11 +124,8 @@ def start_progress(*state: int) -> Any:
 
 
 class ReportCallback(ray.train.UserCallback):
-    """Writes every report to metrics.jsonl, and counts lost workers.
-
-    In the controller's process, where an exception ends the training and a call that waits holds
-    it up: metrics go to trackers from the driver.
-    """
+    """Writes every report to metrics.jsonl, and counts lost workers; in the controller's process,
+    where an exception ends the training and a call that waits holds it up."""
 
     def __init__(self, run: str, progress: Any) -> None:
         self.run, self.progress = run, progress
@@ -146,21 +140,20 @@ class ReportCallback(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[Row], checkpoint: Any) -> None:
         """Write an epoch's row; those of all ranks are alike but for their own waiting."""
-        rows = [dict(report) for report in metrics]
-        entered, *_ = [row.pop("entered") for row in rows]
-        stalls = [row.pop("worker_stall", 0.0) for row in rows]
+        row = dict(metrics[0])
+        entered = row.pop("entered")
+        row.pop("worker_stall", None)
         if entered != self.entered:
             if self.losses or self.entered is not None:
                 self.lost_seconds += max(0.0, entered - self.safe_at)
             self.entered = entered
-        row = rows[0]
         if checkpoint is not None:
             # A row within an epoch counts epochs from 0, one at its end from 1.
             self.safe_at, self.epoch = time.time(), row["epoch"] + 1
         if row.get("partial"):
             return
-        if len(stalls) > 1:
-            row["worker_stalls"] = stalls
+        if len(metrics) > 1:
+            row["worker_stalls"] = [report.get("worker_stall", 0.0) for report in metrics]
         row |= {"restarts": self.restarts, "restart_seconds": self.lost_seconds}
         append_metrics(self.run, row)
         self.progress.epoch_ended.remote(row)
@@ -168,9 +161,8 @@ class ReportCallback(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Count a loss of workers, or end, by a UserError, what would only fail again."""
         errors = worker_exceptions.values()
-        for error in errors:
-            if isinstance(error, UserError):
-                raise error
+        if repeated := [error for error in errors if isinstance(error, UserError)]:
+            raise repeated[0]
         self.losses += 1
         self.restarts += 1
         workers = sum(map(is_death, errors)) or len(errors)

@@ -1,6 +1,7 @@
 """Checkpoints without pickle: safetensors for tensors, JSON for the rest."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,13 @@ def save_checkpoint(
     sums: Tensor | None,
     fingerprint: str,
 ) -> None:
-    """Write model, optimiser, neighbour queue and position into an empty folder.
-
-    `sums` are those of the epoch so far, where it is not finished. Random numbers need no state:
-    they are drawn from (seed, epoch, rank) anew each epoch.
-    """
+    """Write model, optimiser, neighbour queue and position into an empty folder, and `sums`, those
+    of an epoch that is not finished. Random numbers need no state: they are drawn anew."""
     _save_tensors(folder / "model.safetensors", model.state_dict())
     _save_tensors(folder / "queue.safetensors", model.queue.state())
-    tensors, scalars = _split_state(optimizer.state_dict()["state"])
+    learned = optimizer.state_dict()["state"]
+    values = {f"{index}.{name}": v for index, row in learned.items() for name, v in row.items()}
+    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
     _save_tensors(folder / "optimizer.safetensors", tensors)
     if sums is not None:
         _save_tensors(folder / "sums.safetensors", {"sums": sums})
@@ -45,7 +45,7 @@ def save_checkpoint(
         "version": VERSION,
         "position": position,
         "fingerprint": fingerprint,
-        "optimizer_scalars": scalars,
+        "optimizer_scalars": {k: value for k, value in values.items() if k not in tensors},
         "losses": list(loss_symbols()),  # what the sums begin with
     }
     (folder / "state.json").write_text(json.dumps(state))
@@ -74,9 +74,11 @@ def load_checkpoint(
     queue = load_file(folder / "queue.safetensors")
     model.queue.restore({key: value.to(device) for key, value in queue.items()})
     restored = optimizer.state_dict()
-    restored["state"] = _join_state(
-        load_file(folder / "optimizer.safetensors"), state["optimizer_scalars"]
-    )
+    restored["state"] = learned = defaultdict[int, dict[str, Any]](dict)
+    values = load_file(folder / "optimizer.safetensors") | state["optimizer_scalars"]
+    for key, value in values.items():
+        index, _, name = key.partition(".")
+        learned[int(index)][name] = value
     optimizer.load_state_dict(restored)
     path = folder / "sums.safetensors"
     return state["position"], load_file(path)["sums"] if path.is_file() else None
@@ -97,20 +99,6 @@ def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-
-
-def _split_state(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    values = {f"{index}.{name}": v for index, row in state.items() for name, v in row.items()}
-    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in values.items() if key not in tensors}
-
-
-def _join_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **scalars}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    return state
 
 
 _FILES = ("model.safetensors", "queue.safetensors", "optimizer.safetensors")

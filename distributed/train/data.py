@@ -86,11 +86,8 @@ def epoch_batches(
     patch_size: int,
     device: torch.device,
 ) -> Iterator[StepBatch]:
-    """The batches of one rank for the rest of an epoch; every rank gets equally many.
-
-    A rank whose part of a step is empty gets one blank image of weight 0, since all ranks must
-    take part in the step's collective calls.
-    """
+    """The batches of one rank for the rest of an epoch; every rank gets equally many. A rank whose
+    part of a step is empty gets a blank image of weight 0, to take part in collective calls."""
     order = sampler.order_of(cursor, dataset.selection)
     counts = sampler.batch_counts(plan)
     totals, most = counts.sum(0), counts.max(0)
@@ -158,7 +155,14 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
     """Cached features of images that were not damaged. Units are mapped on first use; the system
     pages them in and out."""
     assert dataset.folder is not None and plan.loader_workers == 0
-    unit_of = functools.cache(functools.partial(_unit, dataset, dataset.folder))
+    folder = dataset.folder
+
+    @functools.cache
+    def unit_of(shard: int, number: int) -> UnitFeatures:
+        entry, start = dataset.selection.shards[shard], number * UNIT
+        unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
+        return read_unit(folder, unit, dataset.access)
+
     rows = [np.empty((0, 2), np.int64)]  # (shard, index in the shard)
     for start, stop in sampler.reader_ranges(plan, rank, 0):
         for shard, indices in sampler.pieces(order, start, stop):
@@ -182,13 +186,6 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
             torch.tensor(ids, dtype=torch.int64),
             LoadTimes(),
         )
-
-
-def _unit(dataset: Dataset, folder: str, shard: int, number: int) -> UnitFeatures:
-    entry = dataset.selection.shards[shard]
-    start = number * UNIT
-    unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))
-    return read_unit(folder, unit, dataset.access)
 
 
 @dataclass(frozen=True)
@@ -222,9 +219,8 @@ def restore_position(state: dict[str, Any], dataset: Dataset, world_size: int) -
     if (saved.world_size, saved.loader_workers) == (world_size, dataset.loader_workers):
         return saved
     left = sampler.remaining_after(_whole_plan(saved, dataset), saved.plan_step)
-    return Position(
-        replace(cursor, remaining=left), world_size, dataset.loader_workers, 0, saved.step
-    )
+    left_cursor = replace(cursor, remaining=left)
+    return Position(left_cursor, world_size, dataset.loader_workers, 0, saved.step)
 
 
 def plan_of(position: Position, dataset: Dataset) -> Plan:

@@ -1,8 +1,5 @@
-"""The run folder as Ray sees it: the same store as ours, with calls that are tried again.
-
-Ray itself takes the first failed call for the run's end, and its own S3 client takes other
-options than fsspec's.
-"""
+"""The run folder as Ray sees it: our store and its options, with calls that are tried again; Ray
+itself takes the first failed call for the run's end."""
 
 import os
 import secrets
@@ -11,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
@@ -21,8 +18,6 @@ from distributed import storage
 from shards.objects import PATIENT, Retry, is_remote, open_filesystem, with_retries
 from vgse.files import disk_errors_in_one_line
 
-Result = TypeVar("Result")
-
 
 def ray_storage(folder: str) -> tuple[str, FileSystem]:
     """`storage_path` and `storage_filesystem` of Ray's RunConfig for a folder or URL."""
@@ -31,10 +26,8 @@ def ray_storage(folder: str) -> tuple[str, FileSystem]:
 
 
 class StoreHandler(FSSpecHandler):
-    """What Ray does to a disk or a store: files appear whole, a store's calls are tried again.
-
-    It travels as a URL: every node opens the store with credentials of its own environment.
-    """
+    """Files appear whole, a store's calls are tried again. It travels as a URL: every node opens
+    the store with credentials of its own environment."""
 
     def __init__(self, url: str, retry: Retry = PATIENT) -> None:
         super().__init__(open_filesystem(url)[0] if is_remote(url) else LocalFileSystem())
@@ -43,25 +36,23 @@ class StoreHandler(FSSpecHandler):
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreHandler, (self.url, self.retry)
 
-    def _retried(self, work: Callable[[], Result], path: str, what: str) -> Result:
+    def _retried(self, work: Callable[[Any], Any], given: Any, path: str, what: str) -> Any:
         if not is_remote(self.url):
-            return work()
+            return work(given)
 
-        def once() -> Result:
+        def once() -> Any:
             self.fs.invalidate_cache()  # workers and controller write in turn
-            return work()
+            return work(given)
 
         return with_retries(once, self.fs.unstrip_protocol(path), what, self.retry)
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
         """Kind and size of files and folders."""
-        look_up = partial(super().get_file_info, paths)
-        return self._retried(look_up, paths[0], "looked up") if paths else []
+        return self._retried(super().get_file_info, paths, paths[0], "looked up") if paths else []
 
     def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
         """What a folder holds."""
-        look_up = partial(super().get_file_info_selector, selector)
-        return self._retried(look_up, selector.base_dir, "listed")
+        return self._retried(super().get_file_info_selector, selector, selector.base_dir, "listed")
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Make a folder on a disk; in a store they come with their files."""
@@ -71,11 +62,11 @@ class StoreHandler(FSSpecHandler):
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder and all it holds."""
-        self._retried(partial(super().delete_dir, path), path, "deleted")
+        self._retried(super().delete_dir, path, path, "deleted")
 
     def delete_file(self, path: str) -> None:
         """Delete a file."""
-        self._retried(partial(super().delete_file, path), path, "deleted")
+        self._retried(super().delete_file, path, path, "deleted")
 
     def open_input_stream(self, path: str) -> PythonFile:
         """A file to read; one in a store as a local copy that is gone when closed."""
@@ -86,9 +77,7 @@ class StoreHandler(FSSpecHandler):
             storage.download_file(self.fs.unstrip_protocol(path), local, retry=self.retry)
             return PythonFile(open(local, "rb"), mode="r")
 
-    def open_input_file(self, path: str) -> PythonFile:
-        """As `open_input_stream`."""
-        return self.open_input_stream(path)
+    open_input_file = open_input_stream
 
     def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
         """A file to write, which takes its place when closed."""

@@ -65,7 +65,6 @@ class TensorBoard:
 
 
 _TAG = "vgse.run"
-_PARAMS = 100  # parameters that MLflow takes in one request
 
 
 class MLflow:
@@ -123,12 +122,9 @@ class MLflow:
             name = self._run.rstrip("/").rpartition("/")[2]
             found = client.create_run(number, run_name=name, tags=tags).info.run_id
             params = [Param(name, str(value)) for name, value in leaves(to_dict(self._config))]
-            for start in range(0, len(params), _PARAMS):
-                client.log_batch(found, params=params[start : start + _PARAMS])
+            for start in range(0, len(params), 100):  # as many as MLflow takes in one request
+                client.log_batch(found, params=params[start : start + 100])
         self._id = found
-
-
-_LAST_WAIT_S = 60.0
 
 
 def check_tracking(config: TrackingConfig) -> None:
@@ -168,8 +164,8 @@ class Tracking:
     def close(self, finished: bool) -> None:
         """Send what is missing, within a minute, and close the trackers."""
         last = self._thread.submit(self._close, self._rows, finished)
-        if wait([last], _LAST_WAIT_S).not_done:
-            self._say(f"metrics are still being sent after {_LAST_WAIT_S:.0f} s: given up")
+        if wait([last], 60).not_done:
+            self._say("metrics are still being sent after 60 s: given up")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, rows: list[Row]) -> None:

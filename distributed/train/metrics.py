@@ -23,16 +23,12 @@ LOADING = ("read", "decode", "cut", "idle")
 
 
 class Diverged(UserError):
-    """A loss is not a finite number: an error of the configuration or the data, that starting
-    again repeats."""
+    """A loss is not a finite number, which starting again repeats."""
 
 
 class EpochSums:
-    """Losses, images, waiting time and the contingency table of classes and clusters.
-
-    One float64 vector holds them all, so that one all-reduce reads them, and a checkpoint within
-    an epoch can carry them.
-    """
+    """Losses, images, waiting time and the contingency table of classes and clusters, in one
+    float64 vector, which one all-reduce reads and a checkpoint within an epoch carries."""
 
     def __init__(self, num_classes: int, num_clusters: int, device: torch.device) -> None:
         self.losses = tuple(loss_symbols())

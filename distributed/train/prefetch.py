@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,19 +19,26 @@ Item = TypeVar("Item")
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches in the same order, their tensors on `device`.
+    """The same batches (dataclasses with tensors among their fields) in order, on `device`.
 
     On a GPU the next batch is loaded in a thread and copied from page-locked memory on a stream
     of its own while the step before it runs; neither the copy nor the step waits for the host.
-    On a CPU they are handed through. Batches are dataclasses with tensors among their fields.
     """
-    if device.type == "cuda":
-        yield from _by_side_stream(batches, device)
-    elif device.type == "cpu":
+    if device.type == "cpu":
         yield from batches
-    else:
-        for batch in batches:
-            yield map_tensors(batch, lambda values: values.to(device))
+        return
+    if device.type != "cuda":
+        yield from (map_tensors(batch, lambda v: v.to(device)) for batch in batches)
+        return
+    stream = _side_stream(device)
+
+    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            return map_tensors(batch, lambda v: _copied(v, device)), stream.record_event()
+
+    for batch, arrived in one_ahead(map(send, batches)):
+        torch.cuda.current_stream(device).wait_event(arrived)
+        yield map_tensors(batch, lambda v: _in_use(v, device))
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
@@ -45,8 +52,7 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with every tensor among its fields changed."""
-    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return replace(batch, **{name: change(value) for name, value in tensors.items()})
 
 
@@ -76,15 +82,3 @@ def _in_use(values: Tensor, device: torch.device) -> Tensor:
     """Made on the side stream: its memory must not be given away before the step has used it."""
     values.record_stream(torch.cuda.current_stream(device))
     return values
-
-
-def _by_side_stream(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    stream = _side_stream(device)
-
-    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.device(device), torch.cuda.stream(stream):
-            return map_tensors(batch, lambda v: _copied(v, device)), stream.record_event()
-
-    for batch, arrived in one_ahead(map(send, batches)):
-        torch.cuda.current_stream(device).wait_event(arrived)
-        yield map_tensors(batch, lambda v: _in_use(v, device))

@@ -52,7 +52,6 @@ def ddp_options() -> dict[str, Any]:
 
 
 _START_ATTEMPTS = 4
-_ELASTIC_S = 20.0
 
 
 def start_failures(config: ClusterConfig) -> int:
@@ -64,11 +63,9 @@ def start_failures(config: ClusterConfig) -> int:
 
 
 def start_timeout(config: ClusterConfig) -> AbstractContextManager[None]:
-    """How long a group that is started inside may wait for its workers, unless the user says so.
-
-    Ray's own minute is too short for a machine to be replaced, and too long for an elastic run.
-    """
-    seconds = _ELASTIC_S if _elastic(config) else config.wait_for_workers / _START_ATTEMPTS
+    """How long a group that is started inside waits for its workers, unless the user says so: Ray's
+    minute is too short for a machine to be replaced, and too long for an elastic run."""
+    seconds = 20.0 if _elastic(config) else config.wait_for_workers / _START_ATTEMPTS
     return environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{seconds:g}"})
 
 
@@ -95,9 +92,8 @@ def train_worker(arguments: dict[str, TrainingJob]) -> None:
 
     with ExitStack() as stack:
         stack.enter_context(worker_log(job.progress.say.remote, rank))
-        checkpoint = _checkpoint_to_resume(job, rank)
         folder = None
-        if checkpoint:
+        if checkpoint := _checkpoint_to_resume(job, rank):
             folder = Path(stack.enter_context(checkpoint.as_directory()))
             epoch = epoch_of(folder)
         if rank == 0:
@@ -124,8 +120,7 @@ def _checkpoint_to_resume(job: TrainingJob, rank: int) -> ray.train.Checkpoint |
         name, lines = newest_sound(job.run, names)
         for line in lines:
             job.progress.say.remote(line)
-    name = broadcast_from_rank_zero(name)
-    if name is None:
+    if (name := broadcast_from_rank_zero(name)) is None:
         return None
     return ray.train.Checkpoint(join_url(str(Path(latest.path).parent), name), latest.filesystem)
 
@@ -158,10 +153,8 @@ def training_job(
 
 
 def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
-    """Train under Ray Train; returns the folder or URL of the last checkpoint.
-
-    A run folder that holds checkpoints is resumed from the newest sound one.
-    """
+    """Train under Ray Train, from the newest sound checkpoint of the run folder if it has one;
+    returns the folder or URL of the last."""
     config, run, cluster = job.config, job.run, job.config.cluster
     epochs, clusters = config.training.epochs, config.model.num_clusters
     parent, _, name = run.rpartition("/")
@@ -204,8 +197,7 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
         remove_leftovers(run)
         if result.checkpoint is None:
             raise UserError(f"{run}: training ended without a checkpoint; see Ray's log")
-        last = result.metrics or {}
-        state = watcher.last
+        last, state = result.metrics or {}, watcher.last
         group = state.group if state else cluster.num_workers
         stage.summary = (
             f"{epochs} epochs on {plural(group, ('GPU' if gpu else 'CPU') + ' worker')}, "
@@ -247,9 +239,6 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
             signal.signal(signal.SIGINT, interrupt)
 
 
-_STARTING_S = 10.0  # without workers, after which the display says what they wait for
-
-
 class _Watcher(Thread):
     """Shows how a training goes; it ends before the cluster can."""
 
@@ -270,7 +259,7 @@ class _Watcher(Thread):
                 self._show()
                 if self.last is not None and self.last.alive:
                     asked = time.monotonic()
-                elif time.monotonic() - asked > _STARTING_S:
+                elif time.monotonic() - asked > 10:  # seconds without workers
                     asked, before = time.monotonic(), lack
                     lack = shortfall(self._config, self._gpu, taken=False)
                     if lack and lack != before:

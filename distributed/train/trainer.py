@@ -36,7 +36,6 @@ from vgse.training.model import ClusterHead, TrainingModel
 from vgse.training.optimizer import make_optimizer, match_layout
 from vgse.training.step import run_step
 
-_POST_INTERVAL_S = 0.5
 _WARM_UP = 0.05
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -94,10 +93,8 @@ def train_alone(
     on_epoch: Report | None = None,
     device: str = "cpu",
 ) -> TrainingModel:
-    """Train in this process alone, without Ray, as a run with `cluster.num_workers=1` does.
-
-    The job's run folder must hold `init/`. A checkpoint's folder lives until `on_epoch` returns.
-    """
+    """Train in this process alone, without Ray, as a run with `cluster.num_workers=1` does; the run
+    folder must hold `init/`. A checkpoint's folder lives until `on_epoch` returns."""
 
     def report(row: dict[str, Any], folder: Path | None) -> None:
         try:
@@ -118,11 +115,8 @@ def train_epochs(
     report: Report,
     wrap: Callable[[TrainingModel], nn.Module],
 ) -> TrainingModel:
-    """Train from a checkpoint's folder, or from k-means, to the last epoch; returns the model.
-
-    Every rank calls `report` at the end of an epoch and at checkpoints within one. `wrap` makes
-    the model a DDP one where there are several workers.
-    """
+    """Train from a checkpoint's folder, or from k-means, to the last epoch. Every rank calls
+    `report` at epochs' ends and at checkpoints; `wrap` puts the model of several workers in DDP."""
     model = build_model(job).to(device)
     optimizer = make_optimizer(model, job.config.training)
     dataset = open_dataset(job, device)
@@ -188,11 +182,15 @@ class Worker:
             done = plan_step + 1
             if every and done % every == 0 and done < plan.steps:
                 sums.add_time(waited, time.monotonic() - entered)
+                sums.base = sums.total()
+                sums.values.zero_()
                 here = replace(position, plan_step=done, step=self.step)
-                self._checkpoint_within(here, sums)
+                row = {"epoch": position.cursor.epoch, "step": self.step, "partial": True}
+                self.save_and_report(row, here, sums.base)
+                seed_step(self.job.config.seed, here, self.rank)
                 entered, waited = time.monotonic(), 0.0
             asked = time.monotonic()
-            if self.rank == 0 and self.job.progress and asked - posted > _POST_INTERVAL_S:
+            if self.rank == 0 and self.job.progress and asked - posted > 0.5:
                 self.job.progress.share_done.remote(position.cursor.epoch, batch.done_before)
                 posted = asked
         sums.add_time(waited, time.monotonic() - entered)
@@ -213,13 +211,6 @@ class Worker:
         self.optimizer.step()
         self.step += 1
         sums.add(output, batch)
-
-    def _checkpoint_within(self, position: Position, sums: EpochSums) -> None:
-        sums.base = sums.total()
-        sums.values.zero_()
-        row = {"epoch": position.cursor.epoch, "step": position.step, "partial": True}
-        self.save_and_report(row, position, sums.base)
-        seed_step(self.job.config.seed, position, self.rank)
 
     def save_and_report(
         self, row: dict[str, Any], position: Position | None, sums: Tensor | None
