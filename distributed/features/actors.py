@@ -33,23 +33,20 @@ def remote_results(
 ) -> Iterator[Any]:
     """Results of calls as they come, from CPUs or from GPUs."""
     if not gpu:
-        yield from task_results(function, calls)
-        return
+        return task_results(function, calls)
     threads = 1 + max(2, config.loader_workers, round(config.cpus_per_worker))
     # A search needs no room for all workers of a run; an actor without any would wait for ever.
     actors = int(min(len(calls), least_workers(config), max(1, fitting(bundle(config, gpu)))))
-    yield from actor_results(function, calls, actors, cpus=config.cpus_per_worker, threads=threads)
+    return actor_results(function, calls, actors, cpus=config.cpus_per_worker, threads=threads)
 
 
-def task_results(
-    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, limit: int = 64
-) -> Iterator[Any]:
-    """Results as they come of calls in tasks of a CPU each, at most `limit` of them in flight."""
+def task_results(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Results as they come of calls in tasks of a CPU each, at most 64 of them in flight."""
     task = ray.remote(num_cpus=1, max_retries=_REPETITIONS)(function)
     flying: list[Any] = []
     waiting = iter(calls)
     while True:
-        flying += [task.remote(*call) for call in itertools.islice(waiting, limit - len(flying))]
+        flying += [task.remote(*call) for call in itertools.islice(waiting, 64 - len(flying))]
         if not flying:
             return
         (done,), flying = ray.wait(flying)
@@ -67,9 +64,8 @@ def actor_results(
     threads: int,
     gpus: float = 1,
 ) -> Iterator[Any]:
-    """Results as they come of calls in `count` actors, each with its CPUs and GPUs and several
-    calls at a time, so that some read and cut while another computes. One that dies is replaced,
-    and its calls are repeated."""
+    """Results as they come of calls in `count` actors, each with several calls at a time, so that
+    some read and cut while another computes. One that dies is replaced, its calls are repeated."""
     caller = ray.remote(_Caller).options(
         num_cpus=cpus,
         num_gpus=gpus,
@@ -93,8 +89,7 @@ def actor_results(
 
 @contextmanager
 def lost_calls() -> Iterator[None]:
-    """A UserError of a call without Ray's account of where, and one line where Ray lost the call
-    and all its repetitions."""
+    """A call's UserError as it was raised, and one where Ray lost the call and its repetitions."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -102,6 +97,5 @@ def lost_calls() -> Iterator[None]:
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise UserError(
-            f"{describe_failure(error)}; run the same command again to go on"
-        ) from error
+        lost = f"{describe_failure(error)}; run the same command again to go on"
+        raise UserError(lost) from error

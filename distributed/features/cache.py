@@ -76,9 +76,8 @@ class UnitFeatures:
 def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
     """The spec of a frozen backbone, all patches."""
     weights = config.weights
-    if weights not in ("default", "none"):
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
-        weights = f"{weights}#{digest}"  # other content is another cache
+    if weights not in ("default", "none"):  # other content is another cache
+        weights += f"#{hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]}"
     return FeatureSpec(config.name, weights, config.patch_size, config.image_size, precision)
 
 
@@ -140,7 +139,7 @@ def write_unit(
 
 
 def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
-    """A unit of the cache, mapped rather than read; of a cache at a URL a copy on this node is."""
+    """A unit of the cache, mapped rather than read, of a cache at a URL by way of a copy."""
     path = unit_path(str(folder), unit.file, access)
     url = join_url(str(folder), unit.file)
     try:
@@ -152,9 +151,9 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
             # Files of earlier versions hold none.
             sources = json.loads(metadata.get("sources", "null")) or [""] * len(keys)
             names = ("labels", "images", "patches", "rows")
-            labels, images, patches, rows = (file.get_tensor(name) for name in names)
+            tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise UserError(f"{url}: missing from the feature cache; run again to compute it") from None
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the file and run again") from None
-    return UnitFeatures(keys, labels, images, patches, rows, sources)
+    return UnitFeatures(keys=keys, sources=sources, **tensors)

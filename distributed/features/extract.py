@@ -3,7 +3,7 @@
 import functools
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -26,20 +26,14 @@ from vgse.clusters import hash_threshold, patch_hashes
 from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
-from vgse.images.devices import (
-    autocast,
-    freed_memory_kept,
-    pictures_a_pass,
-    resolve_precision,
-)
+from vgse.images.devices import autocast, freed_memory_kept, pictures_a_pass, resolve_precision
 from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
 _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
 # Sources are others' texts, and arrays of strings are as wide as their longest.
 _LONGEST_SOURCE = 1024
-_ONE_AT_A_TIME = threading.Lock()
-"""Held while something is loaded or tried out that all threads of a process then use."""
+_ONE_AT_A_TIME = threading.Lock()  # to load or try out what all threads of a process then use
 
 
 def run_features(
@@ -110,7 +104,12 @@ def compute_unit(
     if spec.seed is not None:
         chosen = patch_hashes(keys, manifest.num_patches, spec.seed) < np.uint64(spec.sample_below)
     features = functools.partial(_features, backbone, spec, device)
-    patches = features(_cut(samples, chosen, spec.patch_size), spec.patch_size, _PATCHES_A_PASS)
+    cut = (
+        cut_patches_opencv(sample.image, sample.boxes[mask], spec.patch_size)
+        for sample, mask in zip(samples, chosen, strict=True)
+        if mask.any()
+    )
+    patches = features(cut, spec.patch_size, _PATCHES_A_PASS)
     if spec.seed is None:
         patches = patches.view(*chosen.shape, backbone.num_features)
     pictures = (whole_picture(sample.image, spec.image_size)[None] for sample in samples)
@@ -140,10 +139,10 @@ def patch_features(
     """Features of all patches of a unit from its pixels, float32 [n, N, D_f]."""
     manifest = _manifest(url)
     samples, _ = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
-    chosen = np.ones((len(samples), manifest.num_patches), bool)
-    patches = _cut(samples, chosen, spec.patch_size)
-    flat = _features(backbone, spec, device, patches, spec.patch_size, _PATCHES_A_PASS)
-    return flat.view(*chosen.shape, backbone.num_features).float()
+    side = spec.patch_size
+    patches = (cut_patches_opencv(sample.image, sample.boxes, side) for sample in samples)
+    flat = _features(backbone, spec, device, patches, side, _PATCHES_A_PASS)
+    return flat.view(len(samples), manifest.num_patches, backbone.num_features).float()
 
 
 def read_samples(
@@ -162,10 +161,8 @@ def read_samples(
 
 def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
     """The whole picture as a square: uint8 [H, W, 3] -> [size, size, 3]."""
-    shrinks = min(image.shape[:2]) > size
-    return cv2.resize(
-        image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    how = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=how)
 
 
 @functools.lru_cache(maxsize=4)
@@ -176,15 +173,6 @@ def _manifest(url: str) -> Manifest:
 @functools.lru_cache(maxsize=1)
 def _backbone(name: str, weights: str, device: str) -> Backbone:
     return build_backbone(name, weights).to(device)
-
-
-def _cut(
-    samples: list[Sample], chosen: NDArray[np.bool_], size: int
-) -> Iterator[NDArray[np.uint8]]:
-    """The chosen patches [n, N] of each sample, in their order."""
-    for sample, mask in zip(samples, chosen, strict=True):
-        if mask.any():
-            yield cut_patches_opencv(sample.image, sample.boxes[mask], size)
 
 
 def _features(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +23,10 @@ from vgse.config import ModelConfig, RunConfig
 from vgse.errors import UserError
 
 if TYPE_CHECKING:
-    from distributed.train.spec import TrainingJob
+    from distributed.train.trainer import TrainingJob
 
 Hashed = tuple[NDArray[np.uint64], NDArray[np.int64]]
 """Hashes [n] of patches, and the unit of each with its place there [n, 2]."""
-
-
-@dataclass(frozen=True)
-class PatchSample:
-    """The k patches with the smallest hashes, sorted by image key and place."""
-
-    features: NDArray[np.float16]  # [k, D_f]
-    population: int  # patches they were drawn from
 
 
 def run_kmeans(job: TrainingJob, prepared: Prepared, gpu: bool, display: Display) -> None:
@@ -46,7 +37,7 @@ def run_kmeans(job: TrainingJob, prepared: Prepared, gpu: bool, display: Display
         return
     with display.stage("clusters") as stage:
         task: Any = ray.remote(make_start)  # type: ignore[arg-type]  # takes keywords
-        call = task.options(num_cpus=1, num_gpus=1 if gpu else 0, max_retries=3).remote(
+        call = task.options(num_cpus=1, num_gpus=int(gpu), max_retries=3).remote(
             job.folder,
             units_of(prepared.manifest, ["train"]),
             job.classes,
@@ -73,10 +64,10 @@ def sample_patches(
     num_patches: int,
     below: int,
     access: Access = ACCESS,
-) -> PatchSample:
-    """Bottom-k sample by hash, k = sample_size, of the cached patches of some classes, whatever
-    the order of the units. Memory is bounded by the sample. The cache holds patches whose hash
-    lies under `below`."""
+) -> tuple[NDArray[np.float16], int]:
+    """Features [k, D_f] of the patches of some classes with the smallest hashes, k = sample_size,
+    whatever the order of the units, and how many patches they were drawn from. Memory is bounded
+    by the sample. The cache holds patches whose hash lies under `below`."""
     parts: list[Hashed] = []
     population = 0
     for number, unit in enumerate(units):
@@ -103,7 +94,7 @@ def sample_patches(
         stored = np.flatnonzero(hashes < np.uint64(below))
         rows.append(content.patches[np.searchsorted(stored, flat)].numpy())
     features = np.concatenate(rows)
-    return PatchSample(features[np.argsort(np.array(names), kind="stable")], population)
+    return features[np.argsort(np.array(names), kind="stable")], population
 
 
 def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
@@ -117,19 +108,25 @@ def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
 
 
 def fit_start(
-    sample: PatchSample, config: ModelConfig, seed: int
-) -> tuple[Projection | None, Centroids]:
-    """PCA and k-means of the sample, as the configuration asks for them."""
+    features: NDArray[np.float16], config: ModelConfig, seed: int, init: str | Path
+) -> Centroids:
+    """PCA and k-means of sampled patches, as the configuration asks for them, into the folder or
+    URL `init`: `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
+    whose last column is the bias."""
     projection = None
     if config.projection:
-        projection = clusters.fit_projection(sample.features, config.projection)
+        projection = clusters.fit_projection(features, config.projection)
+        joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
+        _write_array(join_url(str(init), "projection.npy"), joined)
     centroids = clusters.fit_centroids(
-        clusters.project(sample.features, projection),
+        clusters.project(features, projection),
         config.num_clusters,
         seed=seed,
         max_points_per_centroid=config.max_points_per_centroid,
     )
-    return projection, centroids
+    # Last: its presence says that the start is complete.
+    _write_array(join_url(str(init), "centroids.npy"), centroids.vectors)
+    return centroids
 
 
 def make_start(
@@ -144,7 +141,7 @@ def make_start(
 ) -> tuple[Centroids, int, int]:
     """Sample, fit and save the start of a run into the folder or URL `init`; returns its
     centroids, the patches they are made of, and those that the sample was drawn from."""
-    sample = sample_patches(
+    features, population = sample_patches(
         folder,
         units,
         labels,
@@ -154,23 +151,12 @@ def make_start(
         below=below,
         access=access_of(config.data),
     )
-    projection, centroids = fit_start(sample, config.model, config.seed)
-    save_start(init, projection, centroids)
-    return centroids, len(sample.features), sample.population
-
-
-def save_start(folder: str | Path, projection: Projection | None, centroids: Centroids) -> None:
-    """Write `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
-    whose last column is the bias."""
-    if projection is not None:
-        joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
-        _write_array(join_url(str(folder), "projection.npy"), joined)
-    # Last: its presence says that the start is complete.
-    _write_array(join_url(str(folder), "centroids.npy"), centroids.vectors)
+    centroids = fit_start(features, config.model, config.seed, init)
+    return centroids, len(features), population
 
 
 def load_start(folder: str | Path) -> tuple[Projection | None, NDArray[np.float32]]:
-    """What `save_start` wrote; FileNotFoundError if there is none."""
+    """What `fit_start` wrote; FileNotFoundError if there is none."""
     centroids = _read_array(join_url(str(folder), "centroids.npy"))
     try:
         joined = _read_array(join_url(str(folder), "projection.npy"))

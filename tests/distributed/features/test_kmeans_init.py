@@ -10,14 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from distributed.features.cache import Unit, write_unit
-from distributed.features.kmeans_init import (
-    PatchSample,
-    fit_start,
-    load_start,
-    sample_patches,
-    save_start,
-)
-from vgse.clusters import hash_threshold, patch_hashes, project
+from distributed.features.kmeans_init import fit_start, load_start, sample_patches
+from vgse.clusters import fit_projection, hash_threshold, patch_hashes, project
 from vgse.config import ModelConfig
 
 IMAGES, PATCHES, SIZE, CLASSES, SEED = 60, 4, 6, 5, 3
@@ -67,7 +61,9 @@ def by_shards(*ends: int) -> list[tuple[str, range]]:
     ]
 
 
-def draw(folder: Path, units: list[Unit], size: int, below: int = ALL) -> PatchSample:
+def draw(
+    folder: Path, units: list[Unit], size: int, below: int = ALL
+) -> tuple[NDArray[np.float16], int]:
     return sample_patches(
         str(folder), units, CHOSEN, sample_size=size, seed=SEED, num_patches=PATCHES, below=below
     )
@@ -87,10 +83,10 @@ def written_out(size: int) -> NDArray[np.float16]:
 
 @pytest.mark.parametrize("size", [1, 20, 143, 144, 1000])
 def test_the_sample_is_the_bottom_k_of_a_plain_sort(size: int, tmp_path: Path) -> None:
-    sample = draw(tmp_path, write_cache(tmp_path, by_shards(25, 40, IMAGES)), size)
-    np.testing.assert_array_equal(sample.features, written_out(size))
-    assert sample.features.dtype == np.float16
-    assert sample.population == 36 * PATCHES
+    sample, population = draw(tmp_path, write_cache(tmp_path, by_shards(25, 40, IMAGES)), size)
+    np.testing.assert_array_equal(sample, written_out(size))
+    assert sample.dtype == np.float16
+    assert population == 36 * PATCHES
 
 
 def test_neither_the_order_nor_the_size_of_units_changes_the_sample(tmp_path: Path) -> None:
@@ -98,8 +94,8 @@ def test_neither_the_order_nor_the_size_of_units_changes_the_sample(tmp_path: Pa
     for name, ends in {"one": (60,), "three": (7, 31, 60), "many": range(5, 65, 5)}.items():
         units = write_cache(tmp_path / name, by_shards(*ends))
         for order in (units, units[::-1]):
-            found = draw(tmp_path / name, order, 30)
-            np.testing.assert_array_equal(found.features, expected)
+            found, _ = draw(tmp_path / name, order, 30)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_cache_of_the_sampled_patches_alone_gives_the_same_sample(tmp_path: Path) -> None:
@@ -110,13 +106,13 @@ def test_a_cache_of_the_sampled_patches_alone_gives_the_same_sample(tmp_path: Pa
     sizes = [(tmp_path / name / full[0].file).stat().st_size for name in ("full", "part")]
     assert sizes[1] < sizes[0]
     expected = written_out(10)
-    for found in (
+    for found, population in (
         draw(tmp_path / "full", full, 10),
         draw(tmp_path / "full", full, 10, below),
         draw(tmp_path / "part", part, 10, below),
     ):
-        np.testing.assert_array_equal(found.features, expected)
-        assert found.population == 36 * PATCHES
+        np.testing.assert_array_equal(found, expected)
+        assert population == 36 * PATCHES
 
 
 def test_memory_is_bounded_by_the_sample(tmp_path: Path) -> None:
@@ -131,10 +127,10 @@ def test_memory_is_bounded_by_the_sample(tmp_path: Path) -> None:
 
 def test_another_seed_draws_other_patches(tmp_path: Path) -> None:
     units = write_cache(tmp_path, by_shards(IMAGES))
-    other = sample_patches(
+    other, _ = sample_patches(
         str(tmp_path), units, CHOSEN, sample_size=20, seed=4, num_patches=PATCHES, below=ALL
     )
-    assert not np.array_equal(other.features, written_out(20))
+    assert not np.array_equal(other, written_out(20))
 
 
 def test_a_missing_and_a_damaged_file_of_the_cache_are_named(tmp_path: Path) -> None:
@@ -154,13 +150,14 @@ def test_the_start_is_the_same_for_every_order_and_comes_back_from_its_files(
 ) -> None:
     config = ModelConfig(num_clusters=5, projection=projection)
     units = write_cache(tmp_path, by_shards(25, IMAGES))
-    first, centroids = fit_start(draw(tmp_path, units, 100), config, 0)
-    again, others = fit_start(draw(tmp_path, units[::-1], 100), config, 0)
+    features, _ = draw(tmp_path, units, 100)
+    centroids = fit_start(features, config, 0, tmp_path / "init")
+    others = fit_start(draw(tmp_path, units[::-1], 100)[0], config, 0, tmp_path / "other")
     np.testing.assert_array_equal(centroids.vectors, others.vectors)
-    save_start(tmp_path / "init", first, centroids)
     loaded, vectors = load_start(tmp_path / "init")
     np.testing.assert_array_equal(vectors, centroids.vectors)
     assert vectors.shape == (5, projection or SIZE)
-    assert (first is None) == (again is None) == (loaded is None) == (projection == 0)
-    features = draw(tmp_path, units, 100).features
-    np.testing.assert_array_equal(project(features, loaded), project(features, first))
+    assert (loaded is None) == (projection == 0)
+    if loaded is not None:
+        made = fit_projection(features, projection)
+        np.testing.assert_array_equal(project(features, loaded), project(features, made))

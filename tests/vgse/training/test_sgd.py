@@ -13,7 +13,7 @@ import torch
 import gloo_workers
 from distributed.features.cache import cache_folder, feature_spec, units_of
 from distributed.features.extract import compute_unit
-from distributed.features.kmeans_init import fit_start, sample_patches, save_start
+from distributed.features.kmeans_init import fit_start, sample_patches
 from distributed.setup import prepare
 from distributed.train.checkpoint import damage
 from distributed.train.trainer import TrainingJob, train_alone
@@ -50,7 +50,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     for unit in units:
         compute_unit(prepared.manifest.url, unit, spec, folder, "cpu")
     trained = prepared.trained.tolist()
-    sample = sample_patches(
+    sample, _ = sample_patches(
         folder,
         units,
         trained,
@@ -59,7 +59,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
         num_patches=prepared.manifest.num_patches,
         below=2**64 - 1,
     )
-    save_start(root / "run" / "init", *fit_start(sample, config.model, 0))
+    fit_start(sample, config.model, 0, root / "run" / "init")
     return TrainingJob(
         config=config,
         run=str(root / "run"),
