@@ -25,15 +25,14 @@ from shards.objects import FIRST, join_url
 from vgse.config import RunConfig, check_name, leaves, to_dict
 from vgse.errors import UserError
 
-LAST = "report.html"  # what the last stage writes
-_RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", LAST)
+_RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", "report.html")
 
 
 def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
     """Make the run folder, or see that it holds a run of the same configuration and data;
     `resume` allows a finished one. Returns whether it is finished."""
     present = file_sizes(run, retry=FIRST)
-    finished = LAST in present
+    finished = "report.html" in present  # what the last stage writes
     if finished and not resume:
         raise UserError(
             f"{run}: this run is finished ({', '.join(n for n in _RESULTS if n in present)} are "
@@ -54,7 +53,7 @@ def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: b
 def write_config(config: RunConfig, run: str) -> None:
     """Write the resolved configuration beside the results."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
-    write_bytes(join_url(absolute(run), "config.yaml"), text.encode(), retry=FIRST)
+    write_bytes(join_url(run, "config.yaml"), text.encode(), retry=FIRST)
 
 
 def _difference(run: str, config: RunConfig) -> str:
@@ -99,9 +98,9 @@ def learn_and_embed(
     config: RunConfig, prepared: Prepared, run: RunFolder, display: Display, verbose: bool
 ) -> str:
     """All that needs the cluster; returns a digest of what the embedding was made from."""
-    entry = stages.finished_stages(run.url).get("training")
+    entry = stages.finished_stages(run.url).get("training", {})
     checkpoint = None  # the last one of a training that ended
-    if isinstance(entry, dict) and entry.get("inputs") == prepared.fingerprint:
+    if entry.get("inputs") == prepared.fingerprint:
         checkpoint = str(entry.get("checkpoint"))
     inputs = digest(prepared.fingerprint, checkpoint)
     if checkpoint and stages.is_done(run.url, "embedding", inputs):

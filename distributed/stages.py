@@ -1,5 +1,4 @@
-"""Stages that are done once: `stages.json` of the run folder says for every finished one what it
-was made from and how long its files are; with the same inputs and files it is not done again."""
+"""Stages that are done once: `stages.json` of the run folder notes what each was made from."""
 
 import hashlib
 import json
@@ -68,13 +67,14 @@ def upload(run: RunFolder, *names: str) -> None:
             upload_file(run.local / name, join_url(run.url, name))
 
 
-def finished_stages(url: str) -> dict[str, Any]:
-    """The content of stages.json; nothing if it is missing or damaged."""
+def finished_stages(url: str) -> dict[str, dict[str, Any]]:
+    """The entries of stages.json by stage; nothing if it is missing or damaged."""
     try:
         content = json.loads(read_bytes(join_url(url, FILE)))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = None
+    entries = content.items() if isinstance(content, dict) else []
+    return {stage: entry for stage, entry in entries if isinstance(entry, dict)}
 
 
 def digest(*inputs: Any) -> str:
@@ -85,8 +85,8 @@ def digest(*inputs: Any) -> str:
 
 def is_done(url: str, stage: str, inputs: str) -> bool:
     """Whether a stage was finished with these inputs and its files have their length."""
-    entry = finished_stages(url).get(stage)
-    if not isinstance(entry, dict) or entry.get("inputs") != inputs:
+    entry = finished_stages(url).get(stage, {})
+    if entry.get("inputs") != inputs:
         return False
     present = file_sizes(url)
     return all(present.get(name) == size for name, size in entry.get("files", {}).items())
@@ -98,8 +98,7 @@ def finish_stage(
     """Send a stage's files to the run folder, then note that it is finished."""
     upload(run, *files)
     sizes = {name: (run.local / name).stat().st_size for name in files}
-    entry = {"inputs": inputs, "files": sizes, **more}
-    record = {**finished_stages(run.url), stage: entry}
+    record = {**finished_stages(run.url), stage: {"inputs": inputs, "files": sizes, **more}}
     write_bytes(join_url(run.url, FILE), (json.dumps(record, indent=1) + "\n").encode())
     _send_log(run)
 

@@ -39,13 +39,12 @@ def write_bytes(url: str, data: bytes, *, retry: Retry = PATIENT) -> None:
 
 def upload_file(local: Path, url: str, *, retry: Retry = PATIENT) -> None:
     """Copy a local file to a URL, where it appears whole or not at all."""
-    assert is_remote(url)
     _send(url, lambda filesystem, path: filesystem.put_file(str(local), path), retry)
 
 
 def download_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
-    """Copy a file from a URL into a local one, which appears whole or not at all, whichever other
-    processes do so at once. FileNotFoundError if there is none."""
+    """Copy a file from a URL to a local one, which appears whole or not at all, also where others
+    do so at once. FileNotFoundError if there is none."""
     filesystem, path = objects.open_filesystem(url)
 
     def download(part: str) -> None:
@@ -61,9 +60,8 @@ def download_file(url: str, local: Path, *, retry: Retry = PATIENT) -> None:
 
 def _send(url: str, work: Callable[[Any, str], object], retry: Retry) -> None:
     filesystem, path = objects.open_filesystem(url)
-    protocols = filesystem.protocol
-    scheme = protocols if isinstance(protocols, str) else protocols[0]
-    if scheme in _OBJECT_STORES:
+    protocol = filesystem.protocol  # a name, or several
+    if not _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
         try:
             with_retries(lambda: work(filesystem, path), url, "written", retry)
         except FileNotFoundError:

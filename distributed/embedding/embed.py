@@ -222,11 +222,12 @@ def load_embedded(folder: Path) -> Embedded:
         **{name: arrays[name] for name in _ROWS},
     )
 
-    def sums(prefix: str) -> dict[str, ClassSums]:
-        return {
+    sums, start_sums = (
+        {
             split: ClassSums(*(arrays[f"{prefix}.{split}.{part}"] for part in _SUMS))
             for split in SPLITS
             if f"{prefix}.{split}.sums" in arrays
         }
-
-    return Embedded(sums("sums"), sums("start_sums"), images)
+        for prefix in ("sums", "start_sums")
+    )
+    return Embedded(sums, start_sums, images)

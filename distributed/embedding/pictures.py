@@ -28,36 +28,30 @@ def read_pictures(
     manifest: Manifest, wanted: Iterable[Wanted], access: Access
 ) -> dict[Wanted, Sample]:
     """Some samples of the shards; damaged ones are left out."""
-    chosen = sorted(set(wanted))
+    places = set(wanted)
     shards = {shard.file: shard for shard in manifest.shards}
-    pieces = ((shards[file], np.array([row])) for file, row in chosen)
-    parts = plan_parts(pieces, manifest.stride)
-    places = set(chosen)
+    pieces = ((shards[file], np.array([row])) for file, row in sorted(places))
     found: dict[Wanted, Sample] = {}
-    for raw in read_parts(manifest, parts, access=access):
-        if (raw.shard, raw.index) not in places:
-            continue
-        with suppress(DamagedImage):
-            found[raw.shard, raw.index] = decode_sample(raw, manifest)
+    for raw in read_parts(manifest, plan_parts(pieces, manifest.stride), access=access):
+        if (raw.shard, raw.index) in places:
+            with suppress(DamagedImage):
+                found[raw.shard, raw.index] = decode_sample(raw, manifest)
     return found
 
 
 def nearest_patches(
-    images: EmbeddedImages,
-    classes: NDArray[np.integer],
-    clusters: NDArray[np.integer],
-    count: int,
+    images: EmbeddedImages, classes: NDArray[np.integer], clusters: NDArray[np.integer]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The `count` patches of some classes that each of K clusters holds most strongly, at most one
-    of an image: rows of `images` and numbers of patches, each [K, count], -1 where there are fewer.
+    """The patches of some classes that each of K clusters holds most strongly, at most one of an
+    image: rows of `images` and numbers of patches, [K, MONTAGE_PATCHES], -1 where there are fewer.
     """
     candidates = np.where(np.isin(images.labels, classes)[:, None], images.scores, -1.0)
-    rows, patches = (np.full((len(clusters), count), -1, np.int64) for _ in range(2))
+    rows, patches = (np.full((len(clusters), MONTAGE_PATCHES), -1, np.int64) for _ in range(2))
     for place, cluster in enumerate(clusters):
         own = np.where(images.strongest == cluster, candidates, -1.0)  # [M, N]
         best_patch = own.argmax(1)
         best = own[np.arange(len(own)), best_patch]
-        order = np.argsort(-best, kind="stable")[:count]
+        order = np.argsort(-best, kind="stable")[:MONTAGE_PATCHES]
         order = order[best[order] > 0]
         rows[place, : len(order)] = order
         patches[place, : len(order)] = best_patch[order]
@@ -75,7 +69,7 @@ def gather_pictures(
     shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
     shown = shown[usage[shown] > 0]
     montages = {
-        name: nearest_patches(images, classes, shown, MONTAGE_PATCHES)
+        name: nearest_patches(images, classes, shown)
         for name, classes in (("seen", prepared.seen), ("unseen", prepared.unseen))
     }
     random = np.random.default_rng(config.seed)
@@ -89,7 +83,7 @@ def gather_pictures(
     needed = np.concatenate(
         [portraits, map_image, *(rows.ravel() for rows, _ in montages.values())]
     )
-    wanted = (places[i] for i in needed if i >= 0)
+    wanted = [places[i] for i in needed if i >= 0]
     samples = read_pictures(manifest, wanted, access_of(config.data))
 
     def picture(image: int, side: int, patch: int | None = None) -> NDArray[np.uint8]:
