@@ -13,8 +13,6 @@ from tune.study import TrialRecord, ranked, trials_of
 from tune.trial.checkpoints import delete_checkpoints
 from vgse.report.page import percent
 
-_SHOWN = 8
-
 
 class TrialCallback(Callback):
     """Shows each trial as the journal has it, and deletes the checkpoints of those that ended."""
@@ -56,7 +54,7 @@ class TrialCallback(Callback):
         records = trials_of(self._searcher.study)
         running, best = [record for record in records if not record.ended], ranked(records)
         note = f"best {percent(best[0].objective)} % ({best[0].name})" if best else ""
-        shown = running[-_SHOWN:] + best[:_SHOWN] if self._interactive else []
+        shown = running[-8:] + best[:8] if self._interactive else []
         details = [("trials", counts(records)), *((r.name, describe_trial(r)) for r in shown)]
         self._stage.update(len(records) - len(running), note, details)
         return records

@@ -55,10 +55,6 @@ class SearchConfig:
     """Seed of the choices of the search."""
 
 
-CHANGEABLE = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
-"""Fields that a resumed search may change."""
-
-
 def check_search(config: SearchConfig) -> None:
     """Find what can be found wrong before a cluster is started."""
     check_fields(config)
@@ -107,8 +103,9 @@ def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
     was = dict(leaves({"run": asdict(RunConfig())}))
     was |= leaves(read_mapping(path, remedy="delete the folder and search again"))
     now = dict(leaves(to_dict(config)))
+    changeable = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
     for name in sorted(was.keys() | now.keys()):
-        fixed = not name.startswith(("run.tracking.", *CHANGEABLE))
+        fixed = not name.startswith(("run.tracking.", *changeable))
         if fixed and was.get(name) != now.get(name):
             raise UserError(
                 f"{path}: {name} was another when this search began; resume it with the same "

@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,8 @@ def _test_scores(
     config: SearchConfig, folder: Path, name: str, record: TrialRecord
 ) -> dict[str, Any]:
     """The part of a row that comes from test images."""
-    run = with_params(config.run, record.params)
-    run = replace(
-        run,
-        training=replace(run.training, classes="seen"),
-        evaluation=replace(run.evaluation, models=list(config.models)),
-        storage=str(folder / "final"),
-    )
+    fixed = {"training.classes": "seen", "evaluation.models": list(config.models)}
+    run = with_params(config.run, {**record.params, **fixed, "storage": str(folder / "final")})
     done = folder / "final" / name
     try:
         if not (done / "report.html").is_file():

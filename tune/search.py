@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import tune
@@ -158,8 +157,8 @@ def run_trials(
         reduction_factor=config.reduction_factor,
     )
     began = time.monotonic()
+    interactive = display.console.is_terminal
     with display.stage("search", config.trials) as stage:
-        interactive = display.console.is_terminal
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(tune_trial, context=[ray.put(context)]),
@@ -171,8 +170,8 @@ def run_trials(
                 num_samples=config.trials - ended_before,
                 max_concurrent_trials=concurrent,
                 reuse_actors=config.workers_per_trial == 1,
-                trial_dirname_creator=_name_of,
-                trial_name_creator=_name_of,
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+                trial_name_creator=lambda trial: trial.config["trial"],
             ),
             run_config=tune.RunConfig(
                 name=f"tune-{time.time_ns()}",  # an attempt is never restored by Ray Tune
@@ -180,7 +179,6 @@ def run_trials(
                 verbose=0,
                 callbacks=[TrialCallback(folder, searcher, stage, interactive=interactive)],
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=tune.CheckpointConfig(),
             ),
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -200,7 +198,3 @@ def run_trials(
             raise Interrupted
         stage.summary = f"{ended} trials, {timing['trials_per_minute']:.1f} a minute"
     return records
-
-
-def _name_of(trial: Any) -> str:
-    return str(trial.config["trial"])

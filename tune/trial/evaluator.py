@@ -21,7 +21,6 @@ _TRAINED = ("loss", *loss_symbols(), "used_clusters", "usage_entropy", "nmi", "l
 ROW = (*_TRAINED, *MEASURES, "seconds")
 """What a row holds besides the epoch and the objective."""
 
-_CHANCE = 0.995
 _STUCK_EPOCHS = 3
 
 
@@ -92,7 +91,7 @@ def collapse_cause(
         return f"dead clusters: {used} of {num_clusters} hold patches in epoch {last['epoch']}"
     losses = [row.get("classification") for row in rows[-_STUCK_EPOCHS:]]
     guessing = math.log(num_classes)
-    if len(rows) > _STUCK_EPOCHS and all(x is not None and x > _CHANCE * guessing for x in losses):
+    if len(rows) > _STUCK_EPOCHS and all(x is not None and x > 0.995 * guessing for x in losses):
         return (
             f"stuck at ln S: the class loss is {losses[-1]:.3f} in epoch {last['epoch']}, that of "
             f"guessing among {num_classes} classes is {guessing:.3f}"

@@ -14,7 +14,9 @@ def zsl_section(run: RunFiles) -> dict[str, Any]:
     need(content, "evaluation.json", "rows", "models")
     models = [str(model) for model in content["models"]]
     rows = [_row(row, models) for row in content["rows"]]
-    top = _bar_end(rows)
+    every = [t1 or 0.0 for row in rows for t1 in row["t1"]]
+    fair = [t1 or 0.0 for row in rows if row["group"] != "oracle" for t1 in row["t1"]]
+    top = min(max(0.01, *every), 1.6 * max(0.01, *fair))  # a far ceiling must not squeeze the rest
     for row in rows:
         row["bars"] = [(t1, round(max(0.0, 100 * (t1 or 0) / top), 1)) for t1 in row["t1"]]
     chance = content.get("chance")
@@ -39,13 +41,6 @@ def _row(row: dict[str, Any], models: list[str]) -> dict[str, Any]:
         "results": results,
         "t1": [None if (t1 := result.get("zsl")) is None else float(t1) for result in results],
     }
-
-
-def _bar_end(rows: list[dict[str, Any]]) -> float:
-    """The accuracy of a full bar; a far ceiling must not squeeze the rows that it is above."""
-    every = [t1 or 0.0 for row in rows for t1 in row["t1"]]
-    fair = [t1 or 0.0 for row in rows if row["group"] != "oracle" for t1 in row["t1"]]
-    return min(max(0.01, *every), 1.6 * max(0.01, *fair))
 
 
 def _gains(rows: list[dict[str, Any]], models: list[str]) -> dict[str, list[tuple[str, float]]]:

@@ -48,9 +48,7 @@ def curves_section(run: RunFiles) -> dict[str, Any]:
             for field, title, note, digits, limits in (*losses, *MEASURES)
             if (points := _series(run.metrics, field))
         ],
-        "has_metrics": bool(run.metrics),
-        "has_pictures": bool(run.pictures),
-        "has_usage": "cluster_usage" in run.pictures,
+        "run": run,
         "bars": usage_bars(run.pictures.get("cluster_usage", np.zeros(0))),
     }
 

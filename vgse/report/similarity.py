@@ -52,8 +52,12 @@ def similarity_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]
             "close": show(odd_pairs(-difference, NUM_PAIRS)),
         }
     limit = _limit(list(matrices.values()))
+    indices = {
+        of: np.clip((matrix / limit + 1) / 2 * 255, 0, 255).round().astype(np.uint8)
+        for of, matrix in matrices.items()
+    }
     return compared | {
-        "maps": {of: _heatmap(matrix / limit) for of, matrix in matrices.items()},
+        "maps": {of: indexed_png(picture, palette()) for of, picture in indices.items()},
         "data": {
             "names": names,
             "seen": len(seen),
@@ -119,11 +123,6 @@ def _limit(matrices: list[Matrix]) -> float:
     cells = [np.abs(m[~np.eye(len(m), dtype=bool)]) for m in matrices]
     top = float(np.quantile(np.concatenate(cells), 0.995)) if len(cells[0]) else 1.0
     return round(min(1.0, max(0.1, float(np.ceil(top * 20)) / 20)), 2)
-
-
-def _heatmap(shares: Matrix) -> str:
-    indices = np.clip((shares + 1) / 2 * 255, 0, 255).round().astype(np.uint8)
-    return indexed_png(indices, palette())
 
 
 def _agreement(looks: Matrix, words: Matrix, seen: int) -> dict[str, float]:

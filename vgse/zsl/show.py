@@ -8,8 +8,6 @@ from rich.table import Table
 
 from vgse.zsl.models import label_of
 
-_MAX_MODELS = 4
-
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """The rows of evaluation.json in percent: T1 of each model, then u, s and H of one.
@@ -20,7 +18,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     rows = evaluation["rows"]
     judged = next((row for row in rows if row["name"] == "smo"), rows[-1])["results"]
     model = max(evaluation["models"], key=lambda name: judged[name]["val_harmonic_mean"])
-    names = evaluation["models"][:_MAX_MODELS]
+    names = evaluation["models"][:4]
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,

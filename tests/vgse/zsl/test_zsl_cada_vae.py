@@ -14,7 +14,7 @@ from vgse.zsl.models.cada_vae import (
     ramp,
     wasserstein,
 )
-from vgse.zsl.models.eszsl import fit_eszsl
+from vgse.zsl.models.closed_form import fit_eszsl
 from vgse.zsl.rows import assembled
 from vgse.zsl.select import generalised_scores, zsl_top1
 from zsl_toy import make_toy

@@ -7,13 +7,11 @@ from numpy.testing import assert_allclose
 from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.metrics import per_class_top1
-from vgse.zsl.models import MODELS, cada_vae, find_model, latent_classifier
+from vgse.zsl.models import MODELS, cada_vae, find_model
 from vgse.zsl.models.bilinear import span
+from vgse.zsl.models.closed_form import eszsl_matrix, fit_prototype, sae_matrix
 from vgse.zsl.models.conse import cross_entropy_slope
-from vgse.zsl.models.eszsl import eszsl_matrix
-from vgse.zsl.models.prototype import fit_prototype
 from vgse.zsl.models.ranking import DEVISE_MARGIN, ale_slope, devise_slope, sje_slope
-from vgse.zsl.models.sae import sae_matrix
 from vgse.zsl.select import zsl_top1
 from zsl_toy import make_toy
 
@@ -162,7 +160,7 @@ def test_models_name_seen_classes(name):
 def test_stochastic_models_repeat_with_their_seed(name, monkeypatch):
     monkeypatch.setattr(cada_vae, "MIN_STEPS", 20)  # as good a test as a full training
     monkeypatch.setattr(cada_vae, "MAX_STEPS", 20)
-    monkeypatch.setattr(latent_classifier, "STEPS", 20)
+    monkeypatch.setattr(cada_vae, "CLASSIFIER_STEPS", 20)
 
     def scores(seed):
         model = MODELS[name]

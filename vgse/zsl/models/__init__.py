@@ -8,11 +8,9 @@ from typing import Any
 
 from vgse.errors import UserError
 from vgse.zsl.models.bilinear import Score, Slope, fit_bilinear
+from vgse.zsl.models.closed_form import fit_eszsl, fit_prototype, fit_sae
 from vgse.zsl.models.conse import fit_conse
-from vgse.zsl.models.eszsl import fit_eszsl
-from vgse.zsl.models.prototype import fit_prototype
 from vgse.zsl.models.ranking import ale_slope, devise_slope, sje_slope
-from vgse.zsl.models.sae import fit_sae
 
 Params = dict[str, float]
 

@@ -1,7 +1,5 @@
-"""ConSE: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings".
-
-ICLR 2014.
-"""
+"""ConSE: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR
+2014."""
 
 from functools import lru_cache
 
