@@ -34,8 +34,8 @@ import yaml
 
 from distributed.cluster import ray_cluster
 from distributed.display import Display
-from distributed.features.cache import access_of, read_unit, weights_of, write_unit
-from distributed.features.extract import patch_features, run_features
+from distributed.features.cache import access_of, read_unit, write_unit
+from distributed.features.extract import load_backbone, patch_features, run_features
 from distributed.setup import prepare
 from tune.__main__ import make_parser
 from tune.config import SearchConfig
@@ -46,7 +46,6 @@ from tune.space import draw_params
 from tune.study import TrialRecord, read_trials
 from tune.trial.context import TrialContext, make_context, trial_base
 from tune.trial.trainable import run_trial, trial_job
-from vgse.images.backbones import build_backbone
 from vgse.report.page import percent
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +105,7 @@ def compute_features(context: TrialContext, folder: Path) -> None:
     """Decode, cut and send through the backbone every patch, as a trainer without a cache does in
     every epoch."""
     spec, access = context.spec, access_of(context.base.data)
-    backbone = build_backbone(spec.name, weights_of(spec)).to(context.device)
+    backbone = load_backbone(spec, context.device)
     for unit in context.units:
         known = read_unit(context.features, unit, access)
         with torch.inference_mode():

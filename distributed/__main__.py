@@ -12,8 +12,6 @@ from distributed.jobs.env_file import find_token
 from vgse.config import RunConfig, default_name
 from vgse.errors import UserError
 
-_ADDRESS = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
-
 
 def make_parser() -> ArgumentParser:
     """The command line; every field of RunConfig can be set as --section.field."""
@@ -54,11 +52,12 @@ def make_parser() -> ArgumentParser:
     status.add_argument("name", nargs="?", type=str | None, help="Run id or job; all if left out.")
     status.add_argument("--follow", action="store_true", help="Print the job's log until it ends.")
     stop = new_parser(
-        description="Stop a job. Submitting its --run-id again goes on from the last checkpoint.",
+        description="Stop a job. Submitting its --run-id again goes on from the last checkpoint."
     )
     stop.add_argument("name", type=str, help="Run id or job.")
+    address = "URL of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine."
     for parser in (submit, status, stop):
-        parser.add_argument("--address", type=str | None, help=_ADDRESS)
+        parser.add_argument("--address", type=str | None, help=address)
     whole = new_parser(
         prog="python -m distributed",
         description="Learn visually-grounded class embeddings on a Ray cluster.",
@@ -78,9 +77,8 @@ def _train(config: RunConfig, run_id: str, resume: bool, verbose: bool) -> int:
     try:
         run = train(config, run_id, resume=resume, verbose=verbose)
     except KeyboardInterrupt:
-        print(
-            f"stopped; the same command with --run-id {run_id} goes on from here", file=sys.stderr
-        )
+        again = f"the same command with --run-id {run_id}"
+        print(f"stopped; {again} goes on from here", file=sys.stderr)
         return 130
     report = str(run / "report.html")
     if is_remote(config.storage):

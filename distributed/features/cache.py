@@ -35,10 +35,8 @@ class FeatureSpec:
     patch_size: int
     image_size: int
     precision: str
-    seed: int | None = None
-    """None: features of all patches. Otherwise only of the sample that starts the clusters."""
-    sample_below: int = 2**64 - 1
-    """Patches whose hash lies below this are the sample."""
+    seed: int | None = None  # None: all patches; otherwise only the sample that starts the clusters
+    sample_below: int = 2**64 - 1  # patches whose hash lies below this are the sample
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,6 @@ def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
     """The folder or URL of one data set and spec below the cache's root."""
     content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
     return join_url(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
-
-
-def weights_of(spec: FeatureSpec) -> str:
-    """The weights as `build_backbone` takes them."""
-    return spec.weights.rpartition("#")[0] or spec.weights
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:

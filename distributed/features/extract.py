@@ -98,7 +98,7 @@ def compute_unit(
     manifest = _manifest(url)
     samples, damaged = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
     with _ONE_AT_A_TIME:
-        backbone = _backbone(spec.name, cache.weights_of(spec), device)
+        backbone = load_backbone(spec, device)
     keys = [sample.key for sample in samples]
     chosen = np.ones((len(keys), manifest.num_patches), bool)
     if spec.seed is not None:
@@ -171,8 +171,9 @@ def _manifest(url: str) -> Manifest:
 
 
 @functools.lru_cache(maxsize=1)
-def _backbone(name: str, weights: str, device: str) -> Backbone:
-    return build_backbone(name, weights).to(device)
+def load_backbone(spec: FeatureSpec, device: str) -> Backbone:
+    """The frozen backbone of a spec."""
+    return build_backbone(spec.name, spec.weights.rpartition("#")[0] or spec.weights).to(device)
 
 
 def _features(

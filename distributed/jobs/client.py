@@ -17,14 +17,17 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 from distributed.jobs.env_file import find_token
 from vgse.errors import UserError
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_LOCAL = "http://127.0.0.1:8265"
 _RETRIES = 5
-_TIMEOUT_S = 10.0
+_REFUSED = {
+    401: "the cluster asks for a token and none was sent; set RAY_AUTH_MODE=token and",
+    403: "the cluster refuses this token (HTTP 403); take the head node's and",
+}
 
 
 def connect(given: str | None) -> JobSubmissionClient:
     """The job server at an address, reached and of this Ray's version."""
-    address = (given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
+    address = (given or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOCAL).rstrip("/")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: not the dashboard's URL, such as http://head:8265")
@@ -46,22 +49,18 @@ def _ray_version(address: str) -> str:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with one_line(address):
-            answer = requests.get(f"{address}/api/version", headers=headers, timeout=_TIMEOUT_S)
-        if answer.status_code not in (401, 403):
-            return str(answer.json()["ray_version"])
+            answer = requests.get(f"{address}/api/version", headers=headers, timeout=10.0)
+        if answer.status_code in _REFUSED:
+            raise UserError(
+                f"--address {address}: {_REFUSED[answer.status_code]} put it into RAY_AUTH_TOKEN, "
+                "or into a file that RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
+            )
+        return str(answer.json()["ray_version"])
     except (requests.RequestException, KeyError, TypeError) as error:
         raise UserError(
             f"--address {address}: what answers is no Ray dashboard ({type(error).__name__}); "
             "the dashboard's port is 8265 unless it was changed"
         ) from None
-    if answer.status_code == 401:
-        why = "the cluster asks for a token and none was sent; set RAY_AUTH_MODE=token and"
-    else:
-        why = "the cluster refuses this token (HTTP 403); take the head node's and"
-    raise UserError(
-        f"--address {address}: {why} put it into RAY_AUTH_TOKEN, or into a file that "
-        "RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
-    )
 
 
 @contextmanager
@@ -84,9 +83,7 @@ def list_jobs(client: JobSubmissionClient, name: str | None = None) -> list[JobD
     with one_line(client.get_address()):
         jobs = [job for job in client.list_jobs() if job.type == JobType.SUBMISSION]
     if name is not None:
-        jobs = [
-            job for job in jobs if name in (job.submission_id, (job.metadata or {}).get("run_id"))
-        ]
+        jobs = [j for j in jobs if name in (j.submission_id, (j.metadata or {}).get("run_id"))]
     return sorted(jobs, key=lambda job: job.start_time or 0)
 
 

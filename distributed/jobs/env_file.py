@@ -1,5 +1,4 @@
-"""Secrets of a job's environment: Ray would log `env_vars`, so they go along as a file that only
-its owner can read, and that the driver's shell and every worker read as they start."""
+"""Secrets of a job's environment, shipped as a file of its owner: Ray would log `env_vars`."""
 
 import os
 import shlex

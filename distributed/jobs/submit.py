@@ -1,5 +1,4 @@
-"""Submitting a run to a cluster as a Ray job: the files of the checkout that git knows or would add
-go along, and the log comes back."""
+"""Submitting a run to a cluster as a Ray job, with the files of the checkout that git lists."""
 
 import hashlib
 import itertools
@@ -35,8 +34,8 @@ def submit(
     address: str | None,
     env_file: str | None,
     detach: bool,
-    switches: Sequence[str] = (),
-    command: Sequence[str] = (),
+    switches: Sequence[str],
+    command: Sequence[str],
 ) -> int:
     """Ship the checkout, run `train` with `switches` on the cluster (or the `command` of another
     module) and follow it; returns its exit status."""
@@ -69,10 +68,8 @@ def submit(
             runtime_env=runtime_env,
             metadata={"run_id": run_id, "code": code},
         )
-    sys.stdout.write(
-        f"job {job} at {client.get_address()}: {len(files)} files, {size / 2**20:,.1f} MiB, "
-        f"code {code}\n"
-    )
+    shipped = f"{len(files)} files, {size / 2**20:,.1f} MiB, code {code}"
+    sys.stdout.write(f"job {job} at {client.get_address()}: {shipped}\n")
     sys.stdout.flush()
     if detach:
         sys.stdout.write(how_to_go_on(client, job) + "\n")
@@ -94,7 +91,7 @@ def unused_id(client: JobSubmissionClient, run_id: str) -> str:
     return next(name for name in names if name not in taken)
 
 
-def train_command(config: RunConfig, run_id: str, switches: Sequence[str] = ()) -> str:
+def train_command(config: RunConfig, run_id: str, switches: Sequence[str]) -> str:
     """The shell command that trains with this configuration, whatever file it came from."""
     arguments = ["python", "-m", "distributed", "train", "--run-id", run_id, *switches]
     defaults = dict(leaves(to_dict(RunConfig())))
@@ -106,13 +103,11 @@ def train_command(config: RunConfig, run_id: str, switches: Sequence[str] = ()) 
 
 
 def checkout_files(root: Path, env_file: Path | None = None) -> list[str]:
-    """Files below `root` that git tracks or would add, relative to it and sorted, without
-    environments, run folders, `env_file` and names of secrets."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others"]
+    """Files below `root` that git lists, relative to it and sorted, without environments, run
+    folders, `env_file` and names of secrets."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(
-            [*command, "--exclude-standard"], check=True, capture_output=True, text=True
-        )
+        listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
         raise UserError(
@@ -168,10 +163,8 @@ def link_files(root: Path, files: Sequence[str], folder: Path) -> None:
 
 
 def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[str]:
-    """Rewrite the paths of a configuration, in place, to what they are called in the job.
-
-    Relative paths count from here and must lie in the shipped checkout. Returns warnings.
-    """
+    """Rewrite the paths of a configuration, in place, to what they are called in the job; relative
+    ones count from here and must lie in the shipped checkout. Returns warnings."""
     if config.cluster.address is not None:
         raise UserError(
             f"cluster.address is {config.cluster.address}, but a job runs on the cluster it is "
