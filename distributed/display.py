@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
+from rich.markup import escape, render
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print one line, of rich markup, above the bar; it is logged as well."""
-        logger.info(Text.from_markup(text).plain)
+        logger.info(render(text).plain)
         self.console.print(text, soft_wrap=True)
 
     @contextmanager

@@ -4,8 +4,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import ray
 import ray.train
@@ -20,30 +20,19 @@ from vgse.errors import UserError
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Update:
-    """A training as its display shows it, with what is new."""
-
-    done: float  # epochs, the one under way by its share
-    details: Details
-    group: int  # workers of the last group that started
-    alive: int  # of them; 0 before a group has started and while it starts anew
-    restarts: int
-    news: list[str | Row | logging.LogRecord]  # lines to print, epochs' metrics, records to log
-
-
 class TrainingProgress:
     """What workers and controller tell of a training; an actor, which the driver reads."""
 
     def __init__(self, epochs: int, num_images: int, num_clusters: int, max_failures: int) -> None:
         self.epochs, self.num_images = epochs, num_images
         self.num_clusters, self.max_failures = num_clusters, max_failures
-        self.done = 0.0
+        self.done = 0.0  # epochs, the one under way by its share
         self.epoch = 1  # that the last group started with
-        self.group = self.alive = self.restarts = 0
+        self.group = self.alive = self.restarts = 0  # alive: none while a group starts
         self.last: Row = {}
         self._shares: deque[tuple[float, float]] = deque()
-        self._news: list[str | Row | logging.LogRecord] = []
+        # Lines to print, epochs' metrics, records to log.
+        self.news: list[str | Row | logging.LogRecord] = []
 
     def group_started(self, workers: int, epoch: int) -> None:
         """A group of workers goes on with an epoch, counted from 1."""
@@ -78,17 +67,18 @@ class TrainingProgress:
     def epoch_ended(self, row: Row) -> None:
         """Metrics of an epoch."""
         self.last = row
-        self._news.append(row)
+        self.news.append(row)
         self.done = max(self.done, float(row["epoch"]))
 
     def say(self, item: str | logging.LogRecord) -> None:
         """A line to print at once, or a record for the run's log."""
-        self._news.append(item)
+        self.news.append(item)
 
-    def update(self, seen: int = 0) -> Update:
-        """The state, with all news but the first `seen`."""
-        news = self._news[seen:]
-        return Update(self.done, self.details(), self.group, self.alive, self.restarts, news)
+    def update(self, seen: int = 0) -> Self:
+        """A copy, with all news but the first `seen`."""
+        state = copy(self)
+        state.news = self.news[seen:]
+        return state
 
     def rate(self) -> float:
         """Images a second: of the last seconds where workers told any, else of the last epoch."""

@@ -138,13 +138,12 @@ def _length(url: str, size: int) -> int | None:
 def newest_sound(run: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
     """The last of a run's checkpoints, oldest first, whose files are whole, and a line for each
     later one, which is damaged."""
-    causes = {}
+    found, causes = None, {}
     for name in reversed(names):
-        cause = damage(join_url(run, name))
-        if cause is None:
+        if (cause := damage(join_url(run, name))) is None:
+            found = name
             break
         causes[name] = cause
-    found = names[-1 - len(causes)] if len(causes) < len(names) else None
     then = f"going on from {found}" if found else "training from the start"
     return found, [f"{name} is damaged ({cause}): {then}" for name, cause in causes.items()]
 

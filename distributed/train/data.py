@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from distributed.train.trainer import TrainingJob
 
 
+# Inputs, their boxes, labels, image ids and loading times of one worker's step.
 Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
-"""Inputs, their boxes, labels, image ids and loading times of one worker's step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,7 @@ class Dataset:
     loader_workers: int
     max_damaged: float
     access: Access = ACCESS
-    loader: tuple[Batches, Iterable[Batch]] | None = None
-    """Of a rank's pixels; its processes live from the first epoch to the last."""
+    loader: tuple[Batches, Iterable[Batch]] | None = None  # of pixels; lives over all epochs
 
 
 def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
@@ -230,8 +229,5 @@ def plan_of(position: Position, dataset: Dataset) -> Plan:
 
 def _whole_plan(position: Position, dataset: Dataset) -> Plan:
     return sampler.split_ranges(
-        position.cursor.remaining,
-        position.world_size,
-        position.loader_workers,
-        dataset.batch_size,
+        position.cursor.remaining, position.world_size, position.loader_workers, dataset.batch_size
     )

@@ -83,8 +83,7 @@ class EpochSums:
         values = self.total().numpy()
         total = {name: values[number] for name, number in self.index.items()}
         own = {name: self.values[self.index[name]].item() for name in ("waited", "seconds")}
-        active = [name for name in self.losses if getattr(config, name)]
-        losses = {name: float(total[name] / total["weight"]) for name in active}
+        losses = {n: float(total[n] / total["weight"]) for n in self.losses if getattr(config, n)}
         contingency = values[len(self.index) :].reshape(self.shape).astype(np.int64)
         used, entropy = health.usage(contingency.sum(0))
         seconds = total["seconds"] / world_size()

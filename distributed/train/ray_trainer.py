@@ -28,7 +28,7 @@ from distributed.features.cache import FeatureSpec
 from distributed.logs import worker_log
 from distributed.setup import Prepared
 from distributed.storage import absolute
-from distributed.train.callbacks import ReportCallback, Update, cause_of, start_progress
+from distributed.train.callbacks import ReportCallback, TrainingProgress, cause_of, start_progress
 from distributed.train.checkpoint import epoch_of, newest_sound, remove_leftovers
 from distributed.train.filesystem import ray_storage
 from distributed.train.loggers import Tracking, tracking
@@ -248,7 +248,7 @@ class _Watcher(Thread):
         super().__init__(daemon=True)
         self._progress, self._stage, self._trackers = progress, stage, trackers
         self._config, self._gpu = config, gpu
-        self.last: Update | None = None
+        self.last: TrainingProgress | None = None
         self._seen = 0  # news
         self._ended = threading.Event()
 
@@ -282,4 +282,4 @@ class _Watcher(Thread):
                 logging.getLogger(item.name).handle(item)  # as if it had been logged here
             else:
                 self._trackers.add(item)
-        self._stage.update(state.done, details=state.details)
+        self._stage.update(state.done, details=state.details())
