@@ -48,10 +48,7 @@ class Interrupted(Exception):
 def search(
     config: SearchConfig, search_id: str, *, resume: bool = False, verbose: bool = False
 ) -> Path:
-    """Run all trials, retrain the best ones, and return the search folder.
-
-    With `resume` trials that ended stay, and interrupted ones go on from their last epoch.
-    """
+    """Run all trials, or with `resume` what is left, retrain the best, and return the folder."""
     check_search(config)
     prepared = prepare(trial_base(config))
     check_space_fits(config.space, prepared)
@@ -104,7 +101,6 @@ def search(
 def concurrent_trials(config: SearchConfig, say: Callable[[str], None]) -> tuple[int, str]:
     """Trials at a time, and the device that they are trained on, "cpu" or "cuda".
 
-    `max_concurrent` may ask for more trials of one worker than fit now, where nodes are added.
     Trials of several workers are never more than fit: Ray Train gives up on workers that wait long
     for a place. Waits for the workers of one trial as a run waits for its own, and says so.
     """

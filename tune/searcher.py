@@ -34,7 +34,6 @@ class JournalSearch(OptunaSearch):
         source: str = "cache",
         seed: int = 0,
     ) -> None:
-        """Open the study, and queue the default of a new one or what a killed driver left."""
         self._run, self._dimensions = run, space
         attributes = {"epochs": run.training.epochs, "source": source}
         self.study = open_study(storage, name, attributes)

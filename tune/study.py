@@ -123,12 +123,9 @@ def read_trials(folder: Path) -> list[TrialRecord]:
 
 def trials_of(study: optuna.Study) -> list[TrialRecord]:
     """All trials of a study that have begun, by name."""
-    trials = study.get_trials(deepcopy=False)
-    return [_record(trial, study.user_attrs) for trial in trials if _params(trial)]
-
-
-def _params(trial: FrozenTrial) -> dict[str, Any]:
-    return {**trial.user_attrs.get("outside_space", {}), **trial.params}
+    attributes = study.user_attrs
+    records = [_record(trial, attributes) for trial in study.get_trials(deepcopy=False)]
+    return [record for record in records if record.params]
 
 
 def _record(trial: FrozenTrial, attributes: Mapping[str, Any]) -> TrialRecord:
@@ -138,7 +135,7 @@ def _record(trial: FrozenTrial, attributes: Mapping[str, Any]) -> TrialRecord:
         state = "collapsed" if "collapsed" in told else "stopped"
     return TrialRecord(
         name=f"{trial.number:04d}",
-        params=_params(trial),
+        params={**told.get("outside_space", {}), **trial.params},
         state=state,
         cause=str(told.get("failed") or told.get("collapsed") or ""),
         history=[

@@ -24,9 +24,7 @@ def chance_information(contingency: NDArray[np.integer], images: float) -> float
     """NMI that clusters have on average with labels dealt out at random, in 0..1.
 
     The first term of the expectation of I under independence, (R - 1)(K - 1) / 2n, with the
-    patches of the n `images` counted as one draw each: an upper bound, since they are not one
-    cluster. It means something while it is small, that is with many images for each class and
-    cluster.
+    patches of the n `images` counted as one draw each: an upper bound, useful while it is small.
     """
     _, rows, columns, total = _shares(contingency)
     freedom = max(0, (rows > 0).sum() - 1) * max(0, (columns > 0).sum() - 1)
@@ -76,10 +74,7 @@ def usage(counts: NDArray[np.integer]) -> tuple[int, float]:
 def findings(
     metrics: list[dict[str, Any]], num_clusters: int, num_classes: int
 ) -> list[dict[str, str]]:
-    """What is wrong: a list of {"cause", "sentence"}, each sentence with what to change.
-
-    `metrics` are the lines of metrics.jsonl, one an epoch, `num_classes` those trained on.
-    """
+    """{"cause", "sentence"} of all that `metrics`, the lines of metrics.jsonl, show to be wrong."""
     if not metrics:
         return []
     found: dict[str, str] = {}

@@ -74,11 +74,8 @@ def slice_plot(measured: Sequence[TrialRecord], study: optuna.Study, axis: Axis)
 def parallel_coordinates(
     search: Search, measured: Sequence[TrialRecord], axes: Sequence[Axis]
 ) -> go.Figure:
-    """One line a trial through its hyper-parameters and, at the right, its objective.
-
-    Optuna's figure has no brushes; plotly's has. Colours go by rank and not by value: a search
-    that works ends with most trials close to the best.
-    """
+    """One line a trial through its hyper-parameters to its objective, coloured by rank: a search
+    that works ends with most trials close to the best. Optuna's own figure has no brushes."""
     trials = [
         trial
         for trial in measured

@@ -40,8 +40,7 @@ def importance(
     """fANOVA (Hutter et al., ICML 2014) of the carried objectives; None below TOO_FEW trials.
 
     Failed trials are left out, and those that lack a parameter. The floor's copies are shuffled
-    among trials of about the same time: a search that learns draws all parameters closer together
-    as the objective rises, so that even an idle one goes along, and only such a copy as far.
+    among trials of about the same time: in a search that learns even an idle parameter drifts.
     """
     scores = carried_objectives(trials)
     kept = [t for t in trials if t.name in scores and t.state not in ("failed", "running")]
@@ -60,7 +59,6 @@ def importance(
     copies = []
     for control in range(NUM_CONTROLS):
         column = control % len(axes)
-        # Shuffled inside spans of successive trials.
         parts = max(1, min(NUM_SPANS, len(places) // LEAST_SPAN))
         spans = np.array_split(places[:, [column]], parts)
         copy = np.vstack([generator.permuted(span, axis=0) for span in spans])
@@ -73,10 +71,9 @@ def importance(
 def carried_objectives(trials: Sequence[TrialRecord]) -> dict[str, float]:
     """Name -> objective, carried to the last epoch of the search, of every measured trial.
 
-    A trial that was stopped early scored low for two reasons, its parameters and its epoch. So
-    its last objective grows by the factor by which the objective of all trials that went on grew
-    from that epoch to the last: prod_e sum_t y[t, e'] / sum_t y[t, e] over the trials t that
-    measured both of the epochs e and e' that follow one another.
+    The last objective of a trial that was stopped early grows as that of all trials that went on:
+    by prod_e sum_t y[t, e'] / sum_t y[t, e] over the trials t that measured both of the successive
+    epochs e and e'.
     """
     curves = {
         trial.name: {row["epoch"]: row["objective"] for row in trial.history}
@@ -99,8 +96,7 @@ def carried_objectives(trials: Sequence[TrialRecord]) -> dict[str, float]:
 def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> list[float]:
     """Share of each column of places [T, A]; the columns are uniform over the search space.
 
-    Optuna would take log-scaled parameters by their plain values, where nearly all of the space
-    is the last decade; their places on the axis weigh every decade alike.
+    Optuna would take log-scaled parameters by their values, nearly all in the last decade.
     """
     names = [f"column {n}" for n in range(places.shape[1])]
     distributions: dict[str, BaseDistribution] = {

@@ -16,8 +16,8 @@ OBJECTIVES = {
     "seen": "accuracy on seen classes",
     "unseen": "accuracy on unseen classes",
 }
-STATES = ("finished", "stopped", "collapsed", "failed", "running")
-STATE_WORDS = dict(zip(STATES, STATES, strict=True)) | {"stopped": "stopped early"}
+STATE_WORDS = {s: s for s in ("finished", "stopped", "collapsed", "failed", "running")}
+STATE_WORDS["stopped"] = "stopped early"
 NUM_ORDERS = 20_000
 
 

@@ -38,11 +38,7 @@ class Evaluator:
         self._began = time.monotonic()
 
     def row(self, trained: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-        """An epoch's row from what training reports and the checkpoint it made.
-
-        Besides objective it holds the measures of all zero-shot models' mean, in 0..1, and
-        `collapsed` where the trial is not worth going on with.
-        """
+        """An epoch's row from what training reports and the checkpoint it made; shares in 0..1."""
         load_module(checkpoint, "head", self._model.head)
         if self._model.backbone is not None:
             load_module(checkpoint, "backbone", self._model.backbone)
@@ -80,8 +76,7 @@ def collapse_cause(
     """Why a trial is not worth going on with, in one line; None where it is.
 
     Dead clusters: less than `share` of them hold patches, or two at most. Stuck: the class loss
-    stayed at ln S, that of guessing, for three epochs. The learning rate warms up in the first
-    epoch, which is therefore not judged.
+    stayed at ln S, that of guessing, for three epochs. The first epoch warms up: it is not judged.
     """
     if len(rows) < 2:
         return None

@@ -63,8 +63,8 @@ def run_trial(
 ) -> None:
     """Train a trial to its last epoch, or until it collapses, and report each epoch.
 
-    One that was interrupted goes on from its last checkpoint, and reports the rows up to there
-    again. `shared` is the context's reference in Ray's object store, for trials of several workers.
+    One that was interrupted goes on from its last checkpoint, and reports all rows again. `shared`
+    is the context's reference in Ray's object store, for trials of several workers.
     """
     checkpoint, history = latest_checkpoint(Path(context.folder), trial)
     for row in history:

@@ -1,7 +1,4 @@
-"""The report of a run: one HTML file with all its pictures inside.
-
-It reads nothing but the run folder, and the page asks nothing of a network.
-"""
+"""The report of a run: one HTML file with all its pictures inside."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +47,7 @@ def render_report(run: RunFiles) -> str:
         try:
             content = prepare()
         except Missing as missing:
-            body = render("notice", {"file": missing.file, "field": missing.field})
+            body = render("notice", dict(zip(("file", "field"), missing.args, strict=True)))
         else:
             style += content.pop("style", "")
             body = render(ident, content)

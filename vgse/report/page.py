@@ -48,10 +48,9 @@ def page(
     *,
     library: str = "",
 ) -> str:
-    """The whole document; `sections` are (ident, title, body), of templates.
+    """The whole document; `sections` are (ident, title, body).
 
-    `style` comes after the sheet that all pages share, `script` after pointer.js. `library` is a
-    script before it that compiles functions of its own, such as plotly.js.
+    `library` is a script before `script` that compiles functions of its own, such as plotly.js.
     """
     scripts = [Markup(text) for text in (library, resource("pointer.js") + script) if text]
     digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in scripts]

@@ -23,11 +23,7 @@ MADE_BY = {
 
 
 class Missing(Exception):
-    """A section lacks a file of the run folder, or a field of that file."""
-
-    def __init__(self, file: str, field: str | None = None) -> None:
-        super().__init__(file, field)
-        self.file, self.field = file, field
+    """A section lacks a file of the run folder, or a field of that file: its two arguments."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def load_run(run: Path) -> RunFiles:
 def need(content: dict[str, Any], file: str, *fields: str) -> None:
     """Raise Missing unless `content`, read from `file`, has every one of `fields`."""
     if not content:
-        raise Missing(file)
+        raise Missing(file, None)
     for field in fields:
         if field not in content:
             raise Missing(file, field)

@@ -16,8 +16,7 @@ class ZslData:
     """Image features with the splits of the zero-shot protocol.
 
     `train`, `test_seen` and `test_unseen` index images; `seen`, `unseen` and `val` index
-    `class_names`. `val` is the part of `seen` that validation treats as unseen. What contradicts
-    itself is refused.
+    `class_names`. What contradicts itself is refused.
     """
 
     features: Features  # [M, D_f]
@@ -28,7 +27,7 @@ class ZslData:
     class_names: list[str]
     seen: Indices  # [S]
     unseen: Indices  # [U]
-    val: Indices
+    val: Indices  # the part of `seen` that validation treats as unseen
 
     def __post_init__(self) -> None:
         self._check_images()

@@ -32,7 +32,6 @@ def evaluate_files(
 
     `embeddings` is a .mat like att_splits.mat, or an .npz or .safetensors file with class_names
     and embeddings; the latter two need `splits`, an att_splits.mat whose class order counts.
-    Where the splits name no validation classes, a seeded fifth of the seen classes is taken.
     """
     if splits is None and embeddings.suffix != ".mat":
         raise UserError(f"{embeddings} holds no splits; give an att_splits.mat with --splits")

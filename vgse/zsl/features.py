@@ -1,8 +1,5 @@
-"""Image features as zero-shot models get them: unit length, centred, in their principal axes.
-
-No model here changes under rotations of the features, and in these axes XᵀX is diagonal: one
-eigendecomposition a split serves every ridge of every row of the table.
-"""
+"""Image features as zero-shot models get them: unit length, centred, in their principal axes, where
+XᵀX is diagonal: one eigendecomposition a split serves every ridge of every row of the table."""
 
 from dataclasses import dataclass
 

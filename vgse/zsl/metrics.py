@@ -1,9 +1,6 @@
-"""Zero-shot metrics: per-class accuracy, harmonic mean, calibrated stacking.
-
-Per-class top-1 and the harmonic mean follow Xian et al., "Zero-Shot Learning: A Comprehensive
-Evaluation of the Good, the Bad and the Ugly", TPAMI 2018; calibrated stacking follows Chao et
-al., "An Empirical Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016.
-"""
+"""Per-class top-1 and harmonic mean (Xian et al., "Zero-Shot Learning: A Comprehensive Evaluation
+of the Good, the Bad and the Ugly", TPAMI 2018) and calibrated stacking (Chao et al., "An Empirical
+Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016)."""
 
 from dataclasses import dataclass
 
@@ -16,10 +13,7 @@ Floats = NDArray[np.floating]
 
 
 def per_class_top1(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over the classes in `labels` of the share of their images that is right, in 0..1.
-
-    Xian et al. 2018, Eq. 15. A class without an image does not count.
-    """
+    """Mean over the classes in `labels` of the share of their images that is right, in 0..1."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     assert len(labels), "an empty split has no accuracy"
     return float(class_weights(labels)[predictions == labels].sum())
@@ -57,10 +51,7 @@ class GeneralisedScores:
 
 
 def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
-    """Accuracies where `gamma` is subtracted from the scores of seen classes.
-
-    Chao et al. 2016, Eq. 2. `gamma` is in the unit of the scores; 0 is plain stacking.
-    """
+    """Accuracies where `gamma`, in the unit of the scores, is subtracted for seen classes."""
     penalty = np.zeros(scores.of_seen.shape[1])
     penalty[: scores.num_seen] = gamma
     seen = per_class_top1((scores.of_seen - penalty).argmax(1), scores.labels_seen)
@@ -71,8 +62,7 @@ def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
 def best_gamma(scores: GeneralisedScores) -> tuple[float, Generalised]:
     """The gamma with the highest harmonic mean, and the accuracies there.
 
-    Exact: H changes only at the margins of images, so every one of them is tried. gamma lies in
-    the middle of the best interval between two margins.
+    Exact: H changes only at the margins of images. gamma is the middle of the best interval.
     """
     split = scores.num_seen
     right_seen = scores.of_seen[:, :split].argmax(1) == scores.labels_seen

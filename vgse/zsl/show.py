@@ -10,11 +10,8 @@ from vgse.zsl.models import label_of
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """The rows of evaluation.json in percent: T1 of each model, then u, s and H of one.
-
-    That one is the model whose VGSE-SMO row (or last row) did best on validation. At most four
-    models get a column, so that the table fits 80 columns.
-    """
+    """The rows of evaluation.json in percent: T1 of at most four models, which fit 80 columns, then
+    u, s and H of the model whose VGSE-SMO row (or last row) did best on validation."""
     rows = evaluation["rows"]
     judged = next((row for row in rows if row["name"] == "smo"), rows[-1])["results"]
     model = max(evaluation["models"], key=lambda name: judged[name]["val_harmonic_mean"])

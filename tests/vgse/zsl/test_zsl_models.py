@@ -8,10 +8,15 @@ from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.metrics import per_class_top1
 from vgse.zsl.models import MODELS, cada_vae, find_model
-from vgse.zsl.models.bilinear import span
+from vgse.zsl.models.bilinear import (
+    DEVISE_MARGIN,
+    ale_slope,
+    cross_entropy_slope,
+    devise_slope,
+    sje_slope,
+    span,
+)
 from vgse.zsl.models.closed_form import eszsl_matrix, fit_prototype, sae_matrix
-from vgse.zsl.models.conse import cross_entropy_slope
-from vgse.zsl.models.ranking import DEVISE_MARGIN, ale_slope, devise_slope, sje_slope
 from vgse.zsl.select import zsl_top1
 from zsl_toy import make_toy
 

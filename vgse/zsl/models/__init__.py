@@ -7,10 +7,16 @@ from itertools import product
 from typing import Any
 
 from vgse.errors import UserError
-from vgse.zsl.models.bilinear import Score, Slope, fit_bilinear
+from vgse.zsl.models.bilinear import (
+    Score,
+    Slope,
+    ale_slope,
+    devise_slope,
+    fit_bilinear,
+    fit_conse,
+    sje_slope,
+)
 from vgse.zsl.models.closed_form import fit_eszsl, fit_prototype, fit_sae
-from vgse.zsl.models.conse import fit_conse
-from vgse.zsl.models.ranking import ale_slope, devise_slope, sje_slope
 
 Params = dict[str, float]
 

@@ -1,9 +1,11 @@
-"""Bilinear compatibility F(x, y) = x W a_y and the SGD that SJE, ALE, DeViSE and ConSE share."""
+"""Bilinear compatibility F(x, y) = x W a_y, by SGD on the losses of SJE, ALE, DeViSE and ConSE."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from vgse.zsl.data import Features, Indices
 from vgse.zsl.features import Training, unit_rows
@@ -17,6 +19,7 @@ Slope = Callable[[Features, Indices], Features]
 
 EPOCHS, MIN_STEPS, MAX_STEPS = 10, 500, 2000
 BATCH = 64
+DEVISE_MARGIN = 0.1
 COMPONENTS = 256  # principal axes of the features that learn; the rest carry little but noise
 
 
@@ -43,9 +46,8 @@ def fit_bilinear(
 ) -> Score:
     """Mini-batch SGD on a loss with `slope` and on `weight_decay` · ½‖W‖²; returns x W̄ aᵀ.
 
-    Features have unit mean length here and embeddings unit length. It starts at W = 0 and takes
-    images in an order fixed by `seed`. The rate falls linearly to 0, and W̄ is the mean of W over
-    the second half of the steps, which is steadier than the last W.
+    Features have unit mean length here and embeddings unit length. The rate falls linearly to 0,
+    and W̄ is the mean of W over the second half of the steps, steadier than the last W.
     """
     features = training.features[:, :COMPONENTS]
     scale = float(1 / np.sqrt(np.mean(np.square(features).sum(1))))
@@ -76,3 +78,86 @@ def fit_bilinear(
     matrix = np.zeros((training.features.shape[1], embeddings.shape[1]), np.float32)
     matrix[: len(mean)] = scale * (mean @ classes)
     return lambda features, embeddings: features @ (matrix @ unit_rows(embeddings).T)
+
+
+def sje_slope(scores: Features, labels: Indices) -> Features:
+    """max_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with the 0/1 loss Δ.
+
+    SJE: Akata et al., "Evaluation of Output Embeddings for Fine-Grained Image Classification".
+    """
+    images = np.arange(len(labels))
+    augmented = scores + 1
+    augmented[images, labels] -= 1
+    slope = np.zeros_like(scores)
+    # Where the right class wins, the two cancel.
+    slope[images, augmented.argmax(1)] += 1
+    slope[images, labels] -= 1
+    return slope
+
+
+def ale_slope(scores: Features, labels: Indices) -> Features:
+    """(l_r / r) Σ_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with l_r = Σ_{i≤r} 1/i.
+
+    r is the number of classes that violate the margin, counted exactly and not sampled. Akata et
+    al., "Label-Embedding for Image Classification", TPAMI 2016.
+    """
+    violated = _violated(scores, labels, 1)
+    rank = violated.sum(1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, scores.shape[1] + 1))])
+    weight = harmonic[rank] / np.maximum(rank, 1)
+    return _balanced((violated * weight[:, None]).astype(np.float32), labels)
+
+
+def devise_slope(scores: Features, labels: Indices) -> Features:
+    """Mean over y ≠ y_n of [margin + F(x_n, y) − F(x_n, y_n)]₊.
+
+    The paper sums over y; the mean lets one learning rate fit any number of classes. Frome et al.,
+    "DeViSE: A Deep Visual-Semantic Embedding Model", NIPS 2013.
+    """
+    violated = _violated(scores, labels, DEVISE_MARGIN).astype(np.float32)
+    return _balanced(violated / max(1, scores.shape[1] - 1), labels)
+
+
+def _violated(scores: Features, labels: Indices, margin: float) -> np.ndarray:
+    images = np.arange(len(labels))
+    violated: np.ndarray = scores + margin > scores[images, labels][:, None]
+    violated[images, labels] = False
+    return violated
+
+
+def _balanced(slope: Features, labels: Indices) -> Features:
+    """What the other classes push down, the right class is pushed up."""
+    slope[np.arange(len(labels)), labels] = -slope.sum(1)
+    return slope
+
+
+def cross_entropy_slope(scores: Features, labels: Indices) -> Features:
+    """[B, S] slope of −ln softmax(scores)[label]."""
+    slope = np.asarray(softmax(scores, axis=1), np.float32)
+    slope[np.arange(len(labels)), labels] -= 1
+    return slope
+
+
+@lru_cache(maxsize=1)
+def _classifier(training: Training, seed: int) -> Score:
+    """Softmax regression over the seen classes: the same for every row of the table."""
+    seen = np.eye(len(training.counts))
+    steps = {"learning_rate": 30.0, "weight_decay": 1e-4}
+    return fit_bilinear(training, seen, slope=cross_entropy_slope, seed=seed, **steps)
+
+
+def fit_conse(training: Training, embeddings: Embeddings, *, seed: int = 0, top: float) -> Score:
+    """Cosine between a class and the mean embedding of an image's `top` likeliest seen classes.
+
+    Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014.
+    """
+    classifier, seen, count = _classifier(training, seed), embeddings, int(top)
+
+    def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
+        shares = softmax(classifier(features, np.eye(len(seen))), axis=1)
+        if count < shares.shape[1]:
+            floor = np.partition(shares, -count, axis=1)[:, -count]
+            shares = np.where(shares >= floor[:, None], shares, 0)
+        return unit_rows(shares @ seen) @ unit_rows(embeddings).T
+
+    return score
