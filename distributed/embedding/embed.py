@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -89,11 +90,24 @@ def run_embedding(
         for number, part in remote_results(_embed_numbered, calls, job.config.cluster, gpu):
             parts[number] = part
             stage.advance(len(part.images.keys))
-        embedded = merge_embedded([parts.pop(number) for number in range(len(groups))])
-        stage.summary = f"{len(embedded.images.keys):,} images, each once"
-        if nameless := embedded.images.sources.count(""):
+        ordered = [parts[number] for number in range(len(groups))]
+        sums, start_sums = (
+            _added([p.sums for p in ordered]),
+            _added([p.start_sums for p in ordered]),
+        )
+        images = _concatenated([part.images for part in ordered])
+        stage.summary = f"{len(images.keys):,} images, each once"
+        if nameless := images.sources.count(""):
             stage.summary += f"; the feature cache knows {nameless:,} of them by their keys alone"
-    return embedded
+    return Embedded(sums, start_sums, images)
+
+
+def _added(parts: Sequence[dict[str, ClassSums]]) -> dict[str, ClassSums]:
+    total: dict[str, ClassSums] = {}
+    for part in parts:
+        for split, own in part.items():
+            total[split] = total[split] + own if split in total else own
+    return total
 
 
 def _embed_numbered(encoder: list[Any], units: Sequence[Unit], number: int) -> tuple[int, Embedded]:
@@ -112,61 +126,48 @@ def _encoder(reference: Any) -> Encoder:
     return encoder
 
 
+@torch.inference_mode()
 def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
     """Embed all images of some units."""
-    sums: dict[str, ClassSums] = {}
-    start_sums: dict[str, ClassSums] = {}
-    images = [_embed_unit(encoder, unit, sums, start_sums) for unit in units]
-    return Embedded(sums, start_sums, _concatenated(images))
+    job, backbone, device = encoder.job, encoder.backbone, encoder.device
+    access = access_of(job.config.data)
+    embedded = []
+    empty = functools.partial(empty_sums, job.num_classes, len(encoder.head.centroids))
+    sums: defaultdict[str, ClassSums] = defaultdict(empty)
+    start_sums: defaultdict[str, ClassSums] = defaultdict(empty)
 
-
-@torch.inference_mode()
-def _embed_unit(
-    encoder: Encoder, unit: Unit, sums: dict[str, ClassSums], start_sums: dict[str, ClassSums]
-) -> EmbeddedImages:
-    """The images of a unit, which are added to the sums."""
-    job, access = encoder.job, access_of(encoder.job.config.data)
-    content = read_unit(job.folder, unit, access)
-    if encoder.backbone is None:
-        features = content.patches.float()  # [n, N, D_f]
-    else:
-        features = patch_features(job.url, unit, job.spec, encoder.backbone, encoder.device, access)
-    labels = content.labels.numpy()
-
-    def add(head: ClusterHead, total: dict[str, ClassSums]) -> tuple[Tensor, NDArray[np.float32]]:
+    def assign(head: ClusterHead, features: Tensor) -> Tensor:
         flat = head(features.flatten(0, 1).to(head.centroids.device)).float().cpu()
-        assignments = flat.view(*features.shape[:2], -1)  # [n, N, D_v]
-        if unit.split not in total:
-            total[unit.split] = empty_sums(job.num_classes, len(head.centroids))
-        means = add_images(total[unit.split], assignments.numpy(), labels)
-        return assignments, means.astype(np.float32)
+        return flat.view(*features.shape[:2], -1)  # [n, N, D_v]
 
-    assignments, means = add(encoder.head, sums)
-    scores, strongest = assignments.max(2)
-    return EmbeddedImages(
-        keys=content.keys,
-        sources=content.sources,
-        shards=[unit.shard] * len(labels),
-        splits=[unit.split] * len(labels),
-        rows=content.rows.numpy(),
-        labels=labels,
-        features=content.images.numpy(),
-        assignments=means,
-        strongest=strongest.numpy().astype(np.int32),
-        scores=scores.numpy(),
-        start_assignments=None if encoder.start is None else add(encoder.start, start_sums)[1],
-    )
-
-
-def merge_embedded(parts: Sequence[Embedded]) -> Embedded:
-    """The results of disjoint units as one, sums added in the order given."""
-    sums: dict[str, ClassSums] = {}
-    start_sums: dict[str, ClassSums] = {}
-    for part in parts:
-        for total, own in ((sums, part.sums), (start_sums, part.start_sums)):
-            for split, added in own.items():
-                total[split] = total[split] + added if split in total else added
-    return Embedded(sums, start_sums, _concatenated([part.images for part in parts]))
+    for unit in units:
+        content = read_unit(job.folder, unit, access)
+        labels = content.labels.numpy()
+        if backbone is None:
+            features = content.patches.float()  # [n, N, D_f]
+        else:
+            features = patch_features(job.url, unit, job.spec, backbone, device, access)
+        assignments, start_means = assign(encoder.head, features), None
+        means = add_images(sums[unit.split], assignments.numpy(), labels)
+        if encoder.start is not None:
+            started = assign(encoder.start, features).numpy()
+            start_means = add_images(start_sums[unit.split], started, labels).astype(np.float32)
+        scores, strongest = assignments.max(2)
+        images = EmbeddedImages(
+            keys=content.keys,
+            sources=content.sources,
+            shards=[unit.shard] * len(labels),
+            splits=[unit.split] * len(labels),
+            rows=content.rows.numpy(),
+            labels=labels,
+            features=content.images.numpy(),
+            assignments=means.astype(np.float32),
+            strongest=strongest.numpy().astype(np.int32),
+            scores=scores.numpy(),
+            start_assignments=start_means,
+        )
+        embedded.append(images)
+    return Embedded(dict(sums), dict(start_sums), _concatenated(embedded))
 
 
 def _concatenated(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:

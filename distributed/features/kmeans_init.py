@@ -16,10 +16,10 @@ from distributed.features.actors import lost_calls
 from distributed.features.cache import Unit, access_of, read_unit, units_of
 from distributed.setup import Prepared
 from distributed.storage import file_sizes, read_bytes, write_bytes
-from shards.objects import ACCESS, Access, join_url
+from shards.objects import join_url
 from vgse import clusters
 from vgse.clusters import Centroids, Projection, patch_hashes
-from vgse.config import ModelConfig, RunConfig
+from vgse.config import RunConfig
 from vgse.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,16 +58,16 @@ def sample_patches(
     folder: str,
     units: Sequence[Unit],
     labels: Sequence[int],
+    config: RunConfig,
     *,
-    sample_size: int,
-    seed: int,
     num_patches: int,
     below: int,
-    access: Access = ACCESS,
 ) -> tuple[NDArray[np.float16], int]:
-    """Features [k, D_f] of the patches of some classes with the smallest hashes, k = sample_size,
-    whatever the order of the units, and how many patches they were drawn from. Memory is bounded
-    by the sample. The cache holds patches whose hash lies under `below`."""
+    """Features [k, D_f] of the patches of some classes with the smallest hashes, whatever the order
+    of the units, and how many patches they were drawn from. Memory is bounded by the sample. The
+    cache holds patches whose hash lies under `below`."""
+    sample_size = config.model.num_clusters * config.model.max_points_per_centroid
+    seed, access = config.seed, access_of(config.data)
     parts: list[Hashed] = []
     population = 0
     for number, unit in enumerate(units):
@@ -107,28 +107,6 @@ def _smallest(parts: Sequence[Hashed], size: int) -> Hashed:
     return hashes[chosen], owners[chosen]
 
 
-def fit_start(
-    features: NDArray[np.float16], config: ModelConfig, seed: int, init: str | Path
-) -> Centroids:
-    """PCA and k-means of sampled patches, as the configuration asks for them, into the folder or
-    URL `init`: `centroids.npy` [D_v, D_p] and, with a projection, `projection.npy` [D_p, D_f + 1],
-    whose last column is the bias."""
-    projection = None
-    if config.projection:
-        projection = clusters.fit_projection(features, config.projection)
-        joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
-        _write_array(join_url(str(init), "projection.npy"), joined)
-    centroids = clusters.fit_centroids(
-        clusters.project(features, projection),
-        config.num_clusters,
-        seed=seed,
-        max_points_per_centroid=config.max_points_per_centroid,
-    )
-    # Last: its presence says that the start is complete.
-    _write_array(join_url(str(init), "centroids.npy"), centroids.vectors)
-    return centroids
-
-
 def make_start(
     folder: str,
     units: Sequence[Unit],
@@ -139,24 +117,32 @@ def make_start(
     below: int,
     init: str | Path,
 ) -> tuple[Centroids, int, int]:
-    """Sample, fit and save the start of a run into the folder or URL `init`; returns its
-    centroids, the patches they are made of, and those that the sample was drawn from."""
+    """PCA and k-means of sampled patches into the folder or URL `init`: `centroids.npy` [D_v, D_p]
+    and, with a projection, `projection.npy` [D_p, D_f + 1], whose last column is the bias.
+
+    Returns the centroids, the patches they are made of, and those the sample was drawn from.
+    """
     features, population = sample_patches(
-        folder,
-        units,
-        labels,
-        sample_size=config.model.num_clusters * config.model.max_points_per_centroid,
-        seed=config.seed,
-        num_patches=num_patches,
-        below=below,
-        access=access_of(config.data),
+        folder, units, labels, config, num_patches=num_patches, below=below
     )
-    centroids = fit_start(features, config.model, config.seed, init)
+    projection = None
+    if config.model.projection:
+        projection = clusters.fit_projection(features, config.model.projection)
+        joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
+        _write_array(join_url(str(init), "projection.npy"), joined)
+    centroids = clusters.fit_centroids(
+        clusters.project(features, projection),
+        config.model.num_clusters,
+        seed=config.seed,
+        max_points_per_centroid=config.model.max_points_per_centroid,
+    )
+    # Last: its presence says that the start is complete.
+    _write_array(join_url(str(init), "centroids.npy"), centroids.vectors)
     return centroids, len(features), population
 
 
 def load_start(folder: str | Path) -> tuple[Projection | None, NDArray[np.float32]]:
-    """What `fit_start` wrote; FileNotFoundError if there is none."""
+    """What `make_start` wrote; FileNotFoundError if there is none."""
     centroids = _read_array(join_url(str(folder), "centroids.npy"))
     try:
         joined = _read_array(join_url(str(folder), "projection.npy"))

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from distributed.features.cache import Unit, write_unit
-from distributed.features.kmeans_init import fit_start, load_start, sample_patches
-from vgse.clusters import fit_projection, hash_threshold, patch_hashes, project
-from vgse.config import ModelConfig
+from distributed.features.kmeans_init import load_start, make_start, sample_patches
+from vgse.clusters import Centroids, fit_projection, hash_threshold, patch_hashes, project
+from vgse.config import ModelConfig, RunConfig
 
 IMAGES, PATCHES, SIZE, CLASSES, SEED = 60, 4, 6, 5, 3
 ALL = 2**64 - 1
@@ -64,9 +64,12 @@ def by_shards(*ends: int) -> list[tuple[str, range]]:
 def draw(
     folder: Path, units: list[Unit], size: int, below: int = ALL
 ) -> tuple[NDArray[np.float16], int]:
-    return sample_patches(
-        str(folder), units, CHOSEN, sample_size=size, seed=SEED, num_patches=PATCHES, below=below
-    )
+    config = sampling(size, SEED)
+    return sample_patches(str(folder), units, CHOSEN, config, num_patches=PATCHES, below=below)
+
+
+def sampling(size: int, seed: int) -> RunConfig:
+    return RunConfig(model=ModelConfig(num_clusters=size, max_points_per_centroid=1), seed=seed)
 
 
 def written_out(size: int) -> NDArray[np.float16]:
@@ -127,9 +130,8 @@ def test_memory_is_bounded_by_the_sample(tmp_path: Path) -> None:
 
 def test_another_seed_draws_other_patches(tmp_path: Path) -> None:
     units = write_cache(tmp_path, by_shards(IMAGES))
-    other, _ = sample_patches(
-        str(tmp_path), units, CHOSEN, sample_size=20, seed=4, num_patches=PATCHES, below=ALL
-    )
+    config = sampling(20, SEED + 1)
+    other, _ = sample_patches(str(tmp_path), units, CHOSEN, config, num_patches=PATCHES, below=ALL)
     assert not np.array_equal(other, written_out(20))
 
 
@@ -148,11 +150,16 @@ def test_a_missing_and_a_damaged_file_of_the_cache_are_named(tmp_path: Path) -> 
 def test_the_start_is_the_same_for_every_order_and_comes_back_from_its_files(
     projection: int, tmp_path: Path
 ) -> None:
-    config = ModelConfig(num_clusters=5, projection=projection)
+    model = ModelConfig(num_clusters=5, projection=projection, max_points_per_centroid=20)
+    config = RunConfig(model=model, seed=SEED)
     units = write_cache(tmp_path, by_shards(25, IMAGES))
     features, _ = draw(tmp_path, units, 100)
-    centroids = fit_start(features, config, 0, tmp_path / "init")
-    others = fit_start(draw(tmp_path, units[::-1], 100)[0], config, 0, tmp_path / "other")
+
+    def start(units: list[Unit], init: str) -> Centroids:
+        place, count = tmp_path / init, {"num_patches": PATCHES, "below": ALL}
+        return make_start(str(tmp_path), units, CHOSEN, config, init=place, **count)[0]
+
+    centroids, others = start(units, "init"), start(units[::-1], "other")
     np.testing.assert_array_equal(centroids.vectors, others.vectors)
     loaded, vectors = load_start(tmp_path / "init")
     np.testing.assert_array_equal(vectors, centroids.vectors)

@@ -13,7 +13,7 @@ import torch
 import gloo_workers
 from distributed.features.cache import cache_folder, feature_spec, units_of
 from distributed.features.extract import compute_unit
-from distributed.features.kmeans_init import fit_start, sample_patches
+from distributed.features.kmeans_init import make_start
 from distributed.setup import prepare
 from distributed.train.checkpoint import damage
 from distributed.train.trainer import TrainingJob, train_alone
@@ -50,16 +50,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     for unit in units:
         compute_unit(prepared.manifest.url, unit, spec, folder, "cpu")
     trained = prepared.trained.tolist()
-    sample, _ = sample_patches(
+    make_start(
         folder,
         units,
         trained,
-        sample_size=10_000,
-        seed=0,
+        config,
         num_patches=prepared.manifest.num_patches,
         below=2**64 - 1,
+        init=root / "run" / "init",
     )
-    fit_start(sample, config.model, 0, root / "run" / "init")
     return TrainingJob(
         config=config,
         run=str(root / "run"),
