@@ -89,16 +89,15 @@ def search_folder(config: SearchConfig, search_id: str) -> Path:
 def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
     """See that a search may be made there, or resumed."""
     path = folder / "search.yaml"
-    there = path.is_file()
-    if there and not resume:
-        raise UserError(
-            f"{folder}: this search is there already; add --resume to go on with it, or choose "
-            "another --search-id"
-        )
-    if resume and not there:
-        raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
-    if not there:
+    if not resume:
+        if path.is_file():
+            raise UserError(
+                f"{folder}: this search is there already; add --resume to go on with it, or choose "
+                "another --search-id"
+            )
         return
+    if not path.is_file():
+        raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
     # Fields that there were not yet when it was written had their defaults.
     was = dict(leaves({"run": asdict(RunConfig())}))
     was |= leaves(read_mapping(path, remedy="delete the folder and search again"))

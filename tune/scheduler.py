@@ -13,8 +13,7 @@ from tune.trial.trainable import ended
 class Halving(ASHAScheduler):
     """Asynchronous successive halving (Li et al., MLSys 2020) on `objective` over `epoch`.
 
-    The default configuration is never stopped: it is what the winner is compared with. A trial
-    that has collapsed or failed is stopped at once and enters no rung.
+    The default configuration is never stopped; a collapsed or failed trial is, and enters no rung.
     """
 
     def __init__(self, records: Sequence[TrialRecord] = (), **options: Any) -> None:

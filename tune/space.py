@@ -76,11 +76,10 @@ def draw_params(
 ) -> dict[str, Any]:
     """Values that Optuna suggests for a trial, in the order of the fields' names."""
     params: dict[str, Any] = {}
-    for name in sorted(space):
-        low, high, log = space[name].low, space[name].high, space[name].log
-        choices: Any = space[name].choices
-        if choices is not None:
-            params[name] = trial.suggest_categorical(name, choices)
+    for name, dimension in sorted(space.items()):
+        low, high, log = dimension.low, dimension.high, dimension.log
+        if dimension.choices is not None:
+            params[name] = trial.suggest_categorical(name, dimension.choices)
             continue
         assert low is not None and high is not None, "check_space comes first"
         if isinstance(attrgetter(name)(config), int):

@@ -49,11 +49,8 @@ def nearest_class_mean(
     class_means: NDArray[np.floating],
     classes: NDArray[np.integer],
 ) -> float:
-    """Per-class mean accuracy, in 0..1, of giving each image the class with the nearest mean.
-
-    `embeddings` are a_n [M, D_v] and `class_means` [C, D_v]. Images of other than `classes` are
-    left out; NaN where none stays.
-    """
+    """Per-class mean accuracy, in 0..1, of giving images a_n [M, D_v] the class with the nearest
+    mean, a row of [C, D_v]; NaN where no image is of one of `classes`."""
     keep = np.isin(labels, classes)
     points, truth = embeddings[keep].astype(np.float64), labels[keep]
     means = class_means[classes].astype(np.float64)

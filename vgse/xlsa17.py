@@ -1,7 +1,5 @@
-"""The .mat files that zero-shot code loads: att_splits.mat and res101.mat of Xian et al.
-
-Indices and labels in the files count from 1; everything here counts from 0.
-"""
+"""The .mat files that zero-shot code loads: att_splits.mat and res101.mat of Xian et al.; indices
+and labels count from 1 in the files, and from 0 here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -71,9 +71,8 @@ def importance(
 def carried_objectives(trials: Sequence[TrialRecord]) -> dict[str, float]:
     """Name -> objective, carried to the last epoch of the search, of every measured trial.
 
-    The last objective of a trial that was stopped early grows as that of all trials that went on:
-    by prod_e sum_t y[t, e'] / sum_t y[t, e] over the trials t that measured both of the successive
-    epochs e and e'.
+    A stopped trial's last one grows by prod_e sum_t y[t, e'] / sum_t y[t, e], over the trials t
+    that measured both of the successive epochs e and e'.
     """
     curves = {
         trial.name: {row["epoch"]: row["objective"] for row in trial.history}
@@ -94,10 +93,7 @@ def carried_objectives(trials: Sequence[TrialRecord]) -> dict[str, float]:
 
 
 def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> list[float]:
-    """Share of each column of places [T, A]; the columns are uniform over the search space.
-
-    Optuna would take log-scaled parameters by their values, nearly all in the last decade.
-    """
+    """Share of each column of places [T, A], which weigh every decade of a log scale alike."""
     names = [f"column {n}" for n in range(places.shape[1])]
     distributions: dict[str, BaseDistribution] = {
         name: FloatDistribution(0.0, 1.0)

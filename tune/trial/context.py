@@ -35,7 +35,6 @@ class TrialContext:
     spec: FeatureSpec
     units: tuple[Unit, ...]  # of the training split
     trained: Indices  # classes that trials train on
-    num_classes: int  # C
     num_patches: int
     num_features: int
     word_vectors: NDArray[np.float64]  # [C, D_w], NaN for unseen classes
@@ -88,7 +87,6 @@ def make_context(
         spec=spec,
         units=units,
         trained=prepared.trained,
-        num_classes=len(manifest.class_names),
         num_patches=manifest.num_patches,
         num_features=prepared.num_features,
         word_vectors=word_vectors,
@@ -110,8 +108,7 @@ def start_key(config: RunConfig, classes: Sequence[int]) -> str:
 def ensure_start(context: TrialContext, config: RunConfig) -> Path:
     """The folder that holds the k-means `init/` of a configuration, computed if it is not there.
 
-    Trials that need the same one wait for the first. Its files are written whole, centroids last,
-    so that a killed trial leaves nothing that another could take for a start.
+    Trials that need the same one wait for the first; a killed trial leaves none: centroids go last.
     """
     classes = context.trained.tolist()
     folder = Path(context.starts) / start_key(config, classes)

@@ -18,8 +18,7 @@ from vgse.embeddings import class_embeddings
 from vgse.errors import UserError
 
 _TRAINED = ("loss", *loss_symbols(), "used_clusters", "usage_entropy", "nmi", "learning_rate")
-ROW = (*_TRAINED, *MEASURES, "seconds")
-"""What a row holds besides the epoch and the objective."""
+ROW = (*_TRAINED, *MEASURES, "seconds")  # besides the epoch and the objective
 
 _STUCK_EPOCHS = 3
 

@@ -100,7 +100,7 @@ def trial_job(context: TrialContext, params: Mapping[str, Any]) -> TrainingJob:
         spec=context.spec,
         folder=context.features,
         classes=context.trained.tolist(),
-        num_classes=context.num_classes,
+        num_classes=len(context.word_vectors),
         word_vectors=context.word_vectors[context.trained].astype(np.float32),
         num_features=context.num_features,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
@@ -117,8 +117,7 @@ def _train_nested(
 ) -> None:
     """Train a trial of several workers by Ray Train; rows reach Ray Tune by its callback.
 
-    Checkpoints lie in the search folder, as those of trials of one worker do, and not with Ray
-    Train: a new attempt is a new run of Ray Train that starts from there.
+    A new attempt is a new run of Ray Train that starts from the checkpoint in the search folder.
     """
     cluster = context.base.cluster
     trainer = TorchTrainer(

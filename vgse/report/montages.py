@@ -10,8 +10,7 @@ from vgse.report.run_files import Arrays, RunFiles, need
 
 NUM_SHOWN = 24
 NUM_FOLDED = 126
-PLAIN = 12.0
-"""Clusters whose patches vary less than this (grey levels) are shown last."""
+PLAIN = 12.0  # clusters whose patches vary less (grey levels) are shown last
 
 
 def clusters_section(run: RunFiles) -> dict[str, Any]:

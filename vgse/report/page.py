@@ -46,12 +46,9 @@ def page(
     sections: Sequence[tuple[str, str, Markup]],
     script: str,
     *,
-    library: str = "",
+    library: str = "",  # a script that compiles functions of its own, such as plotly.js
 ) -> str:
-    """The whole document; `sections` are (ident, title, body).
-
-    `library` is a script before `script` that compiles functions of its own, such as plotly.js.
-    """
+    """The whole document; `sections` are (ident, title, body)."""
     scripts = [Markup(text) for text in (library, resource("pointer.js") + script) if text]
     digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in scripts]
     allowed = [f"'sha256-{digest}'" for digest in digests] + ["'unsafe-eval'"] * bool(library)

@@ -68,10 +68,8 @@ def sheet(pictures: Pixels, columns: int = SHEET_COLUMNS) -> Pixels:
 class ClassPictures:
     """One picture a class, stored in one sheet that holds only the classes that were asked for."""
 
-    pictures: Pixels | None
-    """u8 [C, s, s, 3], or none: then a tile shows the first letter of the class."""
-    index: dict[str, int]
-    """Row of each class name in `pictures`."""
+    pictures: Pixels | None  # u8 [C, s, s, 3]; without, a tile shows the class's first letter
+    index: dict[str, int]  # row of each class name in `pictures`
     slots: dict[int, int] = field(default_factory=dict)
 
     def tile(self, name: str) -> dict[str, Any]:

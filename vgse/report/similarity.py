@@ -72,8 +72,7 @@ def similarity_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]
 def centred_cosine(rows: NDArray[Any], seen: NDArray[Any], *, scale: bool) -> Matrix:
     """Cosine [C, C] between rows [C, D] less the seen classes' mean.
 
-    With `scale` each dimension is divided by its deviation over the seen classes first, so that
-    clusters that all classes share do not drown the others.
+    With `scale` each dimension is divided by its deviation over the seen classes first.
     """
     rows = np.asarray(rows, np.float64)
     rows = rows - rows[seen].mean(axis=0)

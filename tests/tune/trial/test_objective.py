@@ -41,7 +41,7 @@ def image_means(context: TrialContext) -> np.ndarray:
     contents = [read_unit(context.features, unit) for unit in context.units]
     features = np.concatenate([c.images.numpy() for c in contents]).astype(np.float64)
     labels = np.concatenate([c.labels.numpy() for c in contents])
-    means = np.full((context.num_classes, features.shape[1]), np.nan)
+    means = np.full((len(context.word_vectors), features.shape[1]), np.nan)
     for label in np.unique(labels):
         means[label] = features[labels == label].mean(0)
     return means

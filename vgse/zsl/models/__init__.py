@@ -27,8 +27,7 @@ class Model:
 
     name: str
     label: str
-    fit: Callable[..., Score]
-    """fit(training, embeddings [S, D_e], *, seed, **params) -> score."""
+    fit: Callable[..., Score]  # (training, embeddings [S, D_e], *, seed, **params)
     grid: tuple[Params, ...]
     stochastic: bool = False
 

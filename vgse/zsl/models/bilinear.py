@@ -24,10 +24,7 @@ COMPONENTS = 256  # principal axes of the features that learn; the rest carry li
 
 
 def span(embeddings: Embeddings) -> tuple[Embeddings, Embeddings]:
-    """Coordinates [S, R] and an orthonormal basis [R, D_e] of the rows, R = min(S, D_e).
-
-    Long embeddings of few classes: closed forms solve R equations in place of D_e.
-    """
+    """Coordinates [S, R] and an orthonormal basis [R, D_e] of the rows, R = min(S, D_e)."""
     num_classes, size = embeddings.shape
     if size <= num_classes:
         return embeddings, np.eye(size)
@@ -81,10 +78,7 @@ def fit_bilinear(
 
 
 def sje_slope(scores: Features, labels: Indices) -> Features:
-    """max_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with the 0/1 loss Δ.
-
-    SJE: Akata et al., "Evaluation of Output Embeddings for Fine-Grained Image Classification".
-    """
+    """max_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with 0/1 loss Δ (Akata et al., CVPR 2015)."""
     images = np.arange(len(labels))
     augmented = scores + 1
     augmented[images, labels] -= 1
@@ -98,8 +92,7 @@ def sje_slope(scores: Features, labels: Indices) -> Features:
 def ale_slope(scores: Features, labels: Indices) -> Features:
     """(l_r / r) Σ_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with l_r = Σ_{i≤r} 1/i.
 
-    r is the number of classes that violate the margin, counted exactly and not sampled. Akata et
-    al., "Label-Embedding for Image Classification", TPAMI 2016.
+    r, the number of classes that violate the margin, is not sampled. Akata et al., TPAMI 2016.
     """
     violated = _violated(scores, labels, 1)
     rank = violated.sum(1)
@@ -111,8 +104,7 @@ def ale_slope(scores: Features, labels: Indices) -> Features:
 def devise_slope(scores: Features, labels: Indices) -> Features:
     """Mean over y ≠ y_n of [margin + F(x_n, y) − F(x_n, y_n)]₊.
 
-    The paper sums over y; the mean lets one learning rate fit any number of classes. Frome et al.,
-    "DeViSE: A Deep Visual-Semantic Embedding Model", NIPS 2013.
+    Frome et al., NIPS 2013, sum over y; with the mean one learning rate fits any number of classes.
     """
     violated = _violated(scores, labels, DEVISE_MARGIN).astype(np.float32)
     return _balanced(violated / max(1, scores.shape[1] - 1), labels)
@@ -147,10 +139,8 @@ def _classifier(training: Training, seed: int) -> Score:
 
 
 def fit_conse(training: Training, embeddings: Embeddings, *, seed: int = 0, top: float) -> Score:
-    """Cosine between a class and the mean embedding of an image's `top` likeliest seen classes.
-
-    Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014.
-    """
+    """Cosine between a class and the mean embedding of an image's `top` likeliest seen classes
+    (Norouzi et al., ICLR 2014)."""
     classifier, seen, count = _classifier(training, seed), embeddings, int(top)
 
     def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:

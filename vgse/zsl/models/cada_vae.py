@@ -1,10 +1,6 @@
 """CADA-VAE: Schönfeld et al., "Generalized Zero- and Few-Shot Learning via Aligned Variational
 Autoencoders", CVPR 2019.
 
-Two variational autoencoders, of image features and of class embeddings, learn one latent space,
-where a softmax classifier learns all candidate classes: seen ones from encoded images, the others
-from their encoded embeddings.
-
 Smaller than the paper's, to train in about a second. Errors are squared, since L1 would depend on
 the rotation of the features, and what is encoded gets noise, since seen classes may be few.
 """
@@ -33,8 +29,7 @@ KL, CROSS, DISTANCE = 0.25, 2.37, 8.13  # β, γ and δ of Eq. 6, as in the pape
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 300, 256
 UNSEEN_SHARE = 2.0  # the paper draws 400 latents of an unseen class and 200 of a seen one
 
-Latents = tuple[Tensor, Tensor]
-"""Means and standard deviations [M, L] of diagonal Gaussians."""
+Latents = tuple[Tensor, Tensor]  # means and standard deviations [M, L] of diagonal Gaussians
 
 
 def ramp(progress: float, start: float, end: float) -> float:
@@ -165,10 +160,8 @@ def fit_latent_classifier(
 def fit_cada_vae(
     training: Training, embeddings: Embeddings, *, seed: int = 0, noise: float = 1.0
 ) -> Score:
-    """Aligned autoencoders; `noise` on class embeddings is relative to their root mean square.
-
-    The score learns one classifier for each set of candidates that it is asked for.
-    """
+    """Aligned autoencoders and one classifier for each set of candidates; `noise` on class
+    embeddings is relative to their root mean square."""
     coordinates, basis = span(embeddings)
     of_features = np.float32(unit_scale(training.features[:, :COMPONENTS]))
     of_embeddings = unit_scale(coordinates)

@@ -62,8 +62,7 @@ def fit_prototype(
     """Ridge regression from embeddings to class means, then the nearest mean by cosine.
 
     Changpinyo, Chao & Sha, "Predicting Visual Exemplars of Unseen Classes for Zero-Shot Learning",
-    ICCV 2017, with a linear map in place of their kernel regression; towards the image features,
-    and not from them, which avoids hubs (Zhang et al., CVPR 2017).
+    ICCV 2017, with a linear map in place of their kernel regression.
 
     P = Φ Φ_sᵀ (Φ_s Φ_sᵀ + ρI)⁻¹ M_s with ρ = `ridge` times the mean eigenvalue. An axis with
     variance v gets the metric 1/√(v + shrinkage · mean variance): small shrinkage whitens, large
