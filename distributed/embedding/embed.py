@@ -2,7 +2,6 @@
 
 import functools
 import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -91,15 +90,12 @@ def run_embedding(
             parts[number] = part
             stage.advance(len(part.images.keys))
         ordered = [parts[number] for number in range(len(groups))]
-        sums, start_sums = (
-            _added([p.sums for p in ordered]),
-            _added([p.start_sums for p in ordered]),
-        )
         images = _concatenated([part.images for part in ordered])
         stage.summary = f"{len(images.keys):,} images, each once"
         if nameless := images.sources.count(""):
             stage.summary += f"; the feature cache knows {nameless:,} of them by their keys alone"
-    return Embedded(sums, start_sums, images)
+    sums, start_sums = [p.sums for p in ordered], [p.start_sums for p in ordered]
+    return Embedded(_added(sums), _added(start_sums), images)
 
 
 def _added(parts: Sequence[dict[str, ClassSums]]) -> dict[str, ClassSums]:
@@ -132,14 +128,9 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
     job, backbone, device = encoder.job, encoder.backbone, encoder.device
     access = access_of(job.config.data)
     embedded = []
-    empty = functools.partial(empty_sums, job.num_classes, len(encoder.head.centroids))
-    sums: defaultdict[str, ClassSums] = defaultdict(empty)
-    start_sums: defaultdict[str, ClassSums] = defaultdict(empty)
-
-    def assign(head: ClusterHead, features: Tensor) -> Tensor:
-        flat = head(features.flatten(0, 1).to(head.centroids.device)).float().cpu()
-        return flat.view(*features.shape[:2], -1)  # [n, N, D_v]
-
+    sums: dict[str, ClassSums] = {}
+    start_sums: dict[str, ClassSums] = {}
+    size = job.num_classes, len(encoder.head.centroids)
     for unit in units:
         content = read_unit(job.folder, unit, access)
         labels = content.labels.numpy()
@@ -147,11 +138,13 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
             features = content.patches.float()  # [n, N, D_f]
         else:
             features = patch_features(job.url, unit, job.spec, backbone, device, access)
-        assignments, start_means = assign(encoder.head, features), None
-        means = add_images(sums[unit.split], assignments.numpy(), labels)
+        assignments, start_means = _assign(encoder.head, features), None
+        own = sums.setdefault(unit.split, empty_sums(*size))
+        means = add_images(own, assignments.numpy(), labels)
         if encoder.start is not None:
-            started = assign(encoder.start, features).numpy()
-            start_means = add_images(start_sums[unit.split], started, labels).astype(np.float32)
+            own = start_sums.setdefault(unit.split, empty_sums(*size))
+            started = _assign(encoder.start, features).numpy()
+            start_means = add_images(own, started, labels).astype(np.float32)
         scores, strongest = assignments.max(2)
         images = EmbeddedImages(
             keys=content.keys,
@@ -167,7 +160,12 @@ def embed_units(encoder: Encoder, units: Sequence[Unit]) -> Embedded:
             start_assignments=start_means,
         )
         embedded.append(images)
-    return Embedded(dict(sums), dict(start_sums), _concatenated(embedded))
+    return Embedded(sums, start_sums, _concatenated(embedded))
+
+
+def _assign(head: ClusterHead, features: Tensor) -> Tensor:
+    flat = head(features.flatten(0, 1).to(head.centroids.device)).float().cpu()
+    return flat.view(*features.shape[:2], -1)  # [n, N, D_v]
 
 
 def _concatenated(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:

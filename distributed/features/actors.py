@@ -1,8 +1,5 @@
-"""Remote calls of one function: in Ray tasks on CPUs, in actors that last on GPUs.
-
-Ray ends the process of a task on a GPU after each call, and to load a backbone takes longer than
-to use it on a few hundred images: an actor serves many calls and ends with the stage.
-"""
+"""Remote calls of one function: in Ray tasks on CPUs, and on GPUs, where Ray ends a task's process
+with every call, in actors that load a backbone once for a whole stage."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +23,7 @@ class _Caller:
 
 
 def remote_results(
-    function: Callable[..., Any],
-    calls: Sequence[tuple[Any, ...]],
-    config: ClusterConfig,
-    gpu: bool,
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], config: ClusterConfig, gpu: bool
 ) -> Iterator[Any]:
     """Results of calls as they come, from CPUs or from GPUs."""
     if not gpu:

@@ -102,8 +102,7 @@ def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:
-    """Where this node has a file of the cache; of one at a URL a copy, beside those of shards or
-    in the system's folder for temporary files."""
+    """Where this node has a file of the cache, or keeps its copy of one at a URL."""
     if not is_remote(folder):
         return Path(folder) / name
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]

@@ -31,8 +31,7 @@ from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
 _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
-# Sources are others' texts, and arrays of strings are as wide as their longest.
-_LONGEST_SOURCE = 1024
+_manifest = functools.lru_cache(maxsize=4)(functools.partial(load_manifest, check_files=False))
 _ONE_AT_A_TIME = threading.Lock()  # to load or try out what all threads of a process then use
 
 
@@ -119,7 +118,8 @@ def compute_unit(
         "images": features(pictures, spec.image_size, _PICTURES_A_PASS),
         "patches": patches,
     }
-    sources = [s.source if len(s.source) <= _LONGEST_SOURCE else "" for s in samples]
+    # Others' texts, and arrays of strings are as wide as their longest.
+    sources = [s.source if len(s.source) <= 1024 else "" for s in samples]
     names = {"keys": json.dumps(keys), "sources": json.dumps(sources)}
     if damaged or again:
         write_bytes(join_url(folder, unit.damage), json.dumps(damaged).encode() if damaged else b"")
@@ -163,11 +163,6 @@ def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
     """The whole picture as a square: uint8 [H, W, 3] -> [size, size, 3]."""
     how = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_LINEAR
     return cv2.resize(image, (size, size), interpolation=how)
-
-
-@functools.lru_cache(maxsize=4)
-def _manifest(url: str) -> Manifest:
-    return load_manifest(url, check_files=False)
 
 
 @functools.lru_cache(maxsize=1)

@@ -118,10 +118,8 @@ def make_start(
     init: str | Path,
 ) -> tuple[Centroids, int, int]:
     """PCA and k-means of sampled patches into the folder or URL `init`: `centroids.npy` [D_v, D_p]
-    and, with a projection, `projection.npy` [D_p, D_f + 1], whose last column is the bias.
-
-    Returns the centroids, the patches they are made of, and those the sample was drawn from.
-    """
+    and, with a projection, `projection.npy` [D_p, D_f + 1], whose last column is the bias. Returns
+    the centroids, the patches they are made of, and those the sample was drawn from."""
     features, population = sample_patches(
         folder, units, labels, config, num_patches=num_patches, below=below
     )

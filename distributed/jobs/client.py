@@ -18,7 +18,6 @@ from distributed.jobs.env_file import find_token
 from vgse.errors import UserError
 
 _LOCAL = "http://127.0.0.1:8265"
-_RETRIES = 5
 _REFUSED = {
     401: "the cluster asks for a token and none was sent; set RAY_AUTH_MODE=token and",
     403: "the cluster refuses this token (HTTP 403); take the head node's and",
@@ -168,7 +167,7 @@ def _follow_log(client: JobSubmissionClient, job: str) -> int:
                 return _exit_status(details)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             failures = 1 if printed > before else failures + 1
-            if failures > _RETRIES:
+            if failures > 5:
                 raise UserError(
                     f"--address {client.get_address()}: lost the connection "
                     f"({type(error).__name__}); the job goes on: python -m distributed status "
@@ -187,5 +186,4 @@ def _exit_status(job: JobDetails) -> int:
     if code is None:  # it never ran: only Ray knows why
         reason = (job.message or "no message").strip().splitlines()
         sys.stderr.write(f"error: job {job.submission_id} failed: {reason[0]}\n")
-        return 1
-    return code if 0 < code < 256 else 1
+    return code if code and 0 < code < 256 else 1
