@@ -25,8 +25,6 @@ from shards.objects import FIRST, join_url
 from vgse.config import RunConfig, check_name, leaves, to_dict
 from vgse.errors import UserError
 
-_RESULTS = ("class_embeddings.npz", "relations.npz", "evaluation.json", "report.html")
-
 
 def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
     """Make the run folder, or see that it holds a run of the same configuration and data;
@@ -34,8 +32,9 @@ def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: b
     present = file_sizes(run, retry=FIRST)
     finished = "report.html" in present  # what the last stage writes
     if finished and not resume:
+        results = ("class_embeddings.npz", "relations.npz", "evaluation.json", "report.html")
         raise UserError(
-            f"{run}: this run is finished ({', '.join(n for n in _RESULTS if n in present)} are "
+            f"{run}: this run is finished ({', '.join(n for n in results if n in present)} are "
             "there already); choose another --run-id, or add --resume to redo what follows "
             "the embedding"
         )

@@ -30,7 +30,22 @@ def connect(given: str | None) -> JobSubmissionClient:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: not the dashboard's URL, such as http://head:8265")
-    cluster = _ray_version(address)
+    token = find_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:  # asked here because Ray's client would wait for minutes
+        with one_line(address):
+            answer = requests.get(f"{address}/api/version", headers=headers, timeout=10.0)
+        if answer.status_code in _REFUSED:
+            raise UserError(
+                f"--address {address}: {_REFUSED[answer.status_code]} put it into RAY_AUTH_TOKEN, "
+                "or into a file that RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
+            )
+        cluster = str(answer.json()["ray_version"])
+    except (requests.RequestException, KeyError, TypeError) as error:
+        raise UserError(
+            f"--address {address}: what answers is no Ray dashboard ({type(error).__name__}); "
+            "the dashboard's port is 8265 unless it was changed"
+        ) from None
     if cluster != ray.__version__:
         raise UserError(
             f"--address {address}: the cluster runs Ray {cluster}, this environment has "
@@ -40,26 +55,6 @@ def connect(given: str | None) -> JobSubmissionClient:
     logging.disable(logging.WARNING)  # Ray's client tells of every upload; errors are raised
     with one_line(address):
         return JobSubmissionClient(address)
-
-
-def _ray_version(address: str) -> str:
-    """The cluster's Ray, asked here because Ray's client would wait for minutes."""
-    token = find_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        with one_line(address):
-            answer = requests.get(f"{address}/api/version", headers=headers, timeout=10.0)
-        if answer.status_code in _REFUSED:
-            raise UserError(
-                f"--address {address}: {_REFUSED[answer.status_code]} put it into RAY_AUTH_TOKEN, "
-                "or into a file that RAY_AUTH_TOKEN_PATH names (by default ~/.ray/auth_token)"
-            )
-        return str(answer.json()["ray_version"])
-    except (requests.RequestException, KeyError, TypeError) as error:
-        raise UserError(
-            f"--address {address}: what answers is no Ray dashboard ({type(error).__name__}); "
-            "the dashboard's port is 8265 unless it was changed"
-        ) from None
 
 
 @contextmanager

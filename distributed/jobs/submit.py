@@ -130,17 +130,13 @@ def total_bytes(root: Path, files: Sequence[str]) -> int:
     for name in files:
         folders[str(Path(name).parent)] += (root / name).stat().st_size
     if (total := folders.total()) > MAX_BYTES:
-        largest = ", ".join(f"{name} ({_mib(size)})" for name, size in folders.most_common(3))
+        largest = [f"{name} ({n / 2**20:,.0f} MiB)" for name, n in folders.most_common(3)]
         raise UserError(
-            f"{root}: the checkout has {_mib(total)} and Ray ships {_mib(MAX_BYTES)} at most; "
-            f"largest: {largest}; move data to storage that all nodes share, or name it in "
-            ".gitignore"
+            f"{root}: the checkout has {total / 2**20:,.0f} MiB and Ray ships "
+            f"{MAX_BYTES / 2**20:,.0f} MiB at most; largest: {', '.join(largest)}; move data to "
+            "storage that all nodes share, or name it in .gitignore"
         )
     return total
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 def code_hash(root: Path, files: Sequence[str]) -> str:
@@ -176,12 +172,11 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
         ("data.shard_cache", config.data.shard_cache, "path or URL of"),
         ("backbone.weights", config.backbone.weights, "path on"),
     ):
-        if path in (None, "default", "none") or _is_global(path):
-            continue
-        raise UserError(
-            f"{field} is {path}, a relative path: nodes work in folders of their own that are "
-            f"deleted; give an absolute {remedy} storage that all nodes share"
-        )
+        if path not in (None, "default", "none") and not _is_global(path):
+            raise UserError(
+                f"{field} is {path}, a relative path: nodes work in folders of their own that are "
+                f"deleted; give an absolute {remedy} storage that all nodes share"
+            )
     if not _is_global(config.data.words):
         config.data.words = _shipped("data.words", config.data.words, root, files)
     if _is_global(config.data.shards):
