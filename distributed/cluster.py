@@ -105,13 +105,11 @@ def _private_token() -> None:
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        path.touch(0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
     except FileExistsError:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
-        return
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def _address(config: ClusterConfig) -> str:
@@ -194,11 +192,9 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
     there = ray.cluster_resources().get("GPU", 0)
     gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and there >= count)
     if config.use_gpu == "auto" and not gpu and (there or not own):
-        instead = (
-            f"--cluster.num_workers {there:g} trains on what there is"
-            if own
-            else "--cluster.use_gpu yes waits for GPUs"
-        )
+        instead = "--cluster.use_gpu yes waits for GPUs"
+        if own:
+            instead = f"--cluster.num_workers {there:g} trains on what there is"
         say(
             f"{plural(int(there), 'GPU')} for {plural(count, 'worker')}: training on CPUs "
             f"({instead})"
@@ -208,11 +204,9 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
         return gpu
     waited = "" if own else f" after {config.wait_for_gpus:g} s"
     longer = "" if own else ", or raise cluster.wait_for_gpus"
-    field, lower = (
-        (f"use_gpu is {config.use_gpu}", "set cluster.use_gpu to no")
-        if gpu
-        else (f"num_workers is {config.num_workers}", "cluster.cpus_per_worker")
-    )
+    field, lower = f"num_workers is {config.num_workers}", "cluster.cpus_per_worker"
+    if gpu:
+        field, lower = f"use_gpu is {config.use_gpu}", "set cluster.use_gpu to no"
     raise UserError(
         f"cluster.{field}, but{waited} training is still {lack}; lower cluster.num_workers or "
         f"{lower}{longer}"
