@@ -27,11 +27,6 @@ class Axis:
     log: bool
     choices: tuple[Any, ...] = ()
 
-    @property
-    def ordered(self) -> bool:
-        """Whether a larger place means a larger value."""
-        return all(finite(choice) is not None for choice in self.choices)
-
     def place(self, value: Any) -> float | None:
         """The value's place in 0..1, clamped; None for a value that the axis does not know."""
         if self.choices:

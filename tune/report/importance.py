@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from tune.report.axes import Axis
+from tune.report.search_files import finite
 from tune.study import TrialRecord
 
 TOO_FEW = 10
@@ -97,7 +98,7 @@ def _shares(places: Floats, values: Floats, axes: Sequence[Axis], seed: int) -> 
     names = [f"column {n}" for n in range(places.shape[1])]
     distributions: dict[str, BaseDistribution] = {
         name: FloatDistribution(0.0, 1.0)
-        if axis.ordered
+        if all(finite(choice) is not None for choice in axis.choices)
         else CategoricalDistribution([axis.place(c) for c in axis.choices])
         for name, axis in zip(names, axes, strict=True)
     }

@@ -7,15 +7,7 @@ from itertools import product
 from typing import Any
 
 from vgse.errors import UserError
-from vgse.zsl.models.bilinear import (
-    Score,
-    Slope,
-    ale_slope,
-    devise_slope,
-    fit_bilinear,
-    fit_conse,
-    sje_slope,
-)
+from vgse.zsl.models import bilinear
 from vgse.zsl.models.closed_form import fit_eszsl, fit_prototype, fit_sae
 
 Params = dict[str, float]
@@ -27,7 +19,7 @@ class Model:
 
     name: str
     label: str
-    fit: Callable[..., Score]  # (training, embeddings [S, D_e], *, seed, **params)
+    fit: Callable[..., bilinear.Score]  # (training, embeddings [S, D_e], *, seed, **params)
     grid: tuple[Params, ...]
     stochastic: bool = False
 
@@ -36,15 +28,15 @@ def _grid(**values: tuple[float, ...]) -> tuple[Params, ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
-def _fit_cada_vae(*arguments: Any, **params: Any) -> Score:
+def _fit_cada_vae(*arguments: Any, **params: Any) -> bilinear.Score:
     from vgse.zsl.models.cada_vae import fit_cada_vae  # torch takes a second to import
 
     return fit_cada_vae(*arguments, **params)
 
 
-def _bilinear(name: str, label: str, slope: Slope, weight_decay: tuple[float, ...]) -> Model:
+def _sgd(name: str, label: str, slope: bilinear.Slope, weight_decay: tuple[float, ...]) -> Model:
     """A model that is its loss, learned by SGD."""
-    fit = partial(fit_bilinear, slope=slope)
+    fit = partial(bilinear.fit_bilinear, slope=slope)
     return Model(name, label, fit, _grid(weight_decay=weight_decay), stochastic=True)
 
 
@@ -57,12 +49,12 @@ MODELS: dict[str, Model] = {
     model.name: model
     for model in (
         Model("eszsl", "ESZSL", fit_eszsl, _ESZSL),
-        _bilinear("sje", "SJE", sje_slope, _ONE_VIOLATOR),
+        _sgd("sje", "SJE", bilinear.sje_slope, _ONE_VIOLATOR),
         Model("prototype", "prototype", fit_prototype, _PROTOTYPE),
-        _bilinear("ale", "ALE", ale_slope, _ALL_VIOLATORS),
-        _bilinear("devise", "DeViSE", devise_slope, _ALL_VIOLATORS),
+        _sgd("ale", "ALE", bilinear.ale_slope, _ALL_VIOLATORS),
+        _sgd("devise", "DeViSE", bilinear.devise_slope, _ALL_VIOLATORS),
         Model("sae", "SAE", fit_sae, _grid(balance=(0.1, 1.0, 10.0, 100.0, 1000.0))),
-        Model("conse", "ConSE", fit_conse, _grid(top=(1, 3, 10, 30)), stochastic=True),
+        Model("conse", "ConSE", bilinear.fit_conse, _grid(top=(1, 3, 10, 30)), stochastic=True),
         Model("cada_vae", "CADA-VAE", _fit_cada_vae, _grid(noise=(0.3, 1.0)), stochastic=True),
     )
 }
