@@ -122,6 +122,14 @@ Texts: Apache-2.0 in [licences/Apache-2.0.txt](licences/Apache-2.0.txt), MIT in
 Pennington, Richard Socher and Christopher D. Manning, Stanford NLP Group
 (<https://nlp.stanford.edu/projects/glove/>). Public Domain Dedication and License 1.0 (PDDL,
 <https://opendatacommons.org/licenses/pddl/1-0/>). Rows were selected; no number was changed.
+
+## WordNet
+
+`wordnet/` holds the part of the nouns of WordNet 3.0 that the classes need: the first three senses
+of each name, with all their ancestors and glosses. **What was done to it:** other synsets, lemmas
+and pointers were left out; nothing else was changed. WordNet 3.0, Copyright 2006 by Princeton
+University, all rights reserved (<https://wordnet.princeton.edu/>), under the WordNet 3.0 licence:
+text in [licences/WordNet-3.0.txt](licences/WordNet-3.0.txt) and at the head of the files.
 """
 
 

@@ -1,4 +1,4 @@
-"""Make the demo's data from the icon packages: pictures, split, words, licences, shards.
+"""Make the demo's data from the icon packages: pictures, split, words, WordNet, shards.
 
     python demo/make_demo.py --icons NODE_MODULES
 
@@ -19,6 +19,7 @@ from glove import write_words
 from icons import FAMILY, Drawing, find_drawings, render, without_twins
 from licences import write_licences
 from PIL import Image
+from wordnet import DEBIAN, write_wordnet
 
 DEMO = Path(__file__).resolve().parent
 FEWEST_DRAWINGS = 6
@@ -116,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--icons", type=Path, required=True, help="the node_modules folder")
     parser.add_argument("--glove", type=Path, help="GloVe text file; default: the package")
+    parser.add_argument("--wordnet", default=DEBIAN, help="folder of data.noun and index.noun")
     parser.add_argument("--tree", type=Path, help="keep the PNG files in this new folder")
     parser.add_argument("--quality", type=int, default=80, help="JPEG quality")
     parser.add_argument("--seed", type=int, default=0, help="of classes and held-out drawings")
@@ -127,6 +129,7 @@ def main() -> None:
     for name, names in (("unseen", unseen), ("val", val)):
         (DEMO / f"{name}.txt").write_text("\n".join(names) + "\n", "utf-8")
     num_words = write_words(classes, options.glove, DEMO / "words.txt")
+    write_wordnet(classes, options.wordnet, DEMO / "wordnet")
     counts = Counter(drawing.icon_set for drawing in pictures)
     write_licences(options.icons, counts, num_words, DEMO / "LICENSES.md")
     print(f"{len(pictures)} drawings of {len(classes)} classes in {len(FAMILY)} sets")

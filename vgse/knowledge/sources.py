@@ -1,0 +1,263 @@
+"""What is known of class names: a list of sources, brought together as one matrix [C, D_w].
+
+Word vectors say which names stand in the same texts, a hierarchy which classes are of one kind.
+Each source is centred over the seen classes, brought to unit rows and weighted; the sources side
+by side are centred and brought to unit rows again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgse.errors import UserError
+from vgse.knowledge.hierarchy import DECAY, ancestor_weights, node_name, read_hierarchy
+from vgse.knowledge.wordnet import (
+    NUM_SENSES,
+    SENSE_DECAY,
+    WordNet,
+    find_senses,
+    gloss_frequencies,
+    gloss_words,
+    read_wordnet,
+    singulars,
+    synset_weights,
+)
+from vgse.knowledge.words import load_word_vectors
+
+F64 = NDArray[np.float64]
+Indices = NDArray[np.integer]
+
+_SIF = 1e-3  # a of a / (a + p): words more frequent than this count less (Arora et al., ICLR 2017)
+
+
+@dataclass
+class SourceConfig:
+    """One source of knowledge about class names."""
+
+    kind: Literal["words", "wordnet", "glosses", "hierarchy", "table"]
+    """words: word vectors. wordnet: the ancestors of a noun. glosses: the words that explain a
+    noun and its near ancestors in WordNet, by their vectors. hierarchy: child<TAB>parent lines.
+    table: any .npz, .mat or text with a row a class."""
+    path: str
+    """The file, or WordNet's folder; any fsspec URL."""
+    vectors: str | None = None
+    """Word vectors for glosses."""
+    missing: Literal["error", "zero", "drop"] = "error"
+    """A class that the source lacks stops the run, has zeros there, or is left out."""
+    weight: float | Literal["auto"] = "auto"
+    """Weight beside the other sources; "auto" chooses it on seen classes."""
+    senses: int = NUM_SENSES
+    """Senses of a noun in WordNet that count, the most frequent ones first."""
+    sense_decay: float = SENSE_DECAY
+    """Factor from one sense to the next."""
+    decay: float = DECAY
+    """Factor from a class to its parent, and so on upwards."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source says of all classes."""
+
+    name: str
+    rows: F64  # [C, D], zero for a class that the source lacks
+    weight: float | None  # None: to be chosen
+    is_hierarchy: bool = False  # columns are ancestors: those of many classes say less
+    columns: list[str] = field(default_factory=list)  # names of ancestors, for readers
+    found: dict[str, str] = field(default_factory=dict)  # class -> the entry that was found for it
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """All sources, with the classes that are left."""
+
+    class_names: list[str]
+    sources: list[Source]
+
+
+Found = tuple[dict[str, NDArray[np.floating]], list[str], dict[str, str]]
+"""Class -> its row, for classes that the source has; names of columns; class -> entry found."""
+
+
+def load_knowledge(
+    configs: Sequence[SourceConfig],
+    class_words: Mapping[str, list[str]],
+    synsets: Mapping[str, str] | None = None,
+) -> Knowledge:
+    """Reads all sources.
+
+    Args:
+        configs: the sources; weights are relative to the first.
+        class_words: class -> its words in lower case, in the order wanted.
+        synsets: class -> its synset, such as `n02084071` or `dog.n.01`, where one is named.
+
+    Raises:
+        UserError: naming at once all classes that any source lacks.
+    """
+    if not configs:
+        raise UserError("knowledge is empty; give at least one source, such as word vectors")
+    synsets, names = synsets or {}, list(class_words)
+    databases: dict[str, WordNet] = {}
+    for config in configs:
+        if config.kind in ("wordnet", "glosses") and config.path not in databases:
+            databases[config.path] = read_wordnet(config.path)
+    found = [_read(config, class_words, synsets, databases) for config in configs]
+    lacking = [[name for name in names if name not in rows] for rows, _, _ in found]
+    refused = [
+        f"{config.kind} {config.path} lacks {len(lost)} of {len(names)}: {', '.join(lost)}"
+        for config, lost in zip(configs, lacking, strict=True)
+        if lost and config.missing == "error"
+    ]
+    if refused:
+        raise UserError(
+            f"classes without knowledge: {'; '.join(refused)}; give their words or synset in the "
+            "manifest, or set missing of the source to zero or drop"
+        )
+    dropped = {
+        name
+        for config, lost in zip(configs, lacking, strict=True)
+        if config.missing == "drop"
+        for name in lost
+    }
+    names = [name for name in names if name not in dropped]
+    ignored = [name for name in names if all(name not in rows for rows, _, _ in found)]
+    if ignored or not names:
+        raise UserError(
+            f"no source knows {', '.join(ignored[:20]) or 'any class'}; "
+            "give words or synsets in the manifest, or another source"
+        )
+    sources = []
+    for config, (rows, columns, entries) in zip(configs, found, strict=True):
+        table = np.zeros((len(names), len(next(iter(rows.values()), ()))))
+        for i, name in enumerate(names):
+            if name in rows:
+                table[i] = rows[name]
+        weight = None if config.weight == "auto" else float(config.weight)
+        is_hierarchy = config.kind in ("wordnet", "hierarchy")
+        sources.append(Source(config.kind, table, weight, is_hierarchy, columns, entries))
+    return Knowledge(names, sources)
+
+
+def _read(
+    config: SourceConfig,
+    class_words: Mapping[str, list[str]],
+    synsets: Mapping[str, str],
+    databases: Mapping[str, WordNet],
+) -> Found:
+    if config.kind in ("words", "table"):
+        vectors = load_word_vectors(config.path, dict(class_words), missing="drop")
+        return dict(zip(vectors.class_names, vectors.vectors, strict=True)), [], {}
+    if config.kind == "hierarchy":
+        return _read_taxonomy(config, class_words)
+    wordnet = databases[config.path]
+    senses = {
+        name: numbers
+        for name, words in class_words.items()
+        if (numbers := find_senses(wordnet, words, synsets.get(name)))
+    }
+    first = {
+        name: f"{wordnet.synset(numbers[0]).lemmas[0]} (n{numbers[0]:08d})"
+        for name, numbers in senses.items()
+    }
+    if config.kind == "glosses":
+        return _gloss_vectors(config, wordnet, senses), [], first
+    weights = {
+        name: synset_weights(
+            wordnet,
+            numbers,
+            num_senses=config.senses,
+            sense_decay=config.sense_decay,
+            decay=config.decay,
+        )
+        for name, numbers in senses.items()
+    }
+    rows, columns = _ancestor_rows(weights)
+    return rows, [wordnet.synset(number).lemmas[0] for number in columns], first
+
+
+def _read_taxonomy(config: SourceConfig, class_words: Mapping[str, list[str]]) -> Found:
+    parents = read_hierarchy(config.path)
+    found = {}
+    for name, words in class_words.items():
+        bases = singulars(words[-1], {}) if words else ()
+        names = [node_name(name), "_".join(words), *("_".join([*words[:-1], b]) for b in bases)]
+        node = next((node for node in names if node in parents), None)
+        if node is not None:
+            found[name] = node
+    rows, columns = _ancestor_rows(
+        {
+            name: ancestor_weights({node: 1.0}, lambda n: parents[n], config.decay)
+            for name, node in found.items()
+        }
+    )
+    return rows, columns, found
+
+
+def _ancestor_rows(
+    weights: Mapping[str, Mapping[Any, float]],
+) -> tuple[dict[str, NDArray[np.floating]], list[Any]]:
+    """One column a node that any class has, in the nodes' order."""
+    columns = sorted({node for of_class in weights.values() for node in of_class})
+    place = {node: i for i, node in enumerate(columns)}
+    rows = {}
+    for name, of_class in weights.items():
+        row = np.zeros(len(columns), np.float32)
+        row[[place[node] for node in of_class]] = list(of_class.values())
+        rows[name] = row
+    return rows, columns
+
+
+def _gloss_vectors(
+    config: SourceConfig, wordnet: WordNet, senses: Mapping[str, list[int]]
+) -> dict[str, NDArray[np.floating]]:
+    """The mean vector of the words of each class's glosses, frequent words weighing less."""
+    if config.vectors is None:
+        raise UserError("a source of kind glosses needs vectors: name a file of word vectors")
+    counts = {name: gloss_words(wordnet, numbers) for name, numbers in senses.items()}
+    words = {word: [word] for word in sorted({w for of_class in counts.values() for w in of_class})}
+    if not words:
+        return {}
+    read = load_word_vectors(config.vectors, words, missing="drop")
+    vectors = dict(zip(read.class_names, read.vectors, strict=True))
+    frequencies = gloss_frequencies(wordnet)
+    rows = {}
+    for name, of_class in counts.items():
+        known = [word for word in of_class if word in vectors]
+        weights = [of_class[word] * _SIF / (_SIF + frequencies[word]) for word in known]
+        if known:
+            rows[name] = np.average([vectors[word] for word in known], 0, weights)
+    return rows
+
+
+def source_blocks(knowledge: Knowledge, seen: Indices) -> list[F64]:
+    """[C, D] of each source: idf of ancestors, centred over the seen classes, unit rows.
+
+    Only seen classes decide how common an ancestor is and where the centre lies. A class that a
+    source lacks has zeros.
+    """
+    blocks = []
+    for source in knowledge.sources:
+        rows = source.rows
+        if source.is_hierarchy:
+            common = np.maximum((rows[seen] != 0).sum(0), 1)
+            rows = rows * np.log(len(seen) / common)
+        blocks.append(centred_unit_rows(rows, seen))
+    return blocks
+
+
+def centred_unit_rows(rows: F64, seen: Indices) -> F64:
+    """`rows` minus the mean of the seen ones, at length 1; rows of zeros stay out of both."""
+    present = (rows != 0).any(axis=1)
+    inside = np.asarray(seen)[present[seen]]
+    centred = rows - rows[inside].mean(0) if len(inside) else rows.copy()
+    centred[~present] = 0.0
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.where(lengths > 1e-12, lengths, np.inf))
+
+
+def combine_blocks(blocks: Sequence[F64], weights: Sequence[float], seen: Indices) -> F64:
+    """[C, D_w]: weighted blocks side by side, centred over the seen classes, unit rows."""
+    used = [block * weight for block, weight in zip(blocks, weights, strict=True) if weight]
+    return centred_unit_rows(np.concatenate(used, axis=1), seen)

@@ -1,0 +1,273 @@
+"""The sources' weights and the ridge of the relation, chosen by leaving seen classes out.
+
+Folds of the seen classes take turns as unseen: their embeddings are predicted by r Phi from the
+other seen classes, and compared with their own. No unseen class and no zero-shot model takes part.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+from vgse.relations.pivoting import Mask, solve_simplex
+from vgse.relations.solve import solve_relations
+
+F64 = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Weights = tuple[float, ...]
+
+RIDGES = (1e-8, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
+SOURCE_WEIGHTS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+FEWEST_CLASSES = 10
+_NUM_FOLDS, _NUM_REPEATS = 5, 2
+_MAX_CLASSES = 1500  # more are sampled: Gram matrices grow with the square
+_NUM_PERMUTATIONS, _CHANCE = 300, 0.01
+_FIRST_RIDGE = 1e-3  # where a search without a start is quick, and its answers start the others
+_FULL_SPECTRUM = 400
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the curve."""
+
+    weights: Weights  # of the sources
+    ridge: float
+    criterion: float  # mean cosine of predicted and own embeddings
+    standard_error: float  # of that mean, over classes
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, and from what."""
+
+    weights: Weights
+    ridge: float
+    criterion: float
+    standard_error: float
+    permuted: float  # the criterion of the choice with names of held-out classes permuted
+    permuted_best: float  # what the search finds in permuted names, one time in a hundred
+    curve: list[Setting]
+    num_problems: int
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class _Fold:
+    train: Indices
+    held: Indices
+    scores: F64  # [S, D_v] embeddings as z-scores over `train`
+    permutations: Indices  # [P, H] of the held-out classes
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The relations of a fold's held-out classes, in all that does not depend on the ridge."""
+
+    rows: F64  # [S, S] Gram matrix of the knowledge
+    gram: F64  # [T, T], centred
+    linear: F64  # [H, T]
+    largest: float  # eigenvalue of gram
+
+
+def select_relation(
+    embeddings: NDArray[np.floating],
+    blocks: Sequence[NDArray[np.floating]],
+    *,
+    weights: Sequence[float | None] | None = None,
+    ridge: float | None = None,
+    alpha: float = 0.0,
+    seed: int = 0,
+) -> Selection:
+    """The weights and the ridge with the best criterion.
+
+    That is the mean cosine between predicted and own embedding, both as z-scores over the fold's
+    other classes, in five folds, twice. The best setting is taken as it is: settings share classes
+    and folds, so their differences are surer than the standard error, and none is simpler.
+
+    Args:
+        embeddings: Phi [S, D_v] of the seen classes, from their own images.
+        blocks: [S, D] of each source, rows of the same classes; zeros where it lacks one.
+        weights: fixed weights of sources, None for one that is to be chosen.
+        ridge: a fixed ridge; without it one of `RIDGES`.
+        alpha: lower bound of the relation's weights.
+        seed: of folds and permutations.
+    """
+    fixed = list(weights) if weights is not None else [None] * len(blocks)
+    ridges = RIDGES if ridge is None else (ridge,)
+    num_classes = len(embeddings)
+    assert len(fixed) == len(blocks) and all(len(block) == num_classes for block in blocks)
+    if num_classes < FEWEST_CLASSES:
+        return _unchosen(fixed, ridge, num_classes)
+    rng = np.random.default_rng(seed)
+    sample = np.sort(rng.permutation(num_classes)[:_MAX_CLASSES])
+    phi = np.asarray(embeddings, np.float64)[sample]
+    rows = [np.asarray(block, np.float64)[sample] for block in blocks]
+    grams = [block @ block.T for block in rows]
+    folds = [
+        _fold(phi, held, rng)
+        for _ in range(_NUM_REPEATS)
+        for held in np.array_split(rng.permutation(len(sample)), _NUM_FOLDS)
+    ]
+    # lambda_max grows with the classes, and the ridge is relative to that of all of them.
+    scale = num_classes / len(sample)
+    supports: list[Mask | None] = [None] * len(folds)
+    curve: list[Setting] = []
+    chance: list[F64] = []  # [P] criterion of each setting with names permuted
+
+    def evaluate(candidate: Weights) -> float:
+        problems = [_problem(grams, candidate, fold, scale) for fold in folds]
+        best, worse = -np.inf, 0
+        start = min(len(ridges) - 1, int(np.searchsorted(ridges, _FIRST_RIDGE)))
+        for at in [*range(start, -1, -1), *range(start + 1, len(ridges))]:
+            cosines = np.zeros(len(sample))
+            permuted = np.zeros(_NUM_PERMUTATIONS)
+            for i, (fold, problem) in enumerate(zip(folds, problems, strict=True)):
+                relation = _solve(problem, fold, ridges[at], alpha, supports[i])
+                supports[i] = relation > max(alpha, 0) if alpha >= 0 else None
+                matrix = _cosines(relation @ fold.scores[fold.train], fold.scores[fold.held])
+                cosines[fold.held] += matrix.diagonal()
+                permuted += matrix[np.arange(len(matrix)), fold.permutations].sum(1)
+            cosines /= _NUM_REPEATS
+            error = cosines.std(ddof=1) / np.sqrt(len(cosines))
+            curve.append(Setting(candidate, ridges[at], float(cosines.mean()), float(error)))
+            chance.append(permuted / (_NUM_REPEATS * len(sample)))
+            worse = worse + 1 if at > start and curve[-1].criterion < best else 0
+            best = max(best, curve[-1].criterion)
+            if worse == 2:  # the criterion has one maximum over ridges, large ones take longest
+                break
+        return best
+
+    _search(evaluate, fixed)
+    best = max(range(len(curve)), key=lambda i: curve[i].criterion)
+    permuted_best = float(np.quantile(np.max(chance, axis=0), 1 - _CHANCE))
+    warning = None
+    if curve[best].criterion <= permuted_best:
+        warning = (
+            "the names say nothing about the pictures: predicted and own embeddings of held-out "
+            f"classes agree to {curve[best].criterion:.3f}, which permuted names reach too "
+            f"({permuted_best:.3f}); see that names, words and synsets belong to their classes"
+        )
+        _log.warning(warning)
+    chosen = curve[best]
+    return Selection(
+        chosen.weights,
+        chosen.ridge,
+        chosen.criterion,
+        chosen.standard_error,
+        float(chance[best].mean()),
+        permuted_best,
+        sorted(curve, key=lambda setting: (setting.weights, setting.ridge)),
+        len(curve) * _NUM_REPEATS * len(sample),
+        warning,
+    )
+
+
+def _unchosen(fixed: Sequence[float | None], ridge: float | None, num_classes: int) -> Selection:
+    warning = f"{num_classes} seen classes are too few to choose the relation by: defaults are used"
+    _log.warning(warning)
+    weights = tuple(1.0 if weight is None else weight for weight in fixed)
+    nan = float("nan")
+    return Selection(weights, ridge or 0.03, nan, nan, nan, nan, [], 0, warning)
+
+
+def _search(evaluate: Callable[[Weights], float], fixed: Sequence[float | None]) -> None:
+    """Tries each source alone, then weights beside the first one, one source after the other."""
+    tried: dict[Weights, float] = {}
+
+    def best_with(candidates: Sequence[Weights]) -> Weights:
+        for candidate in candidates:
+            if candidate not in tried and any(candidate):
+                tried[candidate] = evaluate(candidate)
+        return max(tried, key=lambda weights: tried[weights])
+
+    count = len(fixed)
+    if all(weight is None for weight in fixed):
+        best_with([tuple(float(j == i) for j in range(count)) for i in range(count)])
+    current = tuple(float(i == 0) if w is None else w for i, w in enumerate(fixed))
+    free = [i for i in range(count) if fixed[i] is None and (i > 0 or any(fixed))]
+    best_with([current])
+    for _ in range(min(2, len(free))):
+        for i in free:
+            current = best_with([(*current[:i], w, *current[i + 1 :]) for w in SOURCE_WEIGHTS])
+    if fixed[0] is None and np.count_nonzero(current[1:]) > 1:
+        best_with([(0.0, *current[1:])])
+
+
+def _fold(phi: F64, held: Indices, rng: np.random.Generator) -> _Fold:
+    train = np.setdiff1d(np.arange(len(phi)), held)
+    mean, spread = phi[train].mean(0), phi[train].std(0)
+    flat = spread <= 1e-9 * np.abs(phi[train]).max(initial=1e-300)
+    scores = (phi - mean) / np.where(flat, np.inf, spread)
+    permutations = rng.permuted(np.tile(np.arange(len(held)), (_NUM_PERMUTATIONS, 1)), axis=1)
+    return _Fold(train, held, scores, permutations)
+
+
+def _problem(grams: Sequence[F64], weights: Weights, fold: _Fold, scale: float) -> _Problem:
+    """What `combine_blocks` does to rows, done to their Gram matrices, with `train` as seen."""
+    summed = np.zeros_like(grams[0])
+    for gram, weight in zip(grams, weights, strict=True):
+        if weight:
+            summed += weight**2 * _centred_unit_gram(gram, fold.train)
+    rows = _centred_unit_gram(summed, fold.train)
+    of_train = rows[np.ix_(fold.train, fold.train)]
+    mean = of_train.mean(0)
+    gram = of_train - mean - mean[:, None] + mean.mean()
+    linear = rows[np.ix_(fold.held, fold.train)] - mean
+    linear -= linear.mean(1, keepdims=True)
+    return _Problem(rows, gram, linear, scale * _largest_eigenvalue(gram))
+
+
+def _centred_unit_gram(gram: F64, train: Indices) -> F64:
+    present = gram.diagonal() > 0
+    inside = train[present[train]]
+    if not inside.size:
+        return np.zeros_like(gram)
+    mean = gram[:, inside].mean(1)
+    centred = gram - mean - mean[:, None] + mean[inside].mean()
+    lengths = np.sqrt(np.maximum(centred.diagonal(), 0.0))
+    factors = np.where(present & (lengths > 1e-6 * lengths.max()), 1.0, 0.0)
+    factors /= np.where(factors > 0, lengths, 1.0)
+    return np.asarray(centred * factors * factors[:, None])
+
+
+def _largest_eigenvalue(gram: F64) -> float:
+    top = len(gram) - 1
+    if len(gram) <= _FULL_SPECTRUM:
+        return float(eigh(gram, eigvals_only=True, subset_by_index=[top, top])[0])
+    start = np.linspace(1.0, 2.0, len(gram)) * gram[0]  # a start of its own would be random
+    return float(eigsh(gram, k=1, v0=start, return_eigenvectors=False)[0])
+
+
+def _solve(problem: _Problem, fold: _Fold, ridge: float, alpha: float, support: Mask | None) -> F64:
+    """Relations [H, T] of the held-out classes; those of `solve_relations`, r <= 1 left out."""
+    share = 1.0 - len(problem.gram) * alpha  # r = alpha + share q, q on the simplex
+    if share <= 0:
+        return np.full(problem.linear.shape, 1 / len(problem.gram))
+    if alpha < 0:
+        support = np.ones(problem.linear.shape, np.bool_)  # the closed form, where it holds
+    absolute = max(ridge * problem.largest, 1e-300)
+    found, solved = solve_simplex(problem.gram, absolute, problem.linear / share, support)
+    relation = alpha + share * found
+    if not solved.all():
+        values, vectors = eigh(problem.rows)
+        points = vectors * np.sqrt(np.maximum(values, 0.0))
+        relative = absolute / _largest_eigenvalue(problem.gram)
+        rest = points[fold.held[~solved]]
+        relation[~solved] = solve_relations(
+            rest, points[fold.train], alpha=alpha, ridge=relative
+        ).weights
+    return relation
+
+
+def _cosines(predicted: F64, own: F64) -> F64:
+    """[H, H] of every prediction with every own embedding; 0 where one of them is zero."""
+    rows = [predicted, own]
+    lengths = [np.linalg.norm(row, axis=1, keepdims=True) for row in rows]
+    units = [row / np.where(n > 0, n, np.inf) for row, n in zip(rows, lengths, strict=True)]
+    return np.asarray(units[0] @ units[1].T)
