@@ -46,13 +46,13 @@ class WordNet:
 
     def senses(self, lemma: str) -> list[int]:
         """Synsets of a lemma, the most frequent sense first."""
+        parts = self.index[lemma].split()
         try:
-            parts = self.index[lemma].split()
-            count = int(parts[2])
-            found = [int(part) for part in parts[-count:]]
+            found = [int(part) for part in parts[6 + int(parts[3]) :]]
+            complete = len(found) == int(parts[2]) > 0
         except (ValueError, IndexError):
-            found, count = [], 1
-        if len(found) != count or len(parts) < 6 + count:
+            complete = False
+        if not complete:
             raise UserError(f"{self.folder}/index.noun: the line of {lemma} is damaged; {REMEDY}")
         return found
 

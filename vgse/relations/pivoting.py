@@ -7,6 +7,8 @@ ends after finitely many steps. Up to a factor q is the optimum of ``x'Mx + (sum
 ``x >= 0``, M the Gram matrix of the points minus the row's target, so the sum needs no care.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
@@ -40,35 +42,50 @@ def solve_simplex(
     # it their Gram matrix is singular.
     shifted = gram + gram.diagonal().mean()
     shifted[np.diag_indices_from(shifted)] += ridge
-    support = _nearest(gram, linear) if support is None else support.copy()
+    if support is None:
+        support = np.zeros(linear.shape, np.bool_)
+        nearest = (0.5 * gram.diagonal() - linear).argmin(1)
+        support[np.arange(len(linear)), nearest] = True
     weights = np.zeros_like(linear)
     solved = np.zeros(len(linear), np.bool_)
     for with_inverse in (True, False):  # a small ridge may need more digits than an inverse has
         rows = np.flatnonzero(~solved)
         if rows.size:
-            solver = _EqualitySolver(shifted, with_inverse)
-            weights[rows], solved[rows] = _pivot(solver, linear[rows], support[rows])
+            answer = _pivot(shifted, linear[rows], support[rows], with_inverse)
+            weights[rows], solved[rows] = answer
     weights = np.maximum(weights, 0.0)
     return weights / weights.sum(1, keepdims=True), solved
 
 
-def _pivot(solver: "_EqualitySolver", linear: F64, support: Mask) -> tuple[F64, Mask]:
-    """Solutions before the last rounding below 0, and which are optimal; changes `support`."""
-    weights = np.zeros_like(linear)
-    best = np.full(len(linear), linear.shape[1] + 1)
-    patience = np.zeros(len(linear), np.int64)
-    going = np.arange(len(linear))
+def _pivot(shifted: F64, linear: F64, support: Mask, with_inverse: bool) -> tuple[F64, Mask]:
+    """Optima on the last supports, and which of them are optimal at all; changes `support`."""
+    num_rows, num_points = linear.shape
+    inverse: F64 | None = None
+    weights, exact = np.zeros_like(linear), np.zeros(num_rows, np.bool_)
+    best = np.full(num_rows, num_points + 1)
+    patience = np.zeros(num_rows, np.int64)
+    going = np.arange(num_rows)
     for _ in range(_MAX_STEPS):
-        inside = support[going]
-        found = solver(linear[going], inside)
-        gradient = found @ solver.shifted - linear[going]
-        level = (gradient * inside).sum(1, keepdims=True) / inside.sum(1, keepdims=True)
+        inside, b = support[going], linear[going]
+        sizes = inside.sum(1)
+        dense = (2 * sizes > max(num_points, 2 * _SMALL)) & with_inverse
+        if inverse is None and dense.sum() >= _DENSE_ROWS:
+            inverse = np.asarray(np.linalg.inv(shifted), np.float64)
+        if inverse is None:
+            dense[:] = False
+        found = np.empty_like(b)
+        found[~dense] = _by_support(shifted, b[~dense], inside[~dense])
+        if inverse is not None:
+            found[dense] = _by_rest(inverse, b[dense], inside[dense])
+        gradient = found @ shifted - b
+        level = (gradient * inside).sum(1, keepdims=True) / sizes[:, None]
         wrong = np.where(inside, found < -_TOLERANCE, gradient < level - _TOLERANCE)
         weights[going] = found
+        exact[going] = np.abs(np.where(inside, gradient - level, 0.0)).max(1) <= 10 * _TOLERANCE
         count = wrong.sum(1)
         patience[going] = np.where(count < best[going], _PATIENCE, patience[going] - 1)
         best[going] = np.minimum(best[going], count)
-        last = linear.shape[1] - 1 - wrong[:, ::-1].argmax(1)
+        last = num_points - 1 - wrong[:, ::-1].argmax(1)
         stuck = np.flatnonzero((patience[going] < 0) & (count > 0))
         wrong[stuck] = False
         wrong[stuck, last[stuck]] = True
@@ -76,72 +93,71 @@ def _pivot(solver: "_EqualitySolver", linear: F64, support: Mask) -> tuple[F64, 
         going = going[count > 0]
         if not going.size:
             break
-    solved = np.ones(len(linear), np.bool_)
-    solved[going] = False
-    return weights, solved
+    exact[going] = False
+    return weights, exact
 
 
-def _nearest(gram: F64, linear: F64) -> Mask:
-    support = np.zeros(linear.shape, np.bool_)
-    support[np.arange(len(linear)), (0.5 * gram.diagonal() - linear).argmin(1)] = True
-    return support
-
-
-class _EqualitySolver:
+def _by_support(shifted: F64, linear: F64, support: Mask) -> F64:
     """The optimum of each row on its support with sum 1, whatever its signs."""
-
-    def __init__(self, shifted: F64, with_inverse: bool) -> None:
-        self.shifted = shifted
-        self.with_inverse = with_inverse
-        self.inverse: F64 | None = None
-
-    def __call__(self, linear: F64, support: Mask) -> F64:
-        found = np.zeros_like(linear)
-        sizes = support.sum(1)
-        dense = 2 * sizes > max(linear.shape[1], 2 * _SMALL)
-        if self.with_inverse and self.inverse is None and dense.sum() >= _DENSE_ROWS:
-            self.inverse = np.asarray(np.linalg.inv(self.shifted), np.float64)
-        order = np.argsort(sizes, kind="stable")
-        start = 0
-        while start < len(order):
-            size = int(sizes[order[start]])
-            rows = order[start : start + 1]
-            if size <= _SMALL:
-                rows = order[start : start + 1 + _BATCH_NUMBERS // size**2]
-                rows = rows[sizes[rows] <= min(size + 4, _SMALL)]
-                self._small(linear, support, rows, found)
-            elif dense[rows[0]] and self.inverse is not None:
-                self._dense(self.inverse, linear, support, rows[0], found)
-            else:
-                at = np.flatnonzero(support[rows[0]])
-                right = np.stack([linear[rows[0], at], np.ones(size)], 1)
-                found[rows[0], at] = _with_sum_one(dposv(self.shifted[np.ix_(at, at)], right)[1])
-            start += len(rows)
-        return found
-
-    def _small(self, linear: F64, support: Mask, rows: NDArray[np.int64], found: F64) -> None:
-        """All `rows` at once, smaller supports filled up with equations x = 0."""
-        sizes = support[rows].sum(1)
-        at = np.argsort(~support[rows], axis=1, kind="stable")[:, : sizes.max()]
-        empty = np.arange(at.shape[1]) >= sizes[:, None]
-        blocks = self.shifted[at[:, :, None], at[:, None, :]]
-        blocks[empty[:, :, None] | empty[:, None, :]] = 0.0
-        diagonal = np.arange(at.shape[1])
-        blocks[:, diagonal, diagonal] += empty
-        right = np.stack([linear[rows[:, None], at], np.ones(at.shape)], 2)
-        right[empty] = 0.0
-        found[rows[:, None], at] = _with_sum_one(np.linalg.solve(blocks, right))
-
-    def _dense(self, inverse: F64, linear: F64, support: Mask, row: int, found: F64) -> None:
-        """By the few coordinates that are out: x = A^-1 (right + E m), m such that they are 0."""
-        out, at = np.flatnonzero(~support[row]), np.flatnonzero(support[row])
-        whole = inverse @ np.stack([linear[row], np.ones(len(inverse))], 1)
-        moved = np.asarray(np.linalg.solve(inverse[np.ix_(out, out)], whole[out]), np.float64)
-        found[row, at] = _with_sum_one(whole[at] - inverse[np.ix_(at, out)] @ moved)
+    found = np.zeros_like(linear)
+    ones = np.ones(len(shifted))
+    for rows, at, empty in _batches(support, _SMALL):
+        if at.shape[1] > _SMALL:  # one row
+            right = np.stack([linear[rows[0], at[0]], ones[at[0]]], 1)
+            solution = dposv(shifted[np.ix_(at[0], at[0])], right)[1][None]
+        else:
+            right = np.stack([linear[rows[:, None], at], ones[at]], 2)
+            solution = _solve_blocks(shifted, at, empty, right)
+        found[rows[:, None], at] += _with_sum_one(solution[..., 0], solution[..., 1])
+    return found
 
 
-def _with_sum_one(solutions: NDArray[np.floating]) -> F64:
-    """From A^-1 [b, 1] along the last axis to A^-1 (b - level), which has the sum 1."""
-    of_linear, of_ones = solutions[..., 0], solutions[..., 1]
-    level = (of_linear.sum(-1, keepdims=True) - 1.0) / of_ones.sum(-1, keepdims=True)
+def _by_rest(inverse: F64, linear: F64, support: Mask) -> F64:
+    """The same by the few coordinates that are out, which multipliers m keep at 0.
+
+    x = A^-1 (b - level + E m), E the columns of the identity at these coordinates.
+    """
+    plain, ones = linear @ inverse, inverse.sum(0)
+    multipliers = np.zeros((2, *linear.shape))
+    for rows, at, empty in _batches(~support, len(inverse)):
+        right = np.stack([plain[rows[:, None], at], ones[at]], 2)
+        solution = _solve_blocks(inverse, at, empty, right)
+        multipliers[:, rows[:, None], at] += np.moveaxis(solution, 2, 0)
+    of_linear, of_ones = plain - multipliers[0] @ inverse, ones - multipliers[1] @ inverse
+    return _with_sum_one(of_linear * support, of_ones * support)
+
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64], Mask]
+
+
+def _batches(members: Mask, largest: int) -> Iterator[Batch]:
+    """Rows of about as many members, up to `largest` together, and single rows above.
+
+    Yields rows [R], the places of their members [R, K], and which of these are none.
+    """
+    sizes = members.sum(1)
+    order = np.argsort(sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    while order.size:
+        size = int(sizes[order[0]])
+        rows = order[: 1 + (_BATCH_NUMBERS // size**2 if size <= largest else 0)]
+        rows = rows[sizes[rows] <= max(size, min(size + size // 8 + 4, largest))]
+        order = order[len(rows) :]
+        at = np.argsort(~members[rows], axis=1, kind="stable")[:, : sizes[rows].max()]
+        yield rows, at, np.arange(at.shape[1]) >= sizes[rows, None]
+
+
+def _solve_blocks(matrix: F64, at: NDArray[np.int64], empty: Mask, right: F64) -> F64:
+    """Solutions [R, K, 2] of the blocks `at` of a matrix, 0 where `empty`."""
+    blocks = matrix[at[:, :, None], at[:, None, :]]
+    blocks[empty[:, :, None] | empty[:, None, :]] = 0.0
+    diagonal = np.arange(at.shape[1])
+    blocks[:, diagonal, diagonal] += empty
+    right[empty] = 0.0
+    return np.asarray(np.linalg.solve(blocks, right), np.float64)
+
+
+def _with_sum_one(of_linear: F64, of_ones: F64) -> F64:
+    """A^-1 (b - level) with sum 1 from A^-1 b and A^-1 1."""
+    level = (of_linear.sum(1, keepdims=True) - 1.0) / of_ones.sum(1, keepdims=True)
     return np.asarray(of_linear - level * of_ones)

@@ -14,19 +14,21 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 
 from vgse.relations.pivoting import Mask, solve_simplex
-from vgse.relations.solve import solve_relations
+from vgse.relations.smo import solve_relations
 
 F64 = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Weights = tuple[float, ...]
 
 RIDGES = (1e-8, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-SOURCE_WEIGHTS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+SOURCE_WEIGHTS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 FEWEST_CLASSES = 10
 _NUM_FOLDS, _NUM_REPEATS = 5, 2
 _MAX_CLASSES = 1500  # more are sampled: Gram matrices grow with the square
 _NUM_PERMUTATIONS, _CHANCE = 300, 0.01
-_FIRST_RIDGE = 1e-3  # where a search without a start is quick, and its answers start the others
+_FIRST_RIDGE = 0.1
+_PATIENCE = 2  # ridges that are worse, before a search along them ends
+_MAX_ROUNDS = 4
 _FULL_SPECTRUM = 400
 
 _log = logging.getLogger(__name__)
@@ -117,33 +119,27 @@ def select_relation(
     # lambda_max grows with the classes, and the ridge is relative to that of all of them.
     scale = num_classes / len(sample)
     supports: list[Mask | None] = [None] * len(folds)
+    problems: dict[Weights, list[_Problem]] = {}
     curve: list[Setting] = []
     chance: list[F64] = []  # [P] criterion of each setting with names permuted
 
-    def evaluate(candidate: Weights) -> float:
-        problems = [_problem(grams, candidate, fold, scale) for fold in folds]
-        best, worse = -np.inf, 0
-        start = min(len(ridges) - 1, int(np.searchsorted(ridges, _FIRST_RIDGE)))
-        for at in [*range(start, -1, -1), *range(start + 1, len(ridges))]:
-            cosines = np.zeros(len(sample))
-            permuted = np.zeros(_NUM_PERMUTATIONS)
-            for i, (fold, problem) in enumerate(zip(folds, problems, strict=True)):
-                relation = _solve(problem, fold, ridges[at], alpha, supports[i])
-                supports[i] = relation > max(alpha, 0) if alpha >= 0 else None
-                matrix = _cosines(relation @ fold.scores[fold.train], fold.scores[fold.held])
-                cosines[fold.held] += matrix.diagonal()
-                permuted += matrix[np.arange(len(matrix)), fold.permutations].sum(1)
-            cosines /= _NUM_REPEATS
-            error = cosines.std(ddof=1) / np.sqrt(len(cosines))
-            curve.append(Setting(candidate, ridges[at], float(cosines.mean()), float(error)))
-            chance.append(permuted / (_NUM_REPEATS * len(sample)))
-            worse = worse + 1 if at > start and curve[-1].criterion < best else 0
-            best = max(best, curve[-1].criterion)
-            if worse == 2:  # the criterion has one maximum over ridges, large ones take longest
-                break
-        return best
+    def evaluate(candidate: Weights, ridge: float) -> float:
+        if candidate not in problems:
+            problems.clear()
+            problems[candidate] = [_problem(grams, candidate, fold, scale) for fold in folds]
+        cosines, permuted = np.zeros(len(sample)), np.zeros(_NUM_PERMUTATIONS)
+        for i, (fold, problem) in enumerate(zip(folds, problems[candidate], strict=True)):
+            relation = _solve(problem, fold, ridge, alpha, supports[i])
+            supports[i] = relation > alpha
+            matrix = _cosines(relation @ fold.scores[fold.train], fold.scores[fold.held])
+            cosines[fold.held] += matrix.diagonal() / _NUM_REPEATS
+            permuted += matrix[np.arange(len(matrix)), fold.permutations].sum(1) / _NUM_REPEATS
+        error = cosines.std(ddof=1) / np.sqrt(len(cosines))
+        curve.append(Setting(candidate, ridge, float(cosines.mean()), float(error)))
+        chance.append(permuted / len(sample))
+        return curve[-1].criterion
 
-    _search(evaluate, fixed)
+    _climb(evaluate, fixed, ridges)
     best = max(range(len(curve)), key=lambda i: curve[i].criterion)
     permuted_best = float(np.quantile(np.max(chance, axis=0), 1 - _CHANCE))
     warning = None
@@ -172,31 +168,60 @@ def _unchosen(fixed: Sequence[float | None], ridge: float | None, num_classes: i
     warning = f"{num_classes} seen classes are too few to choose the relation by: defaults are used"
     _log.warning(warning)
     weights = tuple(1.0 if weight is None else weight for weight in fixed)
-    nan = float("nan")
-    return Selection(weights, ridge or 0.03, nan, nan, nan, nan, [], 0, warning)
+    return Selection(weights, ridge or _FIRST_RIDGE, 0.0, 0.0, 0.0, 0.0, [], 0, warning)
 
 
-def _search(evaluate: Callable[[Weights], float], fixed: Sequence[float | None]) -> None:
-    """Tries each source alone, then weights beside the first one, one source after the other."""
-    tried: dict[Weights, float] = {}
+def _climb(
+    evaluate: Callable[[Weights, float], float],
+    fixed: Sequence[float | None],
+    ridges: Sequence[float],
+) -> None:
+    """Each source alone, then the best weight of one source or the best ridge, in turn."""
+    tried: dict[tuple[Weights, int], float] = {}
 
-    def best_with(candidates: Sequence[Weights]) -> Weights:
-        for candidate in candidates:
-            if candidate not in tried and any(candidate):
-                tried[candidate] = evaluate(candidate)
-        return max(tried, key=lambda weights: tried[weights])
+    def score(weights: Weights, at: int) -> float:
+        if (weights, at) not in tried:
+            tried[weights, at] = evaluate(weights, ridges[at])
+        return tried[weights, at]
+
+    def along_ridges(weights: Weights, start: int) -> None:
+        best = score(weights, start)
+        for path in (range(start - 1, -1, -1), range(start + 1, len(ridges))):
+            worse = 0
+            for at in path:
+                worse = worse + 1 if score(weights, at) < best else 0
+                best = max(best, score(weights, at))
+                if worse == _PATIENCE:
+                    break
 
     count = len(fixed)
+    start = int(np.abs(np.log(ridges) - np.log(_FIRST_RIDGE)).argmin())
+    first = tuple(float(i == 0) if w is None else w for i, w in enumerate(fixed))
+    along_ridges(first, start)
+    score(first, 0)  # the paper's: word vectors with a ridge that only breaks ties
     if all(weight is None for weight in fixed):
-        best_with([tuple(float(j == i) for j in range(count)) for i in range(count)])
-    current = tuple(float(i == 0) if w is None else w for i, w in enumerate(fixed))
+        for i in range(1, count):
+            along_ridges(tuple(float(i == j) for j in range(count)), start)
+    at = max(tried, key=lambda setting: tried[setting])[1]
     free = [i for i in range(count) if fixed[i] is None and (i > 0 or any(fixed))]
-    best_with([current])
-    for _ in range(min(2, len(free))):
+    current: tuple[Weights, int] | None = None
+    for _ in range(_MAX_ROUNDS if free else 0):
+        before, current = current, (first, at) if current is None else current
         for i in free:
-            current = best_with([(*current[:i], w, *current[i + 1 :]) for w in SOURCE_WEIGHTS])
-    if fixed[0] is None and np.count_nonzero(current[1:]) > 1:
-        best_with([(0.0, *current[1:])])
+            weights, at = current
+            for weight in SOURCE_WEIGHTS:
+                candidate = (*weights[:i], weight, *weights[i + 1 :])
+                if any(candidate):
+                    score(candidate, at)
+            beside = [setting for setting in tried if setting[0][0] == first[0]]
+            current = max(beside, key=lambda setting: tried[setting])
+        along_ridges(*current)
+        beside = [setting for setting in tried if setting[0][0] == first[0]]
+        current = max(beside, key=lambda setting: tried[setting])
+        if current == before:
+            break
+    if current and fixed[0] is None and np.count_nonzero(current[0][1:]) > 1:
+        score((0.0, *current[0][1:]), current[1])
 
 
 def _fold(phi: F64, held: Indices, rng: np.random.Generator) -> _Fold:
