@@ -43,23 +43,26 @@ def solve_simplex(
     shifted = gram + gram.diagonal().mean()
     shifted[np.diag_indices_from(shifted)] += ridge
     if support is None:
-        support = np.zeros(linear.shape, np.bool_)
         nearest = (0.5 * gram.diagonal() - linear).argmin(1)
-        support[np.arange(len(linear)), nearest] = True
-    weights = np.zeros_like(linear)
-    solved = np.zeros(len(linear), np.bool_)
-    for with_inverse in (True, False):  # a small ridge may need more digits than an inverse has
-        rows = np.flatnonzero(~solved)
-        if rows.size:
-            answer = _pivot(shifted, linear[rows], support[rows], with_inverse)
-            weights[rows], solved[rows] = answer
+        support = np.arange(len(gram)) == nearest[:, None]
+    weights, solved = _pivot(shifted, linear, support, with_inverse=True)
+    for easier in (False, True):
+        left = np.flatnonzero(~solved)
+        if not left.size:
+            break
+        start = support[left]
+        if easier and ridge < gram.diagonal().mean():  # a small ridge needs a start from near by,
+            start = solve_simplex(gram, 1000 * ridge, linear[left])[0] > 0
+        answer = _pivot(shifted, linear[left], start, with_inverse=False)  # and all digits
+        weights[left], solved[left] = answer
     weights = np.maximum(weights, 0.0)
     return weights / weights.sum(1, keepdims=True), solved
 
 
 def _pivot(shifted: F64, linear: F64, support: Mask, with_inverse: bool) -> tuple[F64, Mask]:
-    """Optima on the last supports, and which of them are optimal at all; changes `support`."""
+    """Optima on the last supports, and which of them are optimal at all."""
     num_rows, num_points = linear.shape
+    support = support.copy()
     inverse: F64 | None = None
     weights, exact = np.zeros_like(linear), np.zeros(num_rows, np.bool_)
     best = np.full(num_rows, num_points + 1)

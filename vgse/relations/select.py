@@ -122,21 +122,24 @@ def select_relation(
     problems: dict[Weights, list[_Problem]] = {}
     curve: list[Setting] = []
     chance: list[F64] = []  # [P] criterion of each setting with names permuted
+    elsewhere: list[float] = []  # its mean over permutations that leave no name in its place
 
     def evaluate(candidate: Weights, ridge: float) -> float:
         if candidate not in problems:
             problems.clear()
             problems[candidate] = [_problem(grams, candidate, fold, scale) for fold in folds]
-        cosines, permuted = np.zeros(len(sample)), np.zeros(_NUM_PERMUTATIONS)
+        cosines, permuted, others = np.zeros(len(sample)), np.zeros(_NUM_PERMUTATIONS), 0.0
         for i, (fold, problem) in enumerate(zip(folds, problems[candidate], strict=True)):
             relation = _solve(problem, fold, ridge, alpha, supports[i])
             supports[i] = relation > alpha
             matrix = _cosines(relation @ fold.scores[fold.train], fold.scores[fold.held])
             cosines[fold.held] += matrix.diagonal() / _NUM_REPEATS
             permuted += matrix[np.arange(len(matrix)), fold.permutations].sum(1) / _NUM_REPEATS
+            others += (matrix.sum() - matrix.trace()) / max(1, len(matrix) - 1) / _NUM_REPEATS
         error = cosines.std(ddof=1) / np.sqrt(len(cosines))
         curve.append(Setting(candidate, ridge, float(cosines.mean()), float(error)))
         chance.append(permuted / len(sample))
+        elsewhere.append(others / len(sample))
         return curve[-1].criterion
 
     _climb(evaluate, fixed, ridges)
@@ -156,7 +159,7 @@ def select_relation(
         chosen.ridge,
         chosen.criterion,
         chosen.standard_error,
-        float(chance[best].mean()),
+        elsewhere[best],
         permuted_best,
         sorted(curve, key=lambda setting: (setting.weights, setting.ridge)),
         len(curve) * _NUM_REPEATS * len(sample),
@@ -272,7 +275,7 @@ def _largest_eigenvalue(gram: F64) -> float:
 def _solve(problem: _Problem, fold: _Fold, ridge: float, alpha: float, support: Mask | None) -> F64:
     """Relations [H, T] of the held-out classes; those of `solve_relations`, r <= 1 left out."""
     share = 1.0 - len(problem.gram) * alpha  # r = alpha + share q, q on the simplex
-    if share <= 0:
+    if share <= 0 or problem.largest <= 1e-12:  # nothing to choose, or classes all alike
         return np.full(problem.linear.shape, 1 / len(problem.gram))
     if alpha < 0:
         support = np.ones(problem.linear.shape, np.bool_)  # the closed form, where it holds
