@@ -202,28 +202,33 @@ def _climb(
     first = tuple(float(i == 0) if w is None else w for i, w in enumerate(fixed))
     along_ridges(first, start)
     score(first, 0)  # the paper's: word vectors with a ridge that only breaks ties
-    if all(weight is None for weight in fixed):
+    all_free = all(weight is None for weight in fixed)
+    if all_free:
         for i in range(1, count):
             along_ridges(tuple(float(i == j) for j in range(count)), start)
-    at = max(tried, key=lambda setting: tried[setting])[1]
-    free = [i for i in range(count) if fixed[i] is None and (i > 0 or any(fixed))]
-    current: tuple[Weights, int] | None = None
+    # Where all are free the first stays at 1, as only ratios matter.
+    free = [i for i in range(count) if fixed[i] is None and (i > 0 or not all_free)]
+
+    def best() -> tuple[Weights, int]:
+        return max(
+            (s for s in tried if s[0][0] == first[0] or not all_free), key=lambda s: tried[s]
+        )
+
+    current = first, start
     for _ in range(_MAX_ROUNDS if free else 0):
-        before, current = current, (first, at) if current is None else current
+        before = current
         for i in free:
             weights, at = current
             for weight in SOURCE_WEIGHTS:
                 candidate = (*weights[:i], weight, *weights[i + 1 :])
                 if any(candidate):
                     score(candidate, at)
-            beside = [setting for setting in tried if setting[0][0] == first[0]]
-            current = max(beside, key=lambda setting: tried[setting])
+            current = best()
         along_ridges(*current)
-        beside = [setting for setting in tried if setting[0][0] == first[0]]
-        current = max(beside, key=lambda setting: tried[setting])
+        current = best()
         if current == before:
             break
-    if current and fixed[0] is None and np.count_nonzero(current[0][1:]) > 1:
+    if all_free and np.count_nonzero(current[0][1:]) > 1:
         score((0.0, *current[0][1:]), current[1])
 
 

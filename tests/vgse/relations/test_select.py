@@ -95,6 +95,9 @@ def test_fixed_weights_and_a_fixed_ridge_stay() -> None:
     fixed = select_relation(embeddings[SEEN], blocks, weights=[1.0, 0.7])
     assert {setting.weights for setting in fixed.curve} == {(1.0, 0.7)}
     assert len({setting.ridge for setting in fixed.curve}) > 1
+    first = select_relation(embeddings[SEEN], blocks, weights=[None, 1.0]).curve
+    assert {setting.weights[1] for setting in first} == {1.0}
+    assert len({setting.weights[0] for setting in first}) > 5
     both = select_relation(embeddings[SEEN], blocks, weights=[1.0, None], ridge=0.02)
     assert {setting.ridge for setting in both.curve} == {0.02}
     assert len({setting.weights for setting in both.curve}) > 5
