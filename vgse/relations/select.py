@@ -187,21 +187,21 @@ def _climb(
             tried[weights, at] = evaluate(weights, ridges[at])
         return tried[weights, at]
 
-    def along_ridges(weights: Weights, start: int) -> None:
+    def along_ridges(weights: Weights, start: int, *, to_smallest: bool = False) -> None:
         best = score(weights, start)
         for path in (range(start - 1, -1, -1), range(start + 1, len(ridges))):
             worse = 0
             for at in path:
                 worse = worse + 1 if score(weights, at) < best else 0
                 best = max(best, score(weights, at))
-                if worse == _PATIENCE:
+                if worse == _PATIENCE and not (to_smallest and at < start):
                     break
 
     count = len(fixed)
     start = int(np.abs(np.log(ridges) - np.log(_FIRST_RIDGE)).argmin())
     first = tuple(float(i == 0) if w is None else w for i, w in enumerate(fixed))
-    along_ridges(first, start)
-    score(first, 0)  # the paper's: word vectors with a ridge that only breaks ties
+    # The smallest ridge only breaks ties: with word vectors that is the paper's relation.
+    along_ridges(first, start, to_smallest=True)
     all_free = all(weight is None for weight in fixed)
     if all_free:
         for i in range(1, count):
