@@ -18,10 +18,10 @@ from vgse.errors import UserError
 from vgse.relations import CachedSolver
 from vgse.zsl.data import Features, Indices, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
+from vgse.zsl.hyperparameters import choose, final_result
 from vgse.zsl.models import find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import RowInputs, assembled, smo_row
-from vgse.zsl.select import choose, final_result
 
 _INNER_SHARE = 0.2
 MEASURES = ("zsl", "seen", "unseen", "harmonic_mean")

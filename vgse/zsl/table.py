@@ -12,10 +12,10 @@ from vgse.errors import UserError
 from vgse.relations import CachedSolver, Relations
 from vgse.zsl.data import ZslData
 from vgse.zsl.folds import Fold, PreparedFold, TestGuard, class_means, prepare, validation_fold
+from vgse.zsl.hyperparameters import Choice, choose, final_result
 from vgse.zsl.models import Model, find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import Row, RowInputs, assembled
-from vgse.zsl.select import Choice, choose, final_result
 from vgse.zsl.summary import summary_sentence
 
 _SEEDED_ROWS = ("random", "permuted")

@@ -6,6 +6,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from vgse.zsl.folds import final_fold, prepare
+from vgse.zsl.hyperparameters import generalised_scores, zsl_top1
 from vgse.zsl.metrics import calibrated_stacking, per_class_top1
 from vgse.zsl.models.cada_vae import (
     AlignedAutoencoders,
@@ -16,7 +17,6 @@ from vgse.zsl.models.cada_vae import (
 )
 from vgse.zsl.models.closed_form import fit_eszsl
 from vgse.zsl.rows import assembled
-from vgse.zsl.select import generalised_scores, zsl_top1
 from zsl_toy import make_toy
 
 TOY = make_toy()

@@ -17,7 +17,7 @@ from vgse.zsl.models.bilinear import (
     span,
 )
 from vgse.zsl.models.closed_form import eszsl_matrix, fit_prototype, sae_matrix
-from vgse.zsl.select import zsl_top1
+from vgse.zsl.hyperparameters import zsl_top1
 from zsl_toy import make_toy
 
 RNG = np.random.default_rng(0)

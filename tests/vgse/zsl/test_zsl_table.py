@@ -13,10 +13,10 @@ from vgse.config import EvaluationConfig, RelationConfig
 from vgse.relations import solve_relations
 from vgse.zsl import table as zsl_table
 from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
+from vgse.zsl.hyperparameters import Choice, final_result, generalised_scores
 from vgse.zsl.metrics import calibrated_stacking
 from vgse.zsl.models import MODELS
 from vgse.zsl.rows import RowInputs, assembled, derangement, external_rows, table_rows
-from vgse.zsl.select import Choice, final_result, generalised_scores
 from vgse.zsl.show import evaluation_table
 from vgse.zsl.summary import summary_sentence
 from zsl_toy import make_toy
