@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from distributed.storage import absolute
 from distributed.train.loggers import check_tracking
 from shards.manifest import Manifest, load_manifest
 from shards.objects import is_remote, join_url
-from vgse.config import RunConfig, to_dict, validate
+from vgse.config import RunConfig, SourceConfig, to_dict, validate
 from vgse.errors import UserError
 from vgse.images.backbones import build_backbone
-from vgse.knowledge.words import load_word_vectors, normalise_words
+from vgse.knowledge.sources import Knowledge, load_knowledge
+from vgse.knowledge.words import WordVectors, load_word_vectors, normalise_words
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Prepared:
     val: NDArray[np.int64]  # validation classes, part of seen
     trained: NDArray[np.int64]  # classes that are trained on: seen, or seen without val
     word_vectors: NDArray[np.float64]  # [C, D_w], centred, rows of length 1; NaN if dropped
+    knowledge: Knowledge  # of all classes; zeros if dropped
     num_features: int
     cache: str
     fingerprint: str
@@ -42,15 +45,18 @@ def prepare(config: RunConfig) -> Prepared:
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words
     )
+    knowledge = _load_knowledge(config, words, manifest.synsets, manifest.class_words)
     row = {name: i for i, name in enumerate(manifest.class_names)}
-    kept = np.array([row[name] for name in words.class_names])
+    kept = np.array([row[name] for name in knowledge.class_names])
+    has_words = set(knowledge.class_names)
+    of_kept = [name in has_words for name in words.class_names]
     seen, unseen, val = (
         np.array(indices, np.int64)[np.isin(indices, kept)]
         for indices in (manifest.seen, manifest.unseen, manifest.val)
     )
     _check_data(config, manifest, len(seen), len(unseen), len(val))
     vectors = np.full((len(row), words.vectors.shape[1]), np.nan)
-    vectors[kept] = words.vectors
+    vectors[kept] = words.vectors[of_kept]
     vectors = normalise_words(vectors, seen)
     return Prepared(
         manifest=manifest,
@@ -59,10 +65,33 @@ def prepare(config: RunConfig) -> Prepared:
         val=val,
         trained=np.setdiff1d(seen, val) if config.training.classes == "train" else seen,
         word_vectors=vectors,
+        knowledge=knowledge.of_classes(manifest.class_names),
         num_features=_check_backbone(config),
         cache=_cache_root(config),
         fingerprint=_fingerprint(config, manifest, vectors),
     )
+
+
+def _load_knowledge(
+    config: RunConfig,
+    words: WordVectors,
+    synsets: Mapping[str, str],
+    class_words: Mapping[str, list[str]],
+) -> Knowledge:
+    """All sources for the classes that have words."""
+    sources = []
+    for index, source in enumerate(config.knowledge or [SourceConfig("words")]):
+        if source.kind != "words" and not source.path:
+            raise UserError(
+                f"knowledge[{index}]: {source.kind} needs a path; name its file or folder"
+            )
+        if source.kind == "words" and source.path in ("", config.data.words):
+            source = replace(source, path=config.data.words)
+        elif source.kind == "glosses" and source.vectors is None:
+            source = replace(source, vectors=config.data.words)
+        sources.append(source)
+    of_words = {name: class_words[name] for name in words.class_names}
+    return load_knowledge(sources, of_words, synsets, {config.data.words: words})
 
 
 def _check_backbone(config: RunConfig) -> int:

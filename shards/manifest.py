@@ -28,11 +28,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """A class, its role (val is a seen class used for choices) and the words of its name."""
+    """A class, its role (val is a seen class used for choices) and the words of its name.
+
+    `synset` is its entry in WordNet, such as n02084071 or dog.n.01, where the words do not say it.
+    """
 
     name: str
     role: str
     words: list[str]
+    synset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class Manifest:
         words = {entry.name: entry.words for entry in self.classes}
         return {name: words[name] for name in self.class_names}
 
+    @cached_property
+    def synsets(self) -> dict[str, str]:
+        """The synsets that are named, by class."""
+        return {entry.name: entry.synset for entry in self.classes if entry.synset}
+
     @property
     def num_patches(self) -> int:
         """N, the boxes of every picture."""
@@ -135,8 +144,16 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over everything but the url: equal for copies of the same shards."""
-        content = {key: value for key, value in asdict(self).items() if key != "url"}
+        content = {key: value for key, value in _as_dict(self).items() if key != "url"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
+    content = asdict(manifest)
+    for entry in content["classes"]:
+        if entry["synset"] is None:  # as in manifests that know no synsets
+            del entry["synset"]
+    return content
 
 
 def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
@@ -166,7 +183,7 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
 def manifest_json(manifest: Manifest) -> str:
     """The manifest as text, one class or shard a line so that changes show in a diff."""
     lines = []
-    for key, value in asdict(manifest).items():
+    for key, value in _as_dict(manifest).items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value:
             rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)

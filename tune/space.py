@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch and Optuna take seconds: not for --help
 
 _FIXED = {
     ("data.", "backbone."): "one feature cache serves all trials",
+    ("knowledge",): "its weights are chosen in every trial",
     ("evaluation.",): "all trials are judged alike",
     ("cluster.", "tracking.", "storage"): "it decides nothing that is learned",
     ("training.epochs",): "ASHA decides how long a trial trains",

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vgse.errors import UserError
 
-_T = TypeVar("_T", int, float)
+_T = TypeVar("_T")
 
 
 def bounded(default: _T, low: float, high: float = inf, **more: str) -> _T:
@@ -41,6 +41,30 @@ class DataConfig:
     max_damaged: float = bounded(0.01, 0, 1)
     """Share of unreadable images, in 0..1, above which a run stops. Where θ learns, each loader
     counts for itself: it may meet its part of them, rounded up, and some more by chance."""
+
+
+@dataclass
+class SourceConfig:
+    """One source of knowledge about class names."""
+
+    kind: Literal["words", "wordnet", "glosses", "hierarchy", "table"]
+    """words: word vectors. wordnet: the ancestors of a noun. glosses: the words that explain a
+    noun and its near ancestors in WordNet, by their vectors. hierarchy: child<TAB>parent lines.
+    table: any .npz, .mat or text with a row a class."""
+    path: str = ""
+    """The file, or WordNet's folder; any fsspec URL. Of words those of data.words by default."""
+    vectors: str | None = None
+    """Word vectors for glosses; those of data.words by default."""
+    missing: Literal["error", "zero", "drop"] = "error"
+    """A class that the source lacks stops the run, has zeros there, or is left out."""
+    weight: float | Literal["auto"] = bounded("auto", 0)
+    """Weight beside the other sources; "auto" chooses it on seen classes."""
+    senses: int = bounded(3, 1)
+    """Senses of a noun in WordNet that count, the most frequent ones first."""
+    sense_decay: float = bounded(0.6, 0, 1)
+    """Factor from one sense to the next."""
+    decay: float = bounded(0.9, 0, 1)
+    """Factor from a class to its parent, and so on upwards."""
 
 
 @dataclass
@@ -148,8 +172,9 @@ class RelationConfig:
 
     alpha: float = bounded(0.0, -1, 1)
     """Lower bound of a relation weight: 0 for mixtures, -1 to allow differences."""
-    ridge: float = bounded(1e-8, 1e-15, 1)
-    """Tie-break of the quadratic program, relative to the largest eigenvalue."""
+    ridge: float | Literal["auto"] = bounded("auto", 1e-15, 1)
+    """Ridge of the quadratic program, relative to the largest eigenvalue; "auto" chooses it with
+    the sources' weights on seen classes. 1e-8 with word vectors alone is the paper's relation."""
     num_neighbours: int = bounded(5, 1)
     """Seen classes that the weighted average (WAvg) looks at."""
     eta: float = bounded(5.0, 0)
@@ -214,6 +239,8 @@ class RunConfig:
     """One training run, from shards to class embeddings and their evaluation."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    knowledge: list[SourceConfig] = field(default_factory=list)
+    """What is known of class names, beside each other; nothing means data.words alone."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -244,7 +271,11 @@ def check_fields(config: Any) -> None:
         if get_origin(kind) is Literal and value not in get_args(kind):
             choices = ", ".join(get_args(kind))
             raise UserError(f"{name} is {value!r}; it must be one of {choices}")
-        if value is not None:
+        if isinstance(value, str) and float in get_args(kind):
+            words = [word for part in get_args(kind) for word in get_args(part)]
+            if value not in words:
+                raise UserError(f"{name} is {value!r}; give a number or {', '.join(words)}")
+        elif value is not None:
             _check_range(name, value, *item.metadata.get("range", (-inf, inf)))
 
 
@@ -255,6 +286,9 @@ def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any,
         value = getattr(config, item.name)
         if is_dataclass(value):
             yield from _walk(value, f"{prefix}{item.name}.")
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            for index, each in enumerate(value):
+                yield from _walk(each, f"{prefix}{item.name}[{index}].")
         else:
             yield prefix + item.name, item, types[item.name], value
 

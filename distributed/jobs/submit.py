@@ -179,6 +179,14 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
             )
     if not _is_global(config.data.words):
         config.data.words = _shipped("data.words", config.data.words, root, files)
+    for index, source in enumerate(config.knowledge):
+        for name in ("path", "vectors"):
+            path = getattr(source, name)
+            if path and not _is_global(path):
+                folder = Path(path).is_dir()
+                inside = sorted(file.name for file in Path(path).iterdir()) if folder else []
+                field = f"knowledge[{index}].{name}"
+                setattr(source, name, _shipped(field, path, root, files, inside))
     if _is_global(config.data.shards):
         return []
     given = Path(config.data.shards)

@@ -6,17 +6,16 @@ by side are centred and brought to unit rows again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vgse.config import SourceConfig
 from vgse.errors import UserError
-from vgse.knowledge.hierarchy import DECAY, ancestor_weights, node_name, read_hierarchy
+from vgse.knowledge.hierarchy import ancestor_weights, node_name, read_hierarchy
 from vgse.knowledge.wordnet import (
-    NUM_SENSES,
-    SENSE_DECAY,
     WordNet,
     find_senses,
     gloss_frequencies,
@@ -25,36 +24,12 @@ from vgse.knowledge.wordnet import (
     singulars,
     synset_weights,
 )
-from vgse.knowledge.words import load_word_vectors
+from vgse.knowledge.words import WordVectors, load_word_vectors
 
 F64 = NDArray[np.float64]
 Indices = NDArray[np.integer]
 
 _SIF = 1e-3  # a of a / (a + p): words more frequent than this count less (Arora et al., ICLR 2017)
-
-
-@dataclass
-class SourceConfig:
-    """One source of knowledge about class names."""
-
-    kind: Literal["words", "wordnet", "glosses", "hierarchy", "table"]
-    """words: word vectors. wordnet: the ancestors of a noun. glosses: the words that explain a
-    noun and its near ancestors in WordNet, by their vectors. hierarchy: child<TAB>parent lines.
-    table: any .npz, .mat or text with a row a class."""
-    path: str
-    """The file, or WordNet's folder; any fsspec URL."""
-    vectors: str | None = None
-    """Word vectors for glosses."""
-    missing: Literal["error", "zero", "drop"] = "error"
-    """A class that the source lacks stops the run, has zeros there, or is left out."""
-    weight: float | Literal["auto"] = "auto"
-    """Weight beside the other sources; "auto" chooses it on seen classes."""
-    senses: int = NUM_SENSES
-    """Senses of a noun in WordNet that count, the most frequent ones first."""
-    sense_decay: float = SENSE_DECAY
-    """Factor from one sense to the next."""
-    decay: float = DECAY
-    """Factor from a class to its parent, and so on upwards."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +51,18 @@ class Knowledge:
     class_names: list[str]
     sources: list[Source]
 
+    def of_classes(self, class_names: list[str]) -> "Knowledge":
+        """The same for these classes, with zeros for one that was dropped."""
+        row = {name: i for i, name in enumerate(self.class_names)}
+        kept = [i for i, name in enumerate(class_names) if name in row]
+        taken = [row[class_names[i]] for i in kept]
+        sources = []
+        for source in self.sources:
+            rows = np.zeros((len(class_names), source.rows.shape[1]))
+            rows[kept] = source.rows[taken]
+            sources.append(replace(source, rows=rows))
+        return Knowledge(class_names, sources)
+
 
 Found = tuple[dict[str, NDArray[np.floating]], list[str], dict[str, str]]
 """Class -> its row, for classes that the source has; names of columns; class -> entry found."""
@@ -85,6 +72,7 @@ def load_knowledge(
     configs: Sequence[SourceConfig],
     class_words: Mapping[str, list[str]],
     synsets: Mapping[str, str] | None = None,
+    word_vectors: Mapping[str, WordVectors] | None = None,
 ) -> Knowledge:
     """Reads all sources.
 
@@ -92,6 +80,7 @@ def load_knowledge(
         configs: the sources; weights are relative to the first.
         class_words: class -> its words in lower case, in the order wanted.
         synsets: class -> its synset, such as `n02084071` or `dog.n.01`, where one is named.
+        word_vectors: path -> its vectors, where they are read already.
 
     Raises:
         UserError: naming at once all classes that any source lacks.
@@ -103,7 +92,8 @@ def load_knowledge(
     for config in configs:
         if config.kind in ("wordnet", "glosses") and config.path not in databases:
             databases[config.path] = read_wordnet(config.path)
-    found = [_read(config, class_words, synsets, databases) for config in configs]
+    known = word_vectors or {}
+    found = [_read(config, class_words, synsets, databases, known) for config in configs]
     lacking = [[name for name in names if name not in rows] for rows, _, _ in found]
     refused = [
         f"{config.kind} {config.path} lacks {len(lost)} of {len(names)}: {', '.join(lost)}"
@@ -130,13 +120,16 @@ def load_knowledge(
         )
     sources = []
     for config, (rows, columns, entries) in zip(configs, found, strict=True):
-        table = np.zeros((len(names), len(next(iter(rows.values()), ()))))
+        # As files of a run hold it, so that the run folder gives the same choice.
+        table: NDArray[Any] = np.zeros((len(names), len(next(iter(rows.values()), ()))), np.float32)
         for i, name in enumerate(names):
             if name in rows:
                 table[i] = rows[name]
         weight = None if config.weight == "auto" else float(config.weight)
         is_hierarchy = config.kind in ("wordnet", "hierarchy")
-        sources.append(Source(config.kind, table, weight, is_hierarchy, columns, entries))
+        sources.append(
+            Source(config.kind, table.astype(np.float64), weight, is_hierarchy, columns, entries)
+        )
     return Knowledge(names, sources)
 
 
@@ -145,9 +138,12 @@ def _read(
     class_words: Mapping[str, list[str]],
     synsets: Mapping[str, str],
     databases: Mapping[str, WordNet],
+    word_vectors: Mapping[str, WordVectors],
 ) -> Found:
     if config.kind in ("words", "table"):
-        vectors = load_word_vectors(config.path, dict(class_words), missing="drop")
+        vectors = word_vectors.get(config.path) or load_word_vectors(
+            config.path, dict(class_words), missing="drop"
+        )
         return dict(zip(vectors.class_names, vectors.vectors, strict=True)), [], {}
     if config.kind == "hierarchy":
         return _read_taxonomy(config, class_words)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vgse.config import SourceConfig
 from vgse.errors import UserError
 from vgse.knowledge.sources import (
     Knowledge,
-    SourceConfig,
     combine_blocks,
     load_knowledge,
     source_blocks,
