@@ -17,20 +17,20 @@ Normalisation = Literal["none", "l2", "z"]
 def relate(
     run: Path,
     alpha: float | None = None,
-    ridge: float | None = None,
+    ridge: float | Literal["auto"] | None = None,
     num_neighbours: int | None = None,
     eta: float | None = None,
 ) -> None:
-    """Solve the relations of unseen to seen classes again.
+    """Choose and solve the relations of unseen to seen classes again.
 
-    Rewrites relations.npz, class_embeddings.npz and class_embeddings.safetensors of the run, and
-    VGSE_SMO_splits.mat if it is there. What is not given comes from the run's config.yaml, where
-    what is given is kept for evaluate and report.
+    Rewrites relations.npz, relations.json, class_embeddings.npz and class_embeddings.safetensors
+    of the run, and VGSE_SMO_splits.mat if it is there. What is not given comes from the run's
+    config.yaml, where what is given is kept for evaluate and report.
 
     Args:
         run: Run folder.
         alpha: Lower bound of a weight: 0 for mixtures, -1 to allow differences.
-        ridge: Tie-break of the quadratic program, relative to the largest eigenvalue.
+        ridge: Ridge of the quadratic program, relative to the largest eigenvalue; auto chooses it.
         num_neighbours: Seen classes that the weighted average looks at.
         eta: Sharpness of the weighted average.
     """
@@ -39,13 +39,14 @@ def relate(
 
     given = {"alpha": alpha, "ridge": ridge, "num_neighbours": num_neighbours, "eta": eta}
     config = read_config(run, "relations", RelationConfig, **given)
-    classes, related = relate_run(run, config)
-    quality = relation_summary(related, config.alpha)
+    classes, related, choice = relate_run(run, config)
+    quality = relation_summary(related.smo, config.alpha)
     print(
         f"{len(classes.unseen)} unseen classes from {len(classes.seen)} seen ones at alpha = "
         f"{config.alpha:g}: largest relative gap {quality['max_gap']:.1e}, half of them use "
         f"{quality['median_support']:.0f} classes or fewer"
     )
+    print(choice)
     print(run / "class_embeddings.npz")
 
 

@@ -13,13 +13,18 @@ from vgse.config import EvaluationConfig, RelationConfig, check_fields
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
+from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations import CachedSolver
 from vgse.relations.predict import (
+    ChosenKnowledge,
     Related,
+    choose_knowledge,
     predict_unseen,
     relate,
     relation_arrays,
     relation_summary,
+    selection_line,
+    selection_summary,
 )
 from vgse.xlsa17 import (
     AttSplits,
@@ -132,24 +137,91 @@ def read_seed(run: Path) -> int:
     return seed
 
 
-def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related]:
-    """Solves the relations anew and rewrites class_embeddings.* and relations.npz.
+def write_knowledge(run: Path, knowledge: Knowledge) -> None:
+    """Writes knowledge.npz: what each source says of each class."""
+    arrays: dict[str, Any] = {
+        "class_names": np.array(knowledge.class_names),
+        "sources": np.array([source.name for source in knowledge.sources]),
+        "weights": np.array([np.nan if s.weight is None else s.weight for s in knowledge.sources]),
+        "is_hierarchy": np.array([source.is_hierarchy for source in knowledge.sources]),
+    }
+    for i, source in enumerate(knowledge.sources):
+        arrays[f"rows_{i}"] = source.rows.astype(np.float32)
+        arrays[f"columns_{i}"] = np.array(source.columns, np.str_)
+        arrays[f"found_{i}"] = np.array([source.found.get(n, "") for n in knowledge.class_names])
+    write_arrays(run / "knowledge.npz", arrays)
+
+
+def read_knowledge(run: Path, classes: ClassEmbeddings) -> Knowledge:
+    """What `write_knowledge` wrote; the word vectors alone in run folders made before."""
+    path = run / "knowledge.npz"
+    if not path.is_file():
+        if read_mapping(run / "config.yaml").get("knowledge"):
+            raise UserError(f"{path}: no such file; copy the run folder whole")
+        words = np.nan_to_num(classes.word_vectors.astype(np.float64))
+        return Knowledge(classes.class_names, [Source("words", words, None)])
+    arrays = read_arrays(path)
+    sources = []
+    try:
+        names = [str(name) for name in arrays["class_names"]]
+        if names != classes.class_names:
+            raise UserError(f"{path}: belongs to other classes; train again")
+        for i, name in enumerate(arrays["sources"]):
+            weight, entries = float(arrays["weights"][i]), arrays[f"found_{i}"]
+            pairs = zip(names, map(str, entries), strict=True)
+            source = Source(
+                str(name),
+                arrays[f"rows_{i}"].astype(np.float64),
+                None if np.isnan(weight) else weight,
+                bool(arrays["is_hierarchy"][i]),
+                [str(column) for column in arrays[f"columns_{i}"]],
+                {name: entry for name, entry in pairs if entry},
+            )
+            sources.append(source)
+    except KeyError as error:
+        raise UserError(f"{path}: holds no {error.args[0]}; train again") from None
+    return Knowledge(names, sources)
+
+
+def write_relations(
+    run: Path,
+    classes: ClassEmbeddings,
+    words: NDArray[np.floating],
+    knowledge: Knowledge,
+    config: RelationConfig,
+    seed: int,
+    own: NDArray[np.floating],
+) -> tuple[ClassEmbeddings, Related, dict[str, Any]]:
+    """Chooses knowledge and ridge on seen classes, solves the relations and writes class
+    embeddings, relations.npz and relations.json. `own` is [C, D_v], `words` [C, D_w]."""
+    seen, unseen = np.sort(classes.seen), classes.unseen
+    chosen = choose_knowledge(knowledge, words, seen, own[seen], config, seed)
+    related = relate(chosen, words, classes.seen, unseen, config)
+    embeddings = predict_unseen(own, related, classes.seen, unseen)
+    classes = replace(classes, embeddings=embeddings)
+    write_classes(run, classes, related)
+    summary = selection_summary(knowledge, chosen, config, seed)
+    write_json(run / "relations.json", summary | {"line": selection_line(summary)})
+    return classes, related, summary
+
+
+def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related, str]:
+    """Chooses and solves the relations anew; returns the choice in one line as well.
 
     What they were made with goes into config.yaml, for the evaluation to follow. An exported
     VGSE_SMO_splits.mat is written again, with its classes and splits and with unit rows as `att`.
     """
     classes = read_npz(run / "class_embeddings.npz")
-    related = relate(classes.word_vectors, classes.seen, classes.unseen, config)
-    own = classes.own_embeddings
-    embeddings = predict_unseen(own, related, classes.seen, classes.unseen)
-    classes = replace(classes, embeddings=embeddings)
-    write_classes(run, classes, related)
+    knowledge, words = read_knowledge(run, classes), classes.word_vectors
+    classes, related, summary = write_relations(
+        run, classes, words, knowledge, config, read_seed(run), classes.own_embeddings
+    )
     content = {**read_mapping(run / "config.yaml"), "relations": asdict(config)}
     with written_whole(run / "config.yaml") as stream:
         stream.write(yaml.safe_dump(content, sort_keys=False).encode())
     if (run / EXPORTED).is_file():
         export_splits(run, run, like=run / EXPORTED)
-    return classes, related
+    return classes, related, selection_line(summary)
 
 
 def evaluate_run(
@@ -170,14 +242,34 @@ def evaluate_run(
     data = with_validation(zsl_data_of(classes, read_image_features(run)))
     words = classes.word_vectors.astype(np.float64)
     own, solve = classes.own_embeddings, CachedSolver()
-    rows = partial(table_rows, relations)
-    evaluation = evaluate(data, rows, own, words, config, seed, num_seeds=num_seeds, solve=solve)
+    knowledge, chosen_by = read_knowledge(run, classes), read_seed(run)
+    stored = read_mapping(run / "relations.json", remedy="python -m vgse relate RUN")
+
+    def choose(embeddings: NDArray[np.floating], seen: Indices) -> ChosenKnowledge:
+        earlier = stored if np.array_equal(seen, np.sort(classes.seen)) else None
+        return choose_knowledge(
+            knowledge, words, seen, embeddings, relations, chosen_by, earlier=earlier
+        )
+
+    rows = partial(table_rows, relations, words_alone=knowledge.words_alone)
+    evaluation = evaluate(
+        *(data, rows, own, words, config, seed),
+        num_seeds=num_seeds,
+        solve=solve,
+        choose_knowledge=choose,
+    )
     if clusters is None:
         clusters = read_mapping(path, remedy="remove it").get("clusters")
     if clusters:
         evaluation["clusters"] = clusters
-    related = relate(words, data.seen, data.unseen, relations, solve)
-    evaluation["relations"] = relation_summary(related, relations.alpha)
+    seen, unseen = np.sort(data.seen), data.unseen
+    chosen = choose(own[seen], seen)
+    vectors = chosen.vectors
+    smo = solve(vectors[unseen], vectors[seen], alpha=relations.alpha, ridge=chosen.ridge)
+    summary = selection_summary(knowledge, chosen, relations, chosen_by)
+    evaluation["relations"] = relation_summary(smo, relations.alpha) | {
+        name: summary.get(name) for name in ("sources", "weights", "ridge", "criterion", "warning")
+    }
     evaluation["summary"] = summary_sentence(evaluation)
     write_json(path, evaluation)
     return evaluation

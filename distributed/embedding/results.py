@@ -1,6 +1,7 @@
 """The stages after the embedding pass, each done once: relations to report."""
 
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,19 @@ from vgse.config import RunConfig, to_dict
 from vgse.embeddings import ClassSums, class_embeddings
 from vgse.files import read_mapping, write_arrays, write_json
 from vgse.formats import ClassEmbeddings
-from vgse.relations.predict import predict_unseen, relate
+from vgse.relations.predict import selection_line
 from vgse.report import write_report
-from vgse.run_folder import evaluate_run, export_splits, write_classes
+from vgse.run_folder import evaluate_run, export_splits, write_knowledge, write_relations
 from vgse.zsl.show import evaluation_table
 
 _RELATIONS = (
     *("class_embeddings.npz", "class_embeddings.safetensors"),
-    *("relations.npz", "VGSE_SMO_splits.mat"),
+    *("relations.npz", "relations.json", "knowledge.npz", "VGSE_SMO_splits.mat"),
 )
 _REPORT_READS = (
     *("config.yaml", "metrics.jsonl", "class_embeddings.npz", "relations.npz", "pictures.npz"),
     *("image_features.npz", "evaluation.json", "health.json"),
+    *("relations.json", "knowledge.npz"),
 )
 
 
@@ -58,22 +60,22 @@ def write_results(
     def relations(stage: Stage) -> None:
         own = own_embeddings(prepared, embedded())
         words, seen, unseen = prepared.word_vectors, prepared.seen, prepared.unseen
-        related = relate(words, seen, unseen, config.relations)
         classes = ClassEmbeddings(
             class_names=prepared.manifest.class_names,
-            embeddings=predict_unseen(own, related, seen, unseen),
+            embeddings=own.astype(np.float32),
             own_embeddings=own.astype(np.float32),
             word_vectors=words.astype(np.float32),
             seen=seen,
             unseen=unseen,
             val=prepared.val,
         )
-        write_classes(folder, classes, related)
-        export_splits(folder, folder)
-        stage.summary = (
-            f"{len(unseen)} unseen classes from {len(seen)} seen ones, "
-            f"largest duality gap {related.smo.gap.max():.0e}"
+        knowledge = prepared.knowledge
+        write_knowledge(folder, knowledge)
+        _, related, choice = write_relations(
+            folder, classes, words, knowledge, config.relations, config.seed, own
         )
+        export_splits(folder, folder)
+        stage.summary = f"{selection_line(choice)}; duality gap {related.smo.gap.max():.0e}"
 
     def pictures(stage: Stage) -> None:
         arrays = gather_pictures(config, prepared, embedded().images)
@@ -90,6 +92,9 @@ def write_results(
         if loading is not None:  # says which part, where a general sentence cannot
             found = [finding for finding in found if finding["cause"] != "slow loading"]
             found.append({"cause": "slow loading", "sentence": loading})
+        download(run, "relations.json")
+        if warning := read_mapping(folder / "relations.json")["warning"]:
+            found.append({"cause": "knowledge of names", "sentence": warning})
         manifest = prepared.manifest
         content = {
             "findings": found,
@@ -102,7 +107,7 @@ def write_results(
         stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
 
     def evaluation(stage: Stage) -> None:
-        download(run, "class_embeddings.npz", "image_features.npz", "health.json")
+        download(run, *_RELATIONS, "image_features.npz", "health.json")
         clusters = read_mapping(folder / "health.json")["clusters"]
         content = evaluate_run(
             folder, config.evaluation, config.relations, config.seed, clusters=clusters
@@ -116,10 +121,13 @@ def write_results(
         stage.summary = "report.html"
 
     sections = to_dict(config)
-    related = digest(embedding, sections["relations"])
+    tables = [source.rows.tobytes() for source in prepared.knowledge.sources]
+    known = hashlib.sha256(b"".join(tables)).hexdigest()
+    weights = [source.weight for source in prepared.knowledge.sources]
+    related = digest(embedding, sections["relations"], known, weights, config.seed)
     pictured = digest(embedding, config.seed)
     evaluated = digest(related, sections["evaluation"], config.seed)
-    healthy = digest(embedding, "health")
+    healthy = digest(related, "health")
     for name, inputs, files, work in (
         ("relations", related, _RELATIONS, relations),
         ("pictures", pictured, ["pictures.npz"], pictures),

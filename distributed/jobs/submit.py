@@ -183,8 +183,8 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
         for name in ("path", "vectors"):
             path = getattr(source, name)
             if path and not _is_global(path):
-                folder = Path(path).is_dir()
-                inside = sorted(file.name for file in Path(path).iterdir()) if folder else []
+                is_folder = Path(path).is_dir()
+                inside = sorted(file.name for file in Path(path).iterdir()) if is_folder else []
                 field = f"knowledge[{index}].{name}"
                 setattr(source, name, _shipped(field, path, root, files, inside))
     if _is_global(config.data.shards):

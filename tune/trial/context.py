@@ -19,6 +19,7 @@ from tune.config import SearchConfig
 from tune.trial.objective import Problem, make_problem
 from vgse.config import RunConfig
 from vgse.files import disk_errors_in_one_line
+from vgse.knowledge.sources import Knowledge
 from vgse.zsl.data import Indices
 
 
@@ -38,6 +39,7 @@ class TrialContext:
     num_patches: int
     num_features: int
     word_vectors: NDArray[np.float64]  # [C, D_w], NaN for unseen classes
+    knowledge: Knowledge  # of all classes, zeros for unseen ones
     problem: Problem
     fingerprint: str  # of the base configuration and the data
     device: str
@@ -74,6 +76,11 @@ def make_context(
     )
     word_vectors = prepared.word_vectors.copy()
     word_vectors[prepared.unseen] = np.nan
+    taken = np.isin(np.arange(len(manifest.class_names)), prepared.unseen)[:, None]
+    sources = [
+        replace(source, rows=np.where(taken, 0.0, source.rows), found={})
+        for source in prepared.knowledge.sources
+    ]
     starts = Path(features) / "starts"
     if is_remote(features):
         starts = Path(run.storage).absolute() / "starts" / features.rsplit("/", 1)[-1]
@@ -90,6 +97,7 @@ def make_context(
         num_patches=manifest.num_patches,
         num_features=prepared.num_features,
         word_vectors=word_vectors,
+        knowledge=replace(prepared.knowledge, sources=sources),
         problem=problem,
         fingerprint=prepared.fingerprint,
         device=device,

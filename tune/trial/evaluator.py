@@ -48,6 +48,7 @@ class Evaluator:
             self._context.problem,
             class_embeddings(embedded.sums["train"]),
             self._context.word_vectors,
+            self._context.knowledge,
             self._config.relations,
             self._config.evaluation.normalise,
             search.models,

@@ -7,6 +7,7 @@ by side are centred and brought to unit rows again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from vgse.knowledge.wordnet import (
 )
 from vgse.knowledge.words import WordVectors, load_word_vectors
 
+_NAMES = {"words": "words", "wordnet": "WordNet", "glosses": "WordNet glosses"}
 F64 = NDArray[np.float64]
 Indices = NDArray[np.integer]
 
@@ -50,6 +52,11 @@ class Knowledge:
 
     class_names: list[str]
     sources: list[Source]
+
+    @property
+    def words_alone(self) -> bool:
+        """Whether the run's word vectors are all that is known."""
+        return [source.name for source in self.sources] == ["words"]
 
     def of_classes(self, class_names: list[str]) -> "Knowledge":
         """The same for these classes, with zeros for one that was dropped."""
@@ -131,6 +138,12 @@ def load_knowledge(
             Source(config.kind, table.astype(np.float64), weight, is_hierarchy, columns, entries)
         )
     return Knowledge(names, sources)
+
+
+def _name(config: SourceConfig, word_vectors: Mapping[str, WordVectors]) -> str:
+    if config.kind in _NAMES and (config.kind != "words" or config.path in word_vectors):
+        return _NAMES[config.kind]
+    return PurePath(config.path).stem
 
 
 def _read(

@@ -1,7 +1,7 @@
-"""From own embeddings and word vectors to relations, and to embeddings of unseen classes."""
+"""From what is known of class names to relations, and to embeddings of unseen classes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,39 +9,165 @@ from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.formats import ClassEmbeddings, Indices
+from vgse.knowledge.sources import Knowledge, combine_blocks, source_blocks
 from vgse.relations import Relations, solve_relations, weighted_average
+from vgse.relations.select import MAX_CLASSES, Selection, Setting, select_relation
 
+F64 = NDArray[np.float64]
+
+PAPER_RIDGE = 1e-8
 _SUPPORT = 1e-6
 
 
 @dataclass(frozen=True)
-class Related:
-    """The relations of all unseen classes to all seen ones, in each of the three ways."""
+class ChosenKnowledge:
+    """What relations are solved on, within the seen classes of one problem."""
 
-    smo: Relations  # at the configured alpha
-    smo_negative: Relations  # at alpha = -1
-    wavg: NDArray[np.float64]  # [U, S]
+    vectors: F64  # [C, D_k]
+    ridge: float
+    selection: Selection | None = None  # None where nothing was to be chosen
+
+
+def choose_knowledge(
+    knowledge: Knowledge,
+    words: NDArray[np.floating],
+    seen: Indices,
+    embeddings: NDArray[np.floating],
+    config: RelationConfig,
+    seed: int,
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    max_classes: int = MAX_CLASSES,
+) -> ChosenKnowledge:
+    """The sources with the weights and the ridge that do best on seen classes left out.
+
+    Word vectors alone with a ridge that is given stay as the paper takes them, `words`.
+
+    Args:
+        knowledge: of all C classes.
+        words: [C, D_w] word vectors, centred and at unit length.
+        seen: [S]; no other class takes part in the choice.
+        embeddings: Φ_seen [S, D_v], from the seen classes' training images.
+        config: alpha, and the ridge where it is given.
+        seed: of the folds.
+        earlier: a `selection_summary`, which is taken where it answers the same question.
+        max_classes: seen classes that take part at most.
+    """
+    if knowledge.words_alone and config.ridge != "auto":
+        return ChosenKnowledge(np.asarray(words, np.float64), float(config.ridge))
+    blocks = source_blocks(knowledge, seen)
+    question = _question(knowledge, config, seed)
+    if earlier is not None and earlier.get("question") == question:
+        selection = _read_selection(earlier)
+    else:
+        selection = select_relation(
+            np.asarray(embeddings, np.float32),  # as the run folder holds them
+            [block[seen] for block in blocks],
+            weights=[source.weight for source in knowledge.sources],
+            ridge=None if config.ridge == "auto" else float(config.ridge),
+            alpha=config.alpha,
+            seed=seed,
+            max_classes=max_classes,
+        )
+    vectors = combine_blocks(blocks, selection.weights, seen)
+    return ChosenKnowledge(vectors, selection.ridge, selection)
+
+
+def _question(knowledge: Knowledge, config: RelationConfig, seed: int) -> dict[str, Any]:
+    weights = [source.weight for source in knowledge.sources]
+    return {"alpha": config.alpha, "ridge": config.ridge, "weights": weights, "seed": seed}
+
+
+def selection_summary(
+    knowledge: Knowledge, chosen: ChosenKnowledge, config: RelationConfig, seed: int
+) -> dict[str, Any]:
+    """The contents of relations.json: the choice, its curve and the control."""
+    names = [source.name for source in knowledge.sources]
+    content: dict[str, Any] = {
+        "version": 1,
+        "sources": names,
+        "question": _question(knowledge, config, seed),
+        "ridge": chosen.ridge,
+        "weights": [1.0] * len(names),
+        "warning": None,
+        "curve": [],
+    }
+    if chosen.selection is not None:
+        content |= asdict(chosen.selection)
+        content["weights"] = list(chosen.selection.weights)
+    return content
+
+
+def _read_selection(content: Mapping[str, Any]) -> Selection:
+    curve = [Setting(**{**row, "weights": tuple(row["weights"])}) for row in content["curve"]]
+    numbers = ("ridge", "criterion", "standard_error", "permuted", "permuted_best")
+    return Selection(
+        weights=tuple(content["weights"]),
+        curve=curve,
+        num_problems=content["num_problems"],
+        warning=content["warning"],
+        **{name: content[name] for name in numbers},
+    )
+
+
+def words_criterion(summary: Mapping[str, Any]) -> float | None:
+    """The best criterion of the word vectors alone in a `selection_summary`."""
+    if "words" not in summary["sources"]:
+        return None
+    at = summary["sources"].index("words")
+    alone = [
+        row["criterion"]
+        for row in summary["curve"]
+        if all((weight > 0) == (i == at) for i, weight in enumerate(row["weights"]))
+    ]
+    return max(alone, default=None)
+
+
+def selection_line(summary: Mapping[str, Any]) -> str:
+    """The choice in one line, such as "words 1 : WordNet 2, ridge 0.1, …"."""
+    pairs = zip(summary["sources"], summary["weights"], strict=True)
+    text = " : ".join(f"{name} {weight:g}" for name, weight in pairs)
+    text += f", ridge {summary['ridge']:g}"
+    if not summary["curve"]:
+        return text
+    notes = [f"chance {summary['permuted_best']:.2f}"]
+    words = words_criterion(summary)
+    if words is not None and len(summary["sources"]) > 1:
+        notes.insert(0, f"words alone {words:.3f}")
+    return f"{text}, leave-out cosine {summary['criterion']:.3f} ({', '.join(notes)})"
+
+
+@dataclass(frozen=True)
+class Related:
+    """The relations of all unseen classes to all seen ones."""
+
+    smo: Relations  # of the chosen knowledge, at its ridge and the configured alpha
+    paper: Relations  # of the word vectors at alpha = 0, the ridge only breaking ties
+    paper_negative: Relations  # at alpha = -1
+    wavg: F64  # [U, S], rows summing to 1
 
 
 def relate(
-    word_vectors: NDArray[np.floating],
+    chosen: ChosenKnowledge,
+    words: NDArray[np.floating],
     seen: Indices,
     unseen: Indices,
     config: RelationConfig,
     solve: Callable[..., Relations] = solve_relations,
 ) -> Related:
-    """Solves the relations of `unseen` [U] to `seen` [S], both rows of `word_vectors` [C, D_w].
+    """Solves the relations of `unseen` [U] to `seen` [S]; `words` is [C, D_w].
 
     `solve` takes and returns what `solve_relations` does.
     """
-    of_unseen, of_seen = word_vectors[unseen], word_vectors[seen]
-    smo = solve(of_unseen, of_seen, alpha=config.alpha, ridge=config.ridge)
-    negative = smo
-    if config.alpha != -1:
-        negative = solve(of_unseen, of_seen, alpha=-1.0, ridge=config.ridge)
+    of_unseen, of_seen = words[unseen], words[seen]
+    vectors = chosen.vectors
     count = min(config.num_neighbours, len(seen))
-    wavg = weighted_average(of_unseen, of_seen, num_neighbours=count, eta=config.eta)
-    return Related(smo, negative, wavg)
+    return Related(
+        solve(vectors[unseen], vectors[seen], alpha=config.alpha, ridge=chosen.ridge),
+        solve(of_unseen, of_seen, alpha=0.0, ridge=PAPER_RIDGE),
+        solve(of_unseen, of_seen, alpha=-1.0, ridge=PAPER_RIDGE),
+        weighted_average(of_unseen, of_seen, num_neighbours=count, eta=config.eta),
+    )
 
 
 def predict_unseen(
@@ -53,14 +179,14 @@ def predict_unseen(
     return embeddings
 
 
-def relation_summary(related: Related, alpha: float) -> dict[str, Any]:
+def relation_summary(relations: Relations, alpha: float) -> dict[str, Any]:
     """The key `relations` of evaluation.json: how good the solutions of SMO are."""
-    support = (np.abs(related.smo.weights) > _SUPPORT).sum(1)
+    support = (np.abs(relations.weights) > _SUPPORT).sum(1)
     return {
         "alpha": alpha,
-        "max_gap": float(related.smo.gap.max()),
-        "max_violation": float(related.smo.violation.max()),
-        "fallbacks": int(related.smo.fallback.sum()),
+        "max_gap": float(relations.gap.max()),
+        "max_violation": float(relations.violation.max()),
+        "fallbacks": int(relations.fallback.sum()),
         "median_support": float(np.median(support)),
     }
 
@@ -72,7 +198,8 @@ def relation_arrays(classes: ClassEmbeddings, related: Related) -> dict[str, NDA
         "seen": names[classes.seen],
         "unseen": names[classes.unseen],
         "smo": related.smo.weights,
-        "smo_negative": related.smo_negative.weights,
+        "paper_smo": related.paper.weights,
+        "smo_negative": related.paper_negative.weights,
         "wavg": related.wavg,
         "residual": related.smo.residual,
         "gap": related.smo.gap,

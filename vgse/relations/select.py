@@ -24,7 +24,7 @@ RIDGES = (1e-8, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 SOURCE_WEIGHTS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 FEWEST_CLASSES = 10
 _NUM_FOLDS, _NUM_REPEATS = 5, 2
-_MAX_CLASSES = 1500  # more are sampled: Gram matrices grow with the square
+MAX_CLASSES = 1500  # more are sampled: Gram matrices grow with the square
 _NUM_PERMUTATIONS, _CHANCE = 300, 0.01
 _FIRST_RIDGE = 0.1
 _PATIENCE = 2  # ridges that are worse, before a search along them ends
@@ -85,6 +85,7 @@ def select_relation(
     ridge: float | None = None,
     alpha: float = 0.0,
     seed: int = 0,
+    max_classes: int = MAX_CLASSES,
 ) -> Selection:
     """The weights and the ridge with the best criterion.
 
@@ -99,6 +100,7 @@ def select_relation(
         ridge: a fixed ridge; without it one of `RIDGES`.
         alpha: lower bound of the relation's weights.
         seed: of folds and permutations.
+        max_classes: classes that take part at most, drawn by the seed.
     """
     fixed = list(weights) if weights is not None else [None] * len(blocks)
     ridges = RIDGES if ridge is None else (ridge,)
@@ -107,7 +109,7 @@ def select_relation(
     if num_classes < FEWEST_CLASSES:
         return _unchosen(fixed, ridge, num_classes)
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.permutation(num_classes)[:_MAX_CLASSES])
+    sample = np.sort(rng.permutation(num_classes)[:max_classes])
     phi = np.asarray(embeddings, np.float64)[sample]
     rows = [np.asarray(block, np.float64)[sample] for block in blocks]
     grams = [block @ block.T for block in rows]

@@ -8,7 +8,12 @@ from vgse.relations.problem import F64, checked_vectors, row_blocks
 
 
 def weighted_average(
-    unseen: ArrayLike, seen: ArrayLike, *, num_neighbours: int = 5, eta: float = 5.0
+    unseen: ArrayLike,
+    seen: ArrayLike,
+    *,
+    num_neighbours: int = 5,
+    eta: float = 5.0,
+    divided: bool = True,
 ) -> F64:
     """Weights of VGSE-WAvg: each unseen class as a mean of its nearest seen classes.
 
@@ -17,11 +22,12 @@ def weighted_average(
         r_n = exp(-eta ||w_u - w_n||) / sum over neighbours of exp(-eta ||w_u - w_m||)
 
     with the Euclidean distance, after VGSE-WAvg (Xu et al., CVPR 2022). The division by the sum is
-    ours: it changes the length of an embedding and not its direction. Classes that tie with the
-    last neighbour all count, so the order of the seen classes has no effect. On vectors of unit
-    length the neighbours are those of the highest cosine.
+    ours, and the row of the table goes without: z-scores over seen classes feel the length.
+    Classes that tie with the last neighbour all count, so the order of the seen classes has no
+    effect. On vectors of unit length the neighbours are those of the highest cosine.
 
-    Takes word vectors [U, D_w] and [S, D_w]; returns weights [U, S] in 0..1, rows summing to 1.
+    Takes word vectors [U, D_w] and [S, D_w]; returns weights [U, S] in 0..1, rows summing to 1
+    where they are `divided`.
     """
     unseen, seen = checked_vectors(unseen, seen)
     if num_neighbours < 1:
@@ -46,5 +52,8 @@ def weighted_average(
         np.minimum.at(nearest, row, distance)
         of_rows = weights[rows]
         of_rows[row, neighbour] = np.exp(-eta * (distance - nearest[row]))
-        of_rows /= of_rows.sum(axis=1, keepdims=True)
+        if divided:
+            of_rows /= of_rows.sum(axis=1, keepdims=True)
+        else:
+            of_rows *= np.exp(-eta * nearest[:, None])
     return weights

@@ -9,7 +9,7 @@ from vgse.zsl.models import label_of
 
 
 def zsl_section(run: RunFiles) -> dict[str, Any]:
-    """The rows by group with a bar for each T1, and what VGSE-SMO gained over two of them."""
+    """The rows by group with a bar for each T1, and what VGSE-SMO gained over three of them."""
     content = run.evaluation
     need(content, "evaluation.json", "rows", "models")
     models = [str(model) for model in content["models"]]
@@ -47,7 +47,7 @@ def _gains(rows: list[dict[str, Any]], models: list[str]) -> dict[str, list[tupl
     """By the name of the other row (model, points gained) of each model that has both."""
     t1 = {row["name"]: row["t1"] for row in rows}
     gains = {}
-    for other in ("words", "onehot_smo"):
+    for other in ("words", "paper_smo", "onehot_smo"):
         pairs = zip(models, t1.get("smo", ()), t1.get(other, ()), strict=False)
         chips = [
             (label_of(model), 100 * (ours - theirs))

@@ -1,5 +1,6 @@
 """Each unseen class as a sum of seen classes, with pictures."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from vgse.report.run_files import Arrays, RunFiles, need
 NUM_SHOWN = 12
 NUM_FOLDED = 300
 NUM_TERMS = 5
+NUM_ANCESTORS = 3
 SMALLEST = 0.005
 """Weights below this are not written out."""
 
@@ -23,12 +25,73 @@ def relations_section(run: RunFiles, pictures: ClassPictures) -> dict[str, Any]:
     ranks = own_image_ranks(run.embeddings)
     residual = content.get("residual", np.zeros(len(unseen)))
     order = np.argsort(residual, kind="stable")[: NUM_SHOWN + NUM_FOLDED]
-    cards = [_card(content, int(u), pictures, ranks.get(unseen[u])) for u in order]
+    known = _known(run.knowledge, [str(name) for name in content["seen"]])
+    cards = [_card(content, int(u), pictures, ranks.get(unseen[u]), known) for u in order]
     shown, folded = cards[:NUM_SHOWN], cards[NUM_SHOWN:]
-    return {"shown": shown, "folded": folded, "num_unseen": len(unseen)}
+    return {
+        "shown": shown,
+        "folded": folded,
+        "num_unseen": len(unseen),
+        "choice": run.choice.get("line"),
+        "warning": run.choice.get("warning"),
+        "curve": _curve(run.choice),
+    }
 
 
-def _card(content: Arrays, row: int, pictures: ClassPictures, rank: int | None) -> dict[str, Any]:
+def _curve(choice: dict[str, Any]) -> dict[str, Any]:
+    """The criterion by weights (rows) and ridge (columns)."""
+    settings = choice.get("curve") or []
+    ridges = sorted({setting["ridge"] for setting in settings})
+    by_weights: dict[tuple[float, ...], dict[float, float]] = {}
+    for setting in settings:
+        by_weights.setdefault(tuple(setting["weights"]), {})[setting["ridge"]] = setting[
+            "criterion"
+        ]
+    best = tuple(choice.get("weights", ())), choice.get("ridge")
+    rows = [
+        (weights, [(found.get(ridge), (weights, ridge) == best) for ridge in ridges])
+        for weights, found in sorted(by_weights.items())
+    ]
+    return {"sources": choice.get("sources", []), "ridges": ridges, "rows": rows}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a hierarchy says of all classes."""
+
+    source: str
+    row: dict[str, int]
+    weights: NDArray[Any]  # [C, A] of ancestors, rare ones more
+    ancestors: list[str]
+    entries: list[str]  # of the classes, "" where none was found
+
+    def shared(self, one: str, other: str) -> list[str]:
+        """The ancestors that say most of what the two have in common."""
+        common = np.minimum(self.weights[self.row[one]], self.weights[self.row[other]])
+        order = np.argsort(-common, kind="stable")[:NUM_ANCESTORS]
+        return [self.ancestors[a].replace("_", " ") for a in order if common[a] > 0]
+
+
+def _known(knowledge: Arrays, seen: list[str]) -> list[_Known]:
+    found = []
+    names = [str(name) for name in knowledge.get("class_names", ())]
+    row = {name: i for i, name in enumerate(names)}
+    for i, source in enumerate(knowledge.get("sources", ())):
+        if knowledge["is_hierarchy"][i]:
+            rows = knowledge[f"rows_{i}"]
+            inside = [row[name] for name in seen]
+            common = np.maximum((rows[inside] != 0).sum(0), 1)
+            ancestors = [str(name) for name in knowledge[f"columns_{i}"]]
+            entries = [str(entry) for entry in knowledge[f"found_{i}"]]
+            weights = rows * np.log(len(seen) / common)
+            found.append(_Known(str(source), row, weights, ancestors, entries))
+    return found
+
+
+def _card(
+    content: Arrays, row: int, pictures: ClassPictures, rank: int | None, known: list[_Known]
+) -> dict[str, Any]:
+    name = str(content["unseen"][row])
     seen, weights = content["seen"], content["smo"][row]
     terms = terms_of(weights)
     others = [s for s in np.flatnonzero(np.abs(weights) >= SMALLEST) if s not in terms]
@@ -48,6 +111,13 @@ def _card(content: Arrays, row: int, pictures: ClassPictures, rank: int | None) 
         "rank": None if rank is None else "nearest" if rank == 1 else f"{_ordinal(rank)} nearest",
         "residual": content["residual"][row] if "residual" in content else None,
         "nearest": [str(seen[s]) for s in nearest],
+        "entries": [(it.source, it.entries[it.row[name]]) for it in known],
+        "shared": [
+            (str(seen[s]), it.source, ancestors)
+            for it in known
+            for s in terms[:2]
+            if (ancestors := it.shared(name, str(seen[s])))
+        ],
     }
 
 

@@ -16,7 +16,7 @@ TRAIN = "python -m distributed train --config CONFIG"
 MADE_BY = {
     **dict.fromkeys(("config.yaml", "metrics.jsonl", "health.json"), TRAIN),
     **dict.fromkeys(("class_embeddings.npz", "pictures.npz"), TRAIN),
-    "relations.npz": "python -m vgse relate RUN",
+    **dict.fromkeys(("relations.npz", "relations.json"), "python -m vgse relate RUN"),
     "evaluation.json": "python -m vgse evaluate RUN",
 }
 """The command that writes each file of a run folder."""
@@ -38,6 +38,8 @@ class RunFiles:
     health: dict[str, Any]
     embeddings: Arrays
     relations: Arrays
+    choice: dict[str, Any]
+    knowledge: Arrays
     pictures: Arrays
     split_counts: dict[str, int]
 
@@ -74,6 +76,8 @@ def load_run(run: Path) -> RunFiles:
         health=mapping("health.json"),
         embeddings=embeddings,
         relations=arrays("relations.npz"),
+        choice=mapping("relations.json"),
+        knowledge=arrays("knowledge.npz"),
         pictures=pictures,
         split_counts={
             str(name): int((images["split"] == index).sum())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.relations import Relations, solve_relations, weighted_average
+from vgse.relations.predict import PAPER_RIDGE, ChosenKnowledge
 from vgse.zsl.data import Indices
 
 Embeddings = NDArray[np.float64]
@@ -29,6 +30,7 @@ class RowInputs:
     words: Embeddings | None = None  # [C, D_w] centred, unit length
     image_means: Embeddings | None = None  # [C, D_f] means of whole-image features
     solve: Callable[..., Relations] = solve_relations
+    chosen: ChosenKnowledge | None = None  # within `seen`
 
     def of_classes(self, table: Embeddings | None) -> Embeddings:
         """[S + U, D] rows of the fold's classes."""
@@ -37,8 +39,17 @@ class RowInputs:
 
     def words_of_unseen_and_seen(self) -> tuple[Embeddings, Embeddings]:
         """[U, D_w] and [S, D_w], as relations take them."""
-        words = self.of_classes(self.words)
-        return words[len(self.seen) :], words[: len(self.seen)]
+        return self._unseen_and_seen(self.words)
+
+    def relation(self, alpha: float) -> Embeddings:
+        """r [U, S] on the chosen knowledge with the chosen ridge."""
+        assert self.chosen is not None, "rows are left out where what they need is missing"
+        vectors = self._unseen_and_seen(self.chosen.vectors)
+        return self.solve(*vectors, alpha=alpha, ridge=self.chosen.ridge).weights
+
+    def _unseen_and_seen(self, table: Embeddings | None) -> tuple[Embeddings, Embeddings]:
+        rows = self.of_classes(table)
+        return rows[len(self.seen) :], rows[: len(self.seen)]
 
 
 @dataclass(frozen=True)
@@ -52,22 +63,28 @@ class Row:
     """inputs -> blocks [S + U, D_e], to be normalised and then concatenated."""
 
 
-def _smo(inputs: RowInputs, of_seen: Embeddings, alpha: float, ridge: float) -> Blocks:
-    """Φ_unseen = r Φ_seen after Φ_seen `of_seen` [S, D]."""
-    weights = inputs.solve(*inputs.words_of_unseen_and_seen(), alpha=alpha, ridge=ridge).weights
+def smo_row(inputs: RowInputs, alpha: float) -> Blocks:
+    """VGSE-SMO: Φ_unseen = r Φ_seen, r on the chosen knowledge."""
+    of_seen = inputs.own[inputs.seen]
+    return [np.concatenate([of_seen, inputs.relation(alpha) @ of_seen])]
+
+
+def paper_smo_row(inputs: RowInputs, alpha: float, ridge: float = PAPER_RIDGE) -> Blocks:
+    """VGSE-SMO on the word vectors alone."""
+    of_seen, words = inputs.own[inputs.seen], inputs.words_of_unseen_and_seen()
+    weights = inputs.solve(*words, alpha=alpha, ridge=ridge).weights
     return [np.concatenate([of_seen, weights @ of_seen])]
 
 
-def smo_row(inputs: RowInputs, alpha: float, ridge: float) -> Blocks:
-    """VGSE-SMO."""
-    return _smo(inputs, inputs.own[inputs.seen], alpha, ridge)
+def paper_wavg_row(inputs: RowInputs, num_neighbours: int, eta: float) -> Blocks:
+    """VGSE-WAvg: φ(u) = Σ exp(-eta ||w_u - w_n||) φ(n) over the nearest seen classes n.
 
-
-def wavg_row(inputs: RowInputs, num_neighbours: int, eta: float) -> Blocks:
-    """VGSE-WAvg."""
+    The distance is Euclidean and the sum is not divided by that of its weights, as in the authors'
+    later code (ImageFreeZSL).
+    """
     count, of_seen = min(num_neighbours, len(inputs.seen)), inputs.own[inputs.seen]
     words = inputs.words_of_unseen_and_seen()
-    weights = weighted_average(*words, num_neighbours=count, eta=eta)
+    weights = weighted_average(*words, num_neighbours=count, eta=eta, divided=False)
     return [np.concatenate([of_seen, weights @ of_seen])]
 
 
@@ -79,6 +96,12 @@ def random_row(inputs: RowInputs, seed: int) -> Blocks:
 def words_row(inputs: RowInputs) -> Blocks:
     """Word vectors as they are."""
     return [inputs.of_classes(inputs.words)]
+
+
+def knowledge_row(inputs: RowInputs) -> Blocks:
+    """All that is known of the names, at the chosen weights."""
+    assert inputs.chosen is not None, "rows are left out where what they need is missing"
+    return [inputs.of_classes(inputs.chosen.vectors)]
 
 
 def own_row(inputs: RowInputs) -> Blocks:
@@ -94,20 +117,24 @@ def derangement(count: int, seed: int) -> Indices:
     return moved
 
 
-def table_rows(relations: RelationConfig, seed: int) -> list[Row]:
-    """The rows of the default table in their order."""
-    alpha, ridge = relations.alpha, relations.ridge
-    smo = partial(smo_row, alpha=alpha, ridge=ridge)
-    wavg = partial(wavg_row, num_neighbours=relations.num_neighbours, eta=relations.eta)
+def table_rows(relations: RelationConfig, seed: int, *, words_alone: bool = False) -> list[Row]:
+    """The rows of the default table in their order.
 
-    def words_and_smo(inputs: RowInputs) -> Blocks:
-        return words_row(inputs) + smo(inputs)
+    With `words_alone` those that would repeat another are left out: the row of all knowledge, and
+    where the relation is given as the paper has it, its own row.
+    """
+    smo = partial(smo_row, alpha=relations.alpha)
+    wavg = partial(paper_wavg_row, num_neighbours=relations.num_neighbours, eta=relations.eta)
+
+    def knowledge_and_smo(inputs: RowInputs) -> Blocks:
+        return knowledge_row(inputs) + smo(inputs)
 
     def one_hot(inputs: RowInputs) -> Blocks:
-        return _smo(inputs, np.eye(len(inputs.seen)), alpha, ridge)
+        return [np.concatenate([np.eye(len(inputs.seen)), inputs.relation(relations.alpha)])]
 
     def image_means(inputs: RowInputs) -> Blocks:
-        return _smo(inputs, image_oracle(inputs)[0][: len(inputs.seen)], alpha, ridge)
+        of_seen = image_oracle(inputs)[0][: len(inputs.seen)]
+        return [np.concatenate([of_seen, inputs.relation(relations.alpha) @ of_seen])]
 
     def permuted(inputs: RowInputs) -> Blocks:  # has to fail
         (block,) = smo(inputs)
@@ -118,19 +145,30 @@ def table_rows(relations: RelationConfig, seed: int) -> list[Row]:
     def image_oracle(inputs: RowInputs) -> Blocks:
         return [inputs.of_classes(inputs.image_means)]
 
-    return [
+    paper, negative = partial(paper_smo_row, alpha=0.0), partial(paper_smo_row, alpha=-1.0)
+    both = f"{'words' if words_alone else 'knowledge'} + VGSE-SMO"
+    rows = [
         Row("random", "random vectors", "baseline", partial(random_row, seed=seed)),
         Row("words", "word vectors", "baseline", words_row),
-        Row("wavg", "VGSE-WAvg", "ours", wavg),
+        Row("knowledge", "all knowledge of the names", "baseline", knowledge_row),
+        Row("paper_wavg", "VGSE-WAvg, paper", "paper", wavg),
+        Row("paper_smo", "VGSE-SMO, paper", "paper", paper),
+        Row("paper_smo_negative", "VGSE-SMO, paper, alpha = -1", "paper", negative),
         Row("smo", "VGSE-SMO", "ours", smo),
-        Row("smo_negative", "VGSE-SMO, alpha = -1", "ours", partial(smo, alpha=-1.0)),
-        Row("words_smo", "words + VGSE-SMO", "ours", words_and_smo),
+        Row("knowledge_smo", both, "ours", knowledge_and_smo),
         Row("onehot_smo", "no vision: one-hot + SMO", "control", one_hot),
         Row("image_smo", "no clusters: image means + SMO", "control", image_means),
         Row("permuted", "VGSE-SMO, unseen rows permuted", "control", permuted),
         Row("oracle", "VGSE, own images", "oracle", own_row),
         Row("image_oracle", "image means, own images", "oracle", image_oracle),
     ]
+    repeated = set()
+    if words_alone:
+        repeated.add("knowledge")
+        same = {0.0: "paper_smo", -1.0: "paper_smo_negative"}.get(relations.alpha)
+        if same is not None and relations.ridge == PAPER_RIDGE:
+            repeated.add(same)
+    return [row for row in rows if row.name not in repeated]
 
 
 def external_rows(with_words: bool, seed: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""One plain sentence on what the clusters and the relation gained, whatever it was."""
+"""One plain sentence on what names, relation and clusters gained, whatever it was."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def summary_sentence(evaluation: Mapping[str, Any]) -> str:
-    """What the clusters gained and what the relation gained, as one sentence.
+    """What the names, the relation and the clusters each gained, as one sentence.
 
     Differences are of top-1 on unseen classes, averaged over the models of the table, in
     percentage points. Keys and rows that `evaluation` lacks are left out.
@@ -17,16 +17,28 @@ def summary_sentence(evaluation: Mapping[str, Any]) -> str:
         for row in evaluation["rows"]
     }
     parts = _clusters(evaluation.get("clusters") or {})
-    if {"smo", "onehot_smo", "image_smo"} <= mean.keys():
+    if {"smo", "words", "onehot_smo"} <= mean.keys():
+        names = mean.get("knowledge", mean["words"])
+        gains = {
+            "what else is known of the names": names - mean["words"],
+            "the relation": mean["onehot_smo"] - names,
+            "the clusters": mean["smo"] - mean["onehot_smo"],
+        }
+        if "knowledge" not in mean:
+            del gains["what else is known of the names"]
+        by = ", ".join(f"{points:+.1f} by {what}" for what, points in gains.items())
         parts.append(
-            f"on unseen classes VGSE-SMO is {_above(mean['smo'] - mean['onehot_smo'])} the same "
-            f"relation without any vision and {_above(mean['smo'] - mean['image_smo'])} it on "
-            "image means, which is all that the clusters gained there"
+            f"on unseen classes VGSE-SMO is {_above(mean['smo'] - mean['words'])} the word "
+            f"vectors ({by})"
         )
-    if {"smo", "words"} <= mean.keys():
-        relation = mean["smo"] - mean["words"]
-        verb = "gained" if relation > 0 else "lost"
-        parts.append(f"the relation {verb} {abs(relation):.1f} points against the word vectors")
+    others = {"paper_smo": "the paper's VGSE-SMO", "image_smo": "the same relation on image means"}
+    found = [
+        f"{_above(mean['smo'] - mean[name])} {text}"
+        for name, text in others.items()
+        if {name, "smo"} <= mean.keys()
+    ]
+    if found:
+        parts.append(f"it is {' and '.join(found)}")
     if "given" in mean:
         difference = _above(mean["given"] - mean["random"])
         parts.append(f"the given embeddings are {difference} random vectors")

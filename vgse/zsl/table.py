@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from vgse.config import EvaluationConfig
 from vgse.errors import UserError
 from vgse.relations import CachedSolver, Relations
-from vgse.zsl.data import ZslData
+from vgse.relations.predict import ChosenKnowledge
+from vgse.zsl.data import Indices, ZslData
 from vgse.zsl.folds import Fold, PreparedFold, TestGuard, class_means, prepare, validation_fold
 from vgse.zsl.hyperparameters import Choice, choose, final_result
 from vgse.zsl.models import Model, find_model
@@ -31,6 +32,7 @@ def evaluate(
     *,
     num_seeds: int = 1,
     solve: Callable[..., Relations] | None = None,
+    choose_knowledge: Callable[[NDArray[np.floating], Indices], ChosenKnowledge] | None = None,
 ) -> dict[str, Any]:
     """The contents of evaluation.json, without its keys `clusters` and `relations`.
 
@@ -44,6 +46,8 @@ def evaluate(
         num_seeds: repetitions of whatever is random, with seeds `seed`, `seed + 1`, …; above 1
             each result is a mean and holds `std`, its standard deviation over the seeds.
         solve: `solve_relations`, or a `CachedSolver` that is shared with others.
+        choose_knowledge: Φ_seen [S, D_v] and the seen classes [S] of a fold -> what is known of
+            all names, chosen on them, where rows need it.
     """
     for name, array in (("class embeddings", own), ("word vectors", words)):
         if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
@@ -59,7 +63,7 @@ def evaluate(
     solve = solve or CachedSolver()  # most rows ask for the same relation
 
     def embeddings_in(fold: Fold) -> Callable[[Row], Embeddings]:
-        inputs = _inputs(data, fold, own, words, solve)
+        inputs = _inputs(data, fold, own, words, solve, choose_knowledge)
         return lambda row: _embeddings(row, inputs, data.class_names, config.normalise)
 
     fold = validation_fold(data, config.holdout, seed)
@@ -116,6 +120,7 @@ def _inputs(
     own: NDArray[np.floating],
     words: NDArray[np.floating] | None,
     solve: Callable[..., Relations],
+    choose_knowledge: Callable[[NDArray[np.floating], Indices], ChosenKnowledge] | None,
 ) -> RowInputs:
     """What rows may look at in `fold`: classes outside of it are NaN."""
     images = np.concatenate([fold.train, fold.test_unseen])
@@ -127,6 +132,7 @@ def _inputs(
         None if words is None else np.where(inside, np.asarray(words, np.float64), np.nan),
         class_means(data.features, data.labels, images, len(data.class_names)),
         solve,
+        None if choose_knowledge is None else choose_knowledge(own[fold.seen], fold.seen),
     )
 
 

@@ -185,11 +185,11 @@ def test_too_few_classes_are_not_chosen_by() -> None:
     assert select_relation(np.eye(10), [np.eye(10)]).curve
 
 
-def test_many_classes_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_classes_are_sampled() -> None:
     embeddings, sources = made(0.3)
     whole = chosen(embeddings, sources)
-    monkeypatch.setattr(select, "_MAX_CLASSES", 40)
-    part = chosen(embeddings, sources)
+    blocks = [block[SEEN] for block in source_blocks(knowledge_of(sources), SEEN)]
+    part = select_relation(embeddings[SEEN], blocks, max_classes=40)
     assert part.num_problems == len(part.curve) * 2 * 40
     assert part.criterion > 0.5 and part.criterion != whole.criterion
 
