@@ -117,7 +117,7 @@ def bars(evaluations: list[dict[str, Any]]) -> list[tuple[str, str, float, bool]
     nmi, ncm = measure("clusters", "nmi"), measure("clusters", "nearest_class_mean")
     shuffled_nmi = measure("shuffled", "nmi")
     shuffled_ncm = measure("shuffled", "nearest_class_mean")
-    gain = accuracy("smo") - accuracy("smo_negative")
+    gain = accuracy("paper_smo") - accuracy("paper_smo_negative")
     slsqp = max(e["slsqp"] for e in evaluations)
     image_oracle, oracle = accuracy("image_oracle"), accuracy("oracle")
     return [

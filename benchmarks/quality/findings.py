@@ -163,19 +163,20 @@ def _relations(default: Outcome) -> list[str]:
         ("words", "word vectors"),
         ("onehot_smo", "the same relation with no vision (one-hot)"),
         ("image_smo", "the same relation on means of image features"),
-        ("wavg", "WAvg"),
-        ("smo_negative", "SMO with alpha = -1"),
+        ("paper_smo", "the paper's VGSE-SMO"),
+        ("paper_wavg", "WAvg"),
+        ("paper_smo_negative", "the paper's SMO with alpha = -1"),
     ):
         gap = difference(smo, default.accuracy(row), usual)
         lines.append(f"{gap} points against {label}{_verdict(gap)}")
-    both = difference(default.accuracy("words_smo"), smo, usual)
+    both = difference(default.accuracy("knowledge_smo"), smo, usual)
     words, oracle = default.accuracy("words"), default.accuracy("oracle")
     way = 100 * (smo.mean() - words.mean()) / (oracle.mean() - words.mean())
     return [
         f"Unseen classes by VGSE-SMO, T1 averaged over the models ({smo.mean():.1f}): "
         + "; ".join(lines)
         + ".",
-        f"Word vectors beside VGSE-SMO change it by {both} points{_verdict(both)}.",
+        f"What is known of the names beside VGSE-SMO changes it by {both} points{_verdict(both)}.",
         f"From word vectors ({words.mean():.1f}) to embeddings of the unseen classes' own images "
         f"({oracle.mean():.1f}) VGSE-SMO goes {way:.0f} % of the way: the rest is for better "
         "relations.",

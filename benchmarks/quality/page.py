@@ -20,7 +20,10 @@ GROUPS = (
     ("temperature", "Temperature"),
     ("words", "Word vectors"),
 )
-WORD_ROWS = ("words", "wavg", "smo", "words_smo", "onehot_smo", "image_smo", "oracle")
+WORD_ROWS = (
+    *("words", "knowledge", "paper_wavg", "paper_smo", "smo", "knowledge_smo"),
+    *("onehot_smo", "image_smo", "oracle"),
+)
 
 
 def page(ablation: Ablation) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.quality.controls import shuffle_labels
 from benchmarks.quality.settings import Setting, relation_rows
@@ -26,12 +27,13 @@ from vgse.config import RunConfig, to_dict
 from vgse.files import write_json
 from vgse.formats import ClassEmbeddings
 from vgse.images.devices import resolve_precision
+from vgse.relations.predict import ChosenKnowledge, choose_knowledge
 from vgse.run_folder import ImageFeatures, zsl_data_of
-from vgse.zsl.data import ZslData, with_validation
+from vgse.zsl.data import Indices, ZslData, with_validation
 from vgse.zsl.rows import Row
 from vgse.zsl.table import evaluate
 
-VERSION = 1  # of what a stored result means: a new one computes everything anew
+VERSION = 2  # of what a stored result means: a new one computes everything anew
 KEPT = ("zsl", "seen", "unseen", "harmonic_mean", "val_zsl")
 
 
@@ -71,6 +73,10 @@ def task_of(setting: Setting, shards: str, work: Path) -> Task:
         "init": config.model.init,
         "temperature": config.model.temperature,
         "words": hashlib.sha256(prepared.word_vectors.tobytes()).hexdigest(),
+        "knowledge": [
+            hashlib.sha256(source.rows.tobytes()).hexdigest()
+            for source in prepared.knowledge.sources
+        ],
         "trained": setting.trained,
         "shuffled": setting.shuffled,
         "every_row": setting.every_row,
@@ -175,13 +181,21 @@ def _evaluate(task: Task, embedded: Embedded) -> dict[str, Any]:
     own = own_embeddings(prepared, embedded).astype(np.float32)
 
     def make_rows(seed: int) -> list[Row]:
-        rows = relation_rows(config.relations, seed)
+        rows = relation_rows(config.relations, seed, prepared.knowledge.words_alone)
         every = task.setting.every_row
         return [row for row in rows if every or row.name in ("smo", "oracle")]
 
     data = _zsl_data(prepared, embedded, own)
     words = prepared.word_vectors
-    return evaluate(data, make_rows, own, words, config.evaluation, config.seed)
+
+    def choose(embeddings: NDArray[np.floating], seen: Indices) -> ChosenKnowledge:
+        return choose_knowledge(
+            *(prepared.knowledge, words, seen, embeddings, config.relations, config.seed)
+        )
+
+    return evaluate(
+        *(data, make_rows, own, words, config.evaluation, config.seed), choose_knowledge=choose
+    )
 
 
 def _zsl_data(prepared: Prepared, embedded: Embedded, own: Any) -> ZslData:

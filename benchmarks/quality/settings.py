@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import PurePath
 
 from vgse.config import RelationConfig, RunConfig
-from vgse.zsl.rows import Row, smo_row, table_rows, wavg_row
+from vgse.zsl.rows import Row, paper_smo_row, paper_wavg_row, table_rows
 
 LOSSES = ("classification", "semantic", "consistency", "entropy")
 CLUSTERS = (25, 50, 150, 500)
@@ -109,15 +109,15 @@ def _model(config: RunConfig, **change: object) -> RunConfig:
     return replace(config, model=replace(config.model, **change))  # type: ignore[arg-type]
 
 
-def relation_rows(relations: RelationConfig, seed: int) -> list[Row]:
-    """The rows of the default table, and SMO and WAvg with other parameters after them."""
-    rows = table_rows(relations, seed)
+def relation_rows(relations: RelationConfig, seed: int, words_alone: bool) -> list[Row]:
+    """The rows of the default table, and the paper's relations with other parameters after them."""
+    rows = table_rows(relations, seed, words_alone=words_alone)
     rows += [
         Row(
             f"smo_alpha{alpha:g}",
-            f"VGSE-SMO, alpha = {alpha:g}",
-            "ours",
-            partial(smo_row, alpha=alpha, ridge=relations.ridge),
+            f"VGSE-SMO, paper, alpha = {alpha:g}",
+            "paper",
+            partial(paper_smo_row, alpha=alpha),
         )
         for alpha in ALPHAS
     ]
@@ -127,8 +127,8 @@ def relation_rows(relations: RelationConfig, seed: int) -> list[Row]:
         Row(
             f"wavg_{count}_{eta:g}",
             f"VGSE-WAvg, {count} neighbour{'s' * (count > 1)}, eta = {eta:g}",
-            "ours",
-            partial(wavg_row, num_neighbours=count, eta=eta),
+            "paper",
+            partial(paper_wavg_row, num_neighbours=count, eta=eta),
         )
         for count, eta in pairs
     ]
@@ -137,9 +137,10 @@ def relation_rows(relations: RelationConfig, seed: int) -> list[Row]:
 
 def alpha_rows(rows: list[str]) -> list[str]:
     """Among rows of relations those of SMO that differ in alpha alone."""
-    return [row for row in rows if row in ("smo", "smo_negative") or row.startswith("smo_alpha")]
+    paper = ("paper_smo", "paper_smo_negative")
+    return [row for row in rows if row in paper or row.startswith("smo_alpha")]
 
 
 def chosen_rows(rows: list[str]) -> list[str]:
     """Those of SMO and of WAvg: the relations among which validation may choose."""
-    return alpha_rows(rows) + [row for row in rows if row.startswith("wavg")]
+    return alpha_rows(rows) + [row for row in rows if row.startswith(("paper_wavg", "wavg"))]

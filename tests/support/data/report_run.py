@@ -29,10 +29,10 @@ COLOURS = {
 ROWS = (
     ("random", "random vectors", "baseline", 0.05),
     ("words", "word vectors", "baseline", 0.28),
-    ("wavg", "VGSE-WAvg", "ours", 0.315),
+    ("paper_wavg", "VGSE-WAvg, paper", "paper", 0.315),
     ("smo", "VGSE-SMO", "ours", 0.326),
-    ("smo_negative", "VGSE-SMO, alpha = -1", "ours", 0.256),
-    ("words_smo", "words + VGSE-SMO", "ours", 0.334),
+    ("paper_smo_negative", "VGSE-SMO, paper, alpha = -1", "paper", 0.256),
+    ("knowledge_smo", "knowledge + VGSE-SMO", "ours", 0.334),
     ("onehot_smo", "one-hot + SMO", "control", 0.331),
     ("image_smo", "image means + SMO", "control", 0.333),
     ("permuted", "VGSE-SMO, unseen rows permuted", "control", 0.042),

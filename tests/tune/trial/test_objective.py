@@ -33,7 +33,7 @@ def scores(
     context: TrialContext, problem: Problem, own: np.ndarray, *models: str
 ) -> dict[str, float]:
     words = context.word_vectors
-    return zero_shot_scores(problem, own, words, RelationConfig(), "z", models)
+    return zero_shot_scores(problem, own, words, context.knowledge, RelationConfig(), "z", models)
 
 
 def image_means(context: TrialContext) -> np.ndarray:
@@ -127,6 +127,8 @@ def test_a_trial_is_given_no_test_unit_and_no_unseen_word(
     assert {unit.split for unit in context.units} == {"train"}
     assert np.isnan(context.word_vectors[manifest.unseen]).all()
     assert not np.isnan(context.word_vectors[context.trained]).any()
+    for source in context.knowledge.sources:
+        assert not source.rows[manifest.unseen].any() and source.rows[context.trained].any()
 
 
 @pytest.fixture

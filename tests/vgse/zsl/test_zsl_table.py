@@ -1,6 +1,7 @@
 """The protocol: what validation may look at, what the table says, and that controls fail."""
 
 import io
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,9 @@ from numpy.testing import assert_allclose
 from rich.console import Console
 
 from vgse.config import EvaluationConfig, RelationConfig
+from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations import solve_relations
+from vgse.relations.predict import ChosenKnowledge, choose_knowledge, selection_summary
 from vgse.zsl import table as zsl_table
 from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
 from vgse.zsl.hyperparameters import Choice, final_result, generalised_scores
@@ -28,8 +31,18 @@ RELATIONS = RelationConfig()
 ROWS = {row.name: row for row in table_rows(RELATIONS, 0)}
 
 
+def chosen_of(words, relations=RELATIONS):
+    knowledge = Knowledge(DATA.class_names, [Source("words", np.nan_to_num(words), None)])
+
+    def choose(embeddings, seen):
+        return choose_knowledge(knowledge, words, seen, embeddings, relations, 0)
+
+    return choose
+
+
 def evaluate(data, own, words, config, relations, seed, **options):
     rows = partial(table_rows, relations)
+    options.setdefault("choose_knowledge", chosen_of(words, relations))
     return zsl_table.evaluate(data, rows, own, words, config, seed, **options)
 
 
@@ -45,7 +58,7 @@ def test_the_rows_share_one_relation_a_fold_alpha_and_ridge(monkeypatch):
         lambda *vectors, **options: solved.append(options) or solve_relations(*vectors, **options),
     )
     evaluate(DATA, TOY.own, TOY.words, CONFIG, RELATIONS, 0)
-    assert [options["alpha"] for options in solved] == [0.0, -1.0, 0.0, -1.0]
+    assert [options["alpha"] for options in solved] == 2 * [0.0, -1.0, 0.0]
 
 
 def _zsl(table, row, model="eszsl"):
@@ -87,12 +100,17 @@ def test_validation_without_validation_classes_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name", ["words", "wavg", "smo", "smo_negative", "words_smo", "onehot_smo", "image_smo"]
+    "name",
+    [
+        *("words", "knowledge", "paper_wavg", "paper_smo", "paper_smo_negative"),
+        *("smo", "knowledge_smo", "onehot_smo", "image_smo"),
+    ],
 )
 def test_predicted_rows_do_not_look_at_the_unseen_classes_own_embeddings(name):
     fold = validation_fold(DATA, 0.2)
     means = class_means(DATA.features, DATA.labels, DATA.train, 40)
-    inputs = RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words, means)
+    chosen = chosen_of(TOY.words)(TOY.own[fold.seen], fold.seen)
+    inputs = RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words, means, chosen=chosen)
     own, other = TOY.own.copy(), means.copy()
     own[DATA.val], other[DATA.val] = np.nan, np.nan
     found = ROWS[name].embed(replace(inputs, own=own, image_means=other))
@@ -111,15 +129,17 @@ def test_the_oracle_does_look_at_them():
 
 def test_validation_rows_are_mixtures_of_the_remaining_seen_classes():
     fold = validation_fold(DATA, 0.2)
-    (block,) = ROWS["smo"].embed(RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words))
+    (block,) = ROWS["paper_smo"].embed(RowInputs(fold.seen, fold.unseen, TOY.own, TOY.words))
     weights = solve_relations(TOY.words[DATA.val], TOY.words[fold.seen]).weights
     assert_allclose(block[len(fold.seen) :], weights @ TOY.own[fold.seen], atol=1e-12)
     assert_allclose(block[: len(fold.seen)], TOY.own[fold.seen])
 
 
 def test_the_one_hot_control_holds_the_relation_alone():
-    (block,) = ROWS["onehot_smo"].embed(RowInputs(DATA.seen, DATA.unseen, TOY.own, TOY.words))
-    weights = solve_relations(TOY.words[DATA.unseen], TOY.words[DATA.seen]).weights
+    chosen = ChosenKnowledge(TOY.words, 0.1)
+    inputs = RowInputs(DATA.seen, DATA.unseen, TOY.own, chosen=chosen)
+    (block,) = ROWS["onehot_smo"].embed(inputs)
+    weights = solve_relations(TOY.words[DATA.unseen], TOY.words[DATA.seen], ridge=0.1).weights
     assert np.array_equal(block[: len(DATA.seen)], np.eye(len(DATA.seen)))
     assert_allclose(block[len(DATA.seen) :], weights)
 
@@ -156,8 +176,8 @@ def test_blocks_beside_each_other_weigh_the_same():
 def test_the_table_holds_all_rows_in_order(table):
     names = [row["name"] for row in table["rows"]]
     assert names == [
-        "random", "words", "wavg", "smo", "smo_negative", "words_smo",
-        "onehot_smo", "image_smo", "permuted", "oracle", "image_oracle",
+        "random", "words", "knowledge", "paper_wavg", "paper_smo", "paper_smo_negative",
+        "smo", "knowledge_smo", "onehot_smo", "image_smo", "permuted", "oracle", "image_oracle",
     ]  # fmt: skip
     assert table["chance"] == pytest.approx(0.1)
     assert table["models"] == ["eszsl", "prototype"]
@@ -199,7 +219,7 @@ def test_choices_do_not_depend_on_test_images(table):
 def test_test_images_were_opened_once_and_after_all_choices(table):
     opened = table["test_opened"]
     assert [entry["split"] for entry in opened] == ["test_seen", "test_unseen"]
-    assert opened[0]["after"] == ["22 choices of hyper-parameters on 6 validation classes"]
+    assert opened[0]["after"] == ["26 choices of hyper-parameters on 6 validation classes"]
 
 
 def test_repeating_over_seeds_gives_means_and_deviations_of_what_is_random():
@@ -253,8 +273,14 @@ def test_the_summary_says_what_clusters_and_relation_gained(table):
     sentence = summary_sentence(table | {"clusters": clusters})
     assert "hold more of the classes than k-means alone (NMI 0.303 against 0.262" in sentence
     assert "37.3 % against 27.0 %" in sentence
-    gain = np.mean([_zsl(table, "smo", m) - _zsl(table, "words", m) for m in table["models"]])
-    assert f"{'gained' if gain > 0 else 'lost'} {100 * abs(gain):.1f} points" in sentence
+    mean = {row["name"]: 100 * np.mean([r["zsl"] for r in row["results"].values()])
+            for row in table["rows"]}  # fmt: skip
+    names = mean["knowledge"] - mean["words"]
+    relation = mean["onehot_smo"] - mean["knowledge"]
+    clusters_alone = mean["smo"] - mean["onehot_smo"]
+    assert f"({names:+.1f} by what else is known of the names, {relation:+.1f} by the" in sentence
+    assert f"{clusters_alone:+.1f} by the clusters)" in sentence
+    assert "the paper's VGSE-SMO" in sentence
     assert sentence.count(".\n") == 0
 
 
@@ -283,3 +309,54 @@ def test_the_final_fold_is_that_of_the_data():
     fold = final_fold(DATA)
     assert np.array_equal(fold.train, DATA.train)
     assert np.array_equal(fold.unseen, DATA.unseen)
+
+
+def _names(relations, **options):
+    return [row.name for row in table_rows(relations, 0, **options)]
+
+
+def test_rows_that_would_repeat_another_are_left_out():
+    assert "knowledge" not in _names(RELATIONS, words_alone=True)
+    assert "paper_smo" in _names(RELATIONS, words_alone=True)
+    paper = RelationConfig(ridge=1e-8)
+    assert "paper_smo" not in _names(paper, words_alone=True)
+    assert len(_names(paper)) == 13
+
+
+def test_the_papers_average_is_not_divided_by_its_weights():
+    inputs = RowInputs(DATA.seen, DATA.unseen, TOY.own, TOY.words)
+    (block,) = ROWS["paper_wavg"].embed(inputs)
+    distances = np.linalg.norm(TOY.words[DATA.unseen[0]] - TOY.words[DATA.seen], axis=1)
+    nearest = np.argsort(distances)[:5]
+    expected = np.exp(-5 * distances[nearest]) @ TOY.own[DATA.seen[nearest]]
+    assert_allclose(block[len(DATA.seen)], expected)
+
+
+def test_images_and_words_of_unseen_classes_do_not_reach_the_choice():
+    rng = np.random.default_rng(0)
+    own, words = TOY.own.copy(), TOY.words.copy()
+    own[DATA.unseen] = rng.normal(size=own[DATA.unseen].shape)
+    words[DATA.unseen] = rng.normal(size=words[DATA.unseen].shape)
+    before, after = (
+        chosen_of(w)(o[DATA.seen], DATA.seen).selection
+        for o, w in ((TOY.own, TOY.words), (own, words))
+    )
+    assert before == after and len(before.curve) > 5
+
+
+def test_an_earlier_choice_is_taken_for_the_same_question_only():
+    knowledge = Knowledge(DATA.class_names, [Source("words", TOY.words, None)])
+    own = TOY.own[DATA.seen]
+    found = choose_knowledge(knowledge, TOY.words, DATA.seen, own, RELATIONS, 0)
+    kept = json.loads(json.dumps(selection_summary(knowledge, found, RELATIONS, 0)))
+    nothing = np.zeros_like(own)
+    again = choose_knowledge(knowledge, TOY.words, DATA.seen, nothing, RELATIONS, 0, earlier=kept)
+    assert again.selection == found.selection
+    assert_allclose(again.vectors, found.vectors)
+    other = choose_knowledge(knowledge, TOY.words, DATA.seen, nothing, RELATIONS, 1, earlier=kept)
+    assert other.selection != found.selection
+
+
+def test_words_alone_with_a_ridge_stay_as_the_paper_takes_them():
+    found = chosen_of(TOY.words, RelationConfig(ridge=1e-8))(TOY.own[DATA.seen], DATA.seen)
+    assert np.array_equal(found.vectors, TOY.words) and found.selection is None
