@@ -10,7 +10,8 @@ from distributed.__main__ import main
 from distributed.run import check_run_folder, write_config
 from distributed.setup import prepare
 from tiny import make_tiny
-from vgse.config import DataConfig, ModelConfig, RunConfig
+from vgse.config import DataConfig, ModelConfig, RunConfig, SourceConfig
+from vgse.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,53 @@ def test_all_classes_without_words_are_listed_at_once_or_dropped(
     config.data.missing_words = "drop"
     prepared = prepare(config)
     assert (len(prepared.seen), len(prepared.unseen)) == (8, 4)
+
+
+def sources(*configs: SourceConfig) -> Callable[[RunConfig], None]:
+    return lambda config: setattr(config, "knowledge", list(configs))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (sources(SourceConfig("wordnet")), r"knowledge\[0\]: wordnet needs a path"),
+        (sources(SourceConfig("wordnet", "nowhere")), r"nowhere.*data.noun"),
+        (sources(SourceConfig("words"), SourceConfig("table", "none.npz")), r"none.npz: no such"),
+        (sources(SourceConfig("words", weight=-1)), r"knowledge\[0\].weight is -1; it must be at"),
+        (set_field("relations.ridge", "best"), r"relations.ridge is 'best'; give a number or auto"),
+        (set_field("relations.ridge", 2.0), r"relations.ridge is 2.0; it must be in"),
+    ],
+)
+def test_bad_knowledge_is_found_before_any_cluster(
+    config: RunConfig, change: Callable[[RunConfig], None], message: str
+) -> None:
+    change(config)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_sources_stand_beside_the_words_and_may_drop_classes(
+    config: RunConfig, root: Path, tmp_path: Path
+) -> None:
+    alone = prepare(config).knowledge
+    assert alone.words_alone
+    names = alone.class_names
+    lines = "\n".join(f"{name}\tkind{i % 3}" for i, name in enumerate(names[1:]))
+    (tmp_path / "taxonomy.txt").write_text(lines)
+    tree = SourceConfig("hierarchy", str(tmp_path / "taxonomy.txt"))
+    config.knowledge = [SourceConfig("words"), tree]
+    with pytest.raises(UserError, match=rf"lacks 1 of 14: {names[0]};"):
+        prepare(config)
+    tree.missing = "zero"
+    prepared = prepare(config)
+    assert [source.name for source in prepared.knowledge.sources] == ["words", "taxonomy"]
+    assert not prepared.knowledge.sources[1].rows[0].any()
+    tree.missing = "drop"
+    dropped = prepare(config)
+    assert 0 not in {*dropped.seen, *dropped.unseen}
+    assert dropped.knowledge.class_names == names
+    assert not dropped.knowledge.sources[0].rows[0].any()
 
 
 def test_validation_classes_are_left_out_when_asked(config: RunConfig) -> None:

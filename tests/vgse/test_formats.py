@@ -12,9 +12,12 @@ from numpy.testing import assert_allclose
 
 from vgse.__main__ import main
 from vgse.config import EvaluationConfig, RelationConfig
+from vgse.errors import UserError
 from vgse.files import write_json, written_whole
 from vgse.formats import ClassEmbeddings, read_npz, read_safetensors, write_npz, write_safetensors
+from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations.predict import ChosenKnowledge, predict_unseen, relate
+from vgse.relations.select import select_relation
 from vgse.run_folder import (
     ImageFeatures,
     evaluate_run,
@@ -22,10 +25,12 @@ from vgse.run_folder import (
     export_splits,
     read_config,
     read_image_features,
+    read_knowledge,
     read_seed,
     relate_run,
     write_classes,
     write_image_features,
+    write_knowledge,
     zsl_data_of,
 )
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
@@ -522,3 +527,71 @@ def test_help_is_there_for_every_command(command, capsys):
 def test_a_run_at_a_url_is_told_to_be_copied_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "s3://bucket/runs/mine"]) == 2
     assert "copy the run folder to this machine first" in capsys.readouterr().err
+
+
+def beside_words(rng_seed: int, permuted: bool = False) -> Knowledge:
+    """The toy's words, and a noisy copy of them that lacks a class."""
+    rng = np.random.default_rng(rng_seed)
+    order = rng.permutation(len(TOY.words)) if permuted else np.arange(len(TOY.words))
+    other = (TOY.words + 0.1 * rng.normal(size=TOY.words.shape))[order].astype(np.float32)
+    other[3] = 0
+    first = TOY.words[order].astype(np.float32).astype(np.float64)
+    sources = [
+        Source("words", first, None),
+        Source("tree", other.astype(np.float64), 0.5, True, ["a"] * other.shape[1], {"x": "y"}),
+    ]
+    return Knowledge(DATA.class_names, sources)
+
+
+def test_knowledge_is_read_as_it_was_written(run):
+    before = beside_words(0)
+    write_knowledge(run, before)
+    after = read_knowledge(run, CLASSES)
+    assert after.class_names == before.class_names
+    for one, other in zip(before.sources, after.sources, strict=True):
+        assert np.array_equal(one.rows, other.rows)
+        assert (one.name, one.weight, one.columns) == (other.name, other.weight, other.columns)
+
+
+def test_a_run_folder_of_before_knows_the_words_alone_and_keeps_its_ridge(run):
+    (run / "config.yaml").write_text("relations: {alpha: 0.0, ridge: 1.0e-08}\n")
+    assert main(["relate", str(run)]) == 0
+    after = read_npz(run / "class_embeddings.npz")
+    assert np.array_equal(after.embeddings, CLASSES.embeddings)
+    assert json.loads((run / "relations.json").read_text())["ridge"] == 1e-8
+    assert main(["evaluate", str(run), "--models", "[prototype]"]) == 0
+    names = [r["name"] for r in json.loads((run / "evaluation.json").read_text())["rows"]]
+    assert "knowledge" not in names and "smo" in names
+
+
+def test_knowledge_that_the_configuration_names_must_be_there(run):
+    (run / "config.yaml").write_text("knowledge: [{kind: words}]\n")
+    with pytest.raises(UserError, match=r"knowledge\.npz: no such file; copy the run folder whole"):
+        relate_run(run, RelationConfig())
+
+
+def test_the_choice_stands_in_the_folder_and_the_evaluation_takes_it(run, monkeypatch):
+    write_knowledge(run, beside_words(0))
+    _, _, line = relate_run(run, RelationConfig())
+    content = json.loads((run / "relations.json").read_text())
+    assert content["line"] == line and line.startswith("words 1 : tree 0.5, ridge ")
+    assert len(content["curve"]) > 2 and content["warning"] is None
+    asked = []
+    monkeypatch.setattr(
+        "vgse.relations.predict.select_relation",
+        lambda own, *given, **more: asked.append(len(own)) or select_relation(own, *given, **more),
+    )
+    evaluation = evaluate_run(run, EvaluationConfig(models=["prototype"]), RelationConfig(), 0)
+    assert asked == [len(DATA.seen) - len(DATA.val)]  # the validation fold's own
+    assert [row["name"] for row in evaluation["rows"]][2:8] == [
+        *("knowledge", "paper_wavg", "paper_smo", "paper_smo_negative", "smo", "knowledge_smo")
+    ]
+    assert evaluation["relations"]["weights"] == content["weights"]
+
+
+def test_permuted_knowledge_is_warned_of(run):
+    write_knowledge(run, beside_words(1, permuted=True))
+    relate_run(run, RelationConfig())
+    content = json.loads((run / "relations.json").read_text())
+    assert "say nothing about the pictures" in content["warning"]
+    assert content["criterion"] <= content["permuted_best"]

@@ -135,7 +135,10 @@ def load_knowledge(
         weight = None if config.weight == "auto" else float(config.weight)
         is_hierarchy = config.kind in ("wordnet", "hierarchy")
         sources.append(
-            Source(config.kind, table.astype(np.float64), weight, is_hierarchy, columns, entries)
+            Source(
+                *(_name(config, known), table.astype(np.float64), weight),
+                *(is_hierarchy, columns, entries),
+            )
         )
     return Knowledge(names, sources)
 

@@ -16,7 +16,7 @@ TRAIN = "python -m distributed train --config CONFIG"
 MADE_BY = {
     **dict.fromkeys(("config.yaml", "metrics.jsonl", "health.json"), TRAIN),
     **dict.fromkeys(("class_embeddings.npz", "pictures.npz"), TRAIN),
-    **dict.fromkeys(("relations.npz", "relations.json"), "python -m vgse relate RUN"),
+    "relations.npz": "python -m vgse relate RUN",
     "evaluation.json": "python -m vgse evaluate RUN",
 }
 """The command that writes each file of a run folder."""

@@ -17,7 +17,7 @@ from distributed.jobs.submit import (
     total_bytes,
     train_command,
 )
-from vgse.config import ClusterConfig, DataConfig, RunConfig
+from vgse.config import ClusterConfig, DataConfig, RunConfig, SourceConfig
 from vgse.errors import UserError
 
 
@@ -244,3 +244,16 @@ def test_a_wrong_line_is_named_by_its_number_and_not_shown(
 def test_a_shipment_of_another_checkout_knows_no_file_of_this_one(checkout: Path) -> None:
     with pytest.raises(UserError, match=r"git ignores words\.txt"):
         resolve_paths(absolute(words="words.txt"), checkout, [])
+
+
+def test_knowledge_in_the_checkout_is_named_from_its_root(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout / "shards")
+    config = absolute(shards="s3://bucket/shards")
+    config.knowledge = [SourceConfig("table", "../words.txt"), SourceConfig("wordnet", "/wn")]
+    assert resolve_paths(config, checkout, checkout_files(checkout)) == []
+    assert [source.path for source in config.knowledge] == ["words.txt", "/wn"]
+    config.knowledge = [SourceConfig("table", "gone.txt")]
+    with pytest.raises(UserError, match=r"knowledge\[0\]\.path: no file gone\.txt"):
+        resolve_paths(config, checkout, checkout_files(checkout))

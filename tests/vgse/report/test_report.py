@@ -14,6 +14,7 @@ from PIL import Image
 
 from browser_page import Tags
 from report_run import make_run, write_json
+from vgse.knowledge.sources import Knowledge, Source
 from vgse.report import write_report
 from vgse.report.charts import ticks
 from vgse.report.montages import cluster_order
@@ -23,6 +24,7 @@ from vgse.report.pictures import sheet, strip
 from vgse.report.relation_cards import own_image_ranks, terms_of
 from vgse.report.run_files import MADE_BY, load_run
 from vgse.report.similarity import centred_cosine, odd_pairs, palette
+from vgse.run_folder import write_knowledge
 
 EVIL = '<script>alert("x")</script>'
 
@@ -348,3 +350,21 @@ def test_pictures_stand_side_by_side_and_in_rows() -> None:
         sheet(pictures, columns=2)[:, :, 0].tolist()
         == [[10, 10, 20, 20]] * 2 + [[30, 30, 128, 128]] * 2
     )
+
+
+def test_the_choice_of_knowledge_and_what_classes_share_are_shown(run: Path) -> None:
+    with np.load(run / "class_embeddings.npz") as file:
+        names = [str(name) for name in file["class_names"]]
+    rows = np.ones((len(names), 2), np.float32)
+    rows[::2, 0] = 0
+    knowledge = Knowledge(
+        names, [Source("Tree", rows, None, True, ["warm_blooded", "all"], {names[0]: "node"})]
+    )
+    write_knowledge(run, knowledge)
+    setting = {"weights": [1.0], "ridge": 0.1, "criterion": 0.296, "standard_error": 0.01}
+    choice = {"sources": ["Tree"], "line": "Tree 1, ridge 0.1", "warning": "nothing is known"}
+    choice |= {"weights": [1.0], "ridge": 0.1, "curve": [setting]}
+    (run / "relations.json").write_text(json.dumps(choice))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "Tree 1, ridge 0.1" in text and "nothing is known" in text and "0.296" in text
+    assert "in Tree: warm blooded" in text and "Taken in Tree: " in text
