@@ -68,8 +68,9 @@ class _Known:
     def shared(self, one: str, other: str) -> list[str]:
         """The ancestors that say most of what the two have in common."""
         common = np.minimum(self.weights[self.row[one]], self.weights[self.row[other]])
-        order = np.argsort(-common, kind="stable")[:NUM_ANCESTORS]
-        return [self.ancestors[a].replace("_", " ") for a in order if common[a] > 0]
+        order = np.argsort(-common, kind="stable")[: int((common > 0).sum())]
+        names = dict.fromkeys(self.ancestors[a].replace("_", " ") for a in order)
+        return list(names)[:NUM_ANCESTORS]
 
 
 def _known(knowledge: Arrays, seen: list[str]) -> list[_Known]:
