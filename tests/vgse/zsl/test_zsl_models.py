@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 
 from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
+from vgse.zsl.hyperparameters import zsl_top1
 from vgse.zsl.metrics import per_class_top1
 from vgse.zsl.models import MODELS, cada_vae, find_model
 from vgse.zsl.models.bilinear import (
@@ -17,7 +18,6 @@ from vgse.zsl.models.bilinear import (
     span,
 )
 from vgse.zsl.models.closed_form import eszsl_matrix, fit_prototype, sae_matrix
-from vgse.zsl.hyperparameters import zsl_top1
 from zsl_toy import make_toy
 
 RNG = np.random.default_rng(0)
