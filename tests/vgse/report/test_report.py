@@ -354,11 +354,12 @@ def test_pictures_stand_side_by_side_and_in_rows() -> None:
 
 def test_the_choice_of_knowledge_and_what_classes_share_are_shown(run: Path) -> None:
     with np.load(run / "class_embeddings.npz") as file:
-        names = [str(name) for name in file["class_names"]]
-    rows = np.ones((len(names), 2), np.float32)
-    rows[::2, 0] = 0
+        names, seen = [str(name) for name in file["class_names"]], file["seen"]
+    rows = np.ones((len(names), 2))
+    rows[seen[:3], 0] = 0  # an ancestor of all says nothing
+    entries = dict.fromkeys(names, "node")
     knowledge = Knowledge(
-        names, [Source("Tree", rows, None, True, ["warm_blooded", "all"], {names[0]: "node"})]
+        names, [Source("Tree", rows, None, True, ["warm_blooded", "all"], entries)]
     )
     write_knowledge(run, knowledge)
     setting = {"weights": [1.0], "ridge": 0.1, "criterion": 0.296, "standard_error": 0.01}
