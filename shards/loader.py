@@ -29,14 +29,7 @@ from shards.images import resize_square
 from shards.manifest import Manifest, ShardEntry
 from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection
-from shards.samples import (
-    DamagedImage,
-    Part,
-    RawSample,
-    decode_sample,
-    plan_parts,
-    read_parts,
-)
+from shards.samples import DamagedImage, Part, RawSample, decode_sample, plan_parts, read_parts
 from vgse.errors import UserError
 from vgse.images.patches import cut_patches_opencv
 

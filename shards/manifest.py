@@ -215,20 +215,16 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
             f"{path}: field version is {version!r}, this program reads {VERSION}; "
             "pack again or update the program"
         )
-
     try:
-        parsed: Manifest = _entry(
-            Manifest,
-            {
-                **content,
-                "url": folder,
-                "classes": [_entry(ClassEntry, row) for row in content["classes"]],
-                "shards": [_entry(ShardEntry, row) for row in content["shards"]],
-                "patches": _entry(PatchSpec, content["patches"]),
-                "image": _entry(ImageSpec, content["image"]),
-            },
-        )
-        return parsed
+        parsed = {
+            **content,
+            "url": folder,
+            "classes": [_entry(ClassEntry, row) for row in content["classes"]],
+            "shards": [_entry(ShardEntry, row) for row in content["shards"]],
+            "patches": _entry(PatchSpec, content["patches"]),
+            "image": _entry(ImageSpec, content["image"]),
+        }
+        return _entry(Manifest, parsed)
     except KeyError as error:
         raise UserError(f"{path}: field {error.args[0]} is missing; pack again") from None
     except (TypeError, AttributeError) as error:

@@ -36,9 +36,6 @@ class Retry:
     first_wait_s: float = 0.5
     longest_wait_s: float = 10.0
 
-    def __post_init__(self) -> None:
-        assert self.attempts >= 1 and self.first_wait_s >= 0 and self.longest_wait_s >= 0, self
-
 
 @dataclass(frozen=True)
 class Access:
@@ -160,8 +157,7 @@ def _remote_sizes(folder: str, retry: Retry) -> dict[str, int]:
 
     def fetch() -> list[dict[str, Any]]:
         filesystem.invalidate_cache()  # a store remembers listings, a folder changes
-        rows: list[dict[str, Any]] = filesystem.ls(path, detail=True)
-        return rows
+        return list(filesystem.ls(path, detail=True))
 
     rows = with_retries(fetch, folder, "listed", retry)
     return {row["name"].rsplit("/", 1)[-1]: row["size"] for row in rows if row["type"] == "file"}

@@ -17,8 +17,7 @@ BLOCK_SIZE = 256
 @dataclass(frozen=True)
 class Order:
     """Positions 0..T-1 of an epoch. Block b holds `start[b + 1] - start[b]` consecutive samples of
-    shard `shard[b]`, from index `first[b]` on, permuted inside it.
-    """
+    shard `shard[b]`, from index `first[b]` on, permuted inside it."""
 
     shard: NDArray[np.int64]  # [num_blocks]
     first: NDArray[np.int64]  # [num_blocks]
@@ -34,11 +33,7 @@ class Order:
 
 
 def epoch_order(
-    shard_counts: Sequence[int],
-    *,
-    seed: int,
-    epoch: int,
-    block_size: int = BLOCK_SIZE,
+    shard_counts: Sequence[int], *, seed: int, epoch: int, block_size: int = BLOCK_SIZE
 ) -> Order:
     """The order of one epoch over shards of the given counts.
 

@@ -126,18 +126,10 @@ def fit_centroids(
     """Spherical k-means from a k-means++ start.
 
     By FAISS on a GPU where FAISS sees one; by PyTorch on a GPU that only PyTorch sees; else on
-    the CPU, by FAISS where it is installed. Their objectives agree within 0.5%. The result
-    depends on the order of the rows: sort them by key for a reproducible start. 1,000 points a
-    centroid come as near to the objective of all points as another seed would
-    (benchmarks/results/kmeans.md).
-
-    Args:
-        features: float32 [n, D] with rows of length 1.
-        num_clusters: D_v.
-        seed: of the start and of the subsample.
-        max_points_per_centroid: a subsample is drawn above this.
-        num_iterations: of Lloyd.
-        method: one of the two, to compare them.
+    the CPU, by FAISS where it is installed. Their objectives agree within 0.5%. Takes float32
+    [n, D] with rows of length 1. The result depends on their order: sort them by key for a
+    reproducible start. Above `max_points_per_centroid` a subsample is drawn: 1,000 come as near to
+    the objective of all points as another seed would (benchmarks/results/kmeans.md).
     """
     if not np.isfinite(features).all():
         raise UserError(_NOT_FINITE)

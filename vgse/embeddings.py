@@ -16,9 +16,7 @@ class ClassSums:
 
     def __add__(self, other: "ClassSums") -> "ClassSums":
         return ClassSums(
-            self.sums + other.sums,
-            self.counts + other.counts,
-            self.contingency + other.contingency,
+            self.sums + other.sums, self.counts + other.counts, self.contingency + other.contingency
         )
 
 

@@ -27,8 +27,7 @@ def kmeans_torch(
 ) -> Found:
     """Centroids [D_v, D] of length 1, and of each row [n] the largest cosine and its centroid.
 
-    Arguments as those of `vgse.clusters.fit_centroids`. Beside the subsample the device holds
-    blocks of at most 256 MB.
+    Beside the subsample the device holds blocks of at most 256 MB.
     """
     random = np.random.default_rng(seed)
     rows = torch.from_numpy(np.ascontiguousarray(features))

@@ -99,8 +99,7 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         return _finish(_pack_all(specs, total, run, report), data, config, specs[0].plan)
     except OSError as error:
-        full = error.errno in FULL
-        hint = "free some space" if full else "check the folder"
+        hint = "free some space" if error.errno in FULL else "check the folder"
         raise UserError(
             f"{error.filename or out}: {error.strerror or error}; {hint}, then run the same "
             "command again: finished shards are kept"

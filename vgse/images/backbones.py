@@ -111,8 +111,8 @@ def _load_file(path: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file  # a bare machine has torch alone
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Tensor] = loaded.get("state_dict", loaded)
         if not all(isinstance(values, Tensor) for values in state.values()):
             raise TypeError("other things than tensors")
     except Exception as error:  # torch and safetensors raise many kinds on other files
@@ -120,8 +120,7 @@ def _load_file(path: str) -> dict[str, Tensor]:
             f"backbone.weights: {path} is not a plain state dict ({type(error).__name__}); "
             "save it with torch.save(model.state_dict()), or as .safetensors"
         ) from error
-    found: dict[str, Tensor] = state
-    return found
+    return state
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], path: str) -> None:

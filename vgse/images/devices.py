@@ -36,8 +36,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 def freed_memory_kept() -> Iterator[None]:
     """Keep what is freed for the next tensor, and give it back to the system at the end.
 
-    glibc returns large blocks at once, and a network on a CPU, which asks for the same ones again,
-    waits for fresh pages: a quarter of a feature pass (EfficientNet-Lite0 at 64 pixels).
+    glibc returns large blocks at once: a quarter of a feature pass would wait for fresh pages.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
@@ -48,9 +47,6 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         if hasattr(library, "malloc_trim"):
             library.malloc_trim(0)
-
-
-GAIN = 1.05  # a doubled batch that is not this much faster an item is not worth its memory
 
 
 def find_batch_size(
@@ -79,7 +75,7 @@ def find_batch_size(
             found = 0.0
         if not found:  # outside of the handler, whose traceback keeps the step's tensors alive
             torch.cuda.empty_cache()
-        if found < GAIN * rate:
+        if found < 1.05 * rate:  # a smaller gain is not worth the memory
             return best
         best, rate = size, found
         if size == limit:

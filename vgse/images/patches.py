@@ -23,8 +23,7 @@ def row_counts(num_patches: int) -> list[int]:
 def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
     """Boxes (x0, y0, x1, y1) in 0..1, float32 [N, 4], on a grid of round(sqrt(N)) rows.
 
-    `overlap` is the share of a box, in [0, 1), that it has in common with the next one: 9 patches
-    at 0.5 are 3 x 3 boxes of half the side.
+    `overlap` is the share of a box, in [0, 1), that it has in common with the next one.
     """
     if not 0 <= overlap < 1:
         raise UserError(f"overlap is {overlap}; it must be at least 0 and below 1")
@@ -62,17 +61,10 @@ def _sampled(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
 def cut_patches(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut boxes out of images and resize them bilinearly, on the images' device.
 
-    Boxes are rounded to whole pixels and samples never reach across a box's edge, so that
-    the result equals cropping first and resizing then (`cut_patches_opencv`) within one
-    grey level.
-
-    Args:
-        images: uint8 or float [B, 3, H, W]; uint8 values are kept in 0..255.
-        boxes: [B, N, 4], (x0, y0, x1, y1) in 0..1.
-        size: P.
-
-    Returns:
-        [B, N, 3, P, P] in the images' float type (float32 for uint8).
+    Boxes are rounded to whole pixels and samples never reach across a box's edge, so that the
+    result equals that of `cut_patches_opencv` within one grey level. Takes uint8 or float images
+    [B, 3, H, W] and boxes [B, N, 4], (x0, y0, x1, y1) in 0..1; returns [B, N, 3, P, P] in the
+    images' float type (float32 of the same values for uint8).
     """
     batch, num_patches = boxes.shape[:2]
     height, width = images.shape[-2:]

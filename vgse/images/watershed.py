@@ -10,10 +10,7 @@ from skimage.segmentation import watershed
 
 from vgse.images.patches import row_counts
 
-WATERSHED_SIDE = 128
 _MAX_ASPECT = 8  # longer images are squeezed for the watershed, so that its work stays bounded
-_LEAST_CELL = 0.5  # smaller boxes are one colour blown up
-COMPACTNESS = 1e-3  # follows the picture at WATERSHED_SIDE; 0.01 is nearly the grid
 
 
 def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.float32]:
@@ -28,7 +25,7 @@ def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.fl
     """
     counts = row_counts(num_patches)
     height, width = image.shape[:2]
-    side = max(WATERSHED_SIDE, 2 * max(len(counts), *counts))
+    side = max(128, 2 * max(len(counts), *counts))
     scale = side / min(height, width)
     size = (
         min(round(width * scale), _MAX_ASPECT * side),
@@ -43,12 +40,13 @@ def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.fl
         for column in range(count):
             label += 1
             markers[y, int((column + 0.5) * markers.shape[1] / count)] = label
-    regions = ndimage.find_objects(watershed(gradient, markers, compactness=COMPACTNESS))
+    # A compactness of 0.001 follows the picture at this size; 0.01 is nearly the grid.
+    regions = ndimage.find_objects(watershed(gradient, markers, compactness=1e-3))
     assert len(regions) == num_patches and None not in regions
     boxes = [[x.start, y.start, x.stop, y.stop] for y, x in regions]
     height, width = gradient.shape
     found = np.array(boxes) / [width, height, width, height]
-    return _at_least(found, _LEAST_CELL / np.array([max(counts), len(counts)])).astype(np.float32)
+    return _at_least(found, 0.5 / np.array([max(counts), len(counts)])).astype(np.float32)
 
 
 def _at_least(boxes: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -93,11 +93,10 @@ def _read_mat(stream: BinaryIO, name: str, keep: Keep) -> Rows:
     yield from zip(names, (vectors.T if axis else vectors).astype(np.float32), strict=True)
 
 
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 _READERS = {".bin": _read_binary, ".npz": _read_npz, ".mat": _read_mat}
 
 
-def read_rows(stream: BinaryIO, path: str, keep: Callable[[str], bool]) -> Rows:
+def read_rows(stream: BinaryIO, path: str, keep: Keep) -> Rows:
     """Words and their float32 vectors [D_w] from a file's content, no longer compressed.
 
     The ending of `path` tells the format: .bin (word2vec), .npz, .mat, and text (word2vec, GloVe or
@@ -105,6 +104,6 @@ def read_rows(stream: BinaryIO, path: str, keep: Callable[[str], bool]) -> Rows:
     are small, give all.
     """
     endings = [ending.lower() for ending in PurePosixPath(path).suffixes]
-    if endings and endings[-1] in _COMPRESSED:
+    if endings and endings[-1] in (".gz", ".bz2", ".xz", ".zip", ".zst"):
         endings.pop()
     yield from _READERS.get(endings[-1] if endings else "", _read_text)(stream, path, keep)

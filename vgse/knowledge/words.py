@@ -53,17 +53,8 @@ def _spellings(word: str) -> list[str]:
     return found
 
 
-def _wanted(class_words: dict[str, list[str]]) -> set[str]:
-    joined = {sign.join(words) for words in class_words.values() for sign in "_-"}
-    single = {s for words in class_words.values() for w in words for s in _spellings(w)}
-    return (joined | single) - {""}
-
-
 def load_word_vectors(
-    path: str,
-    class_words: dict[str, list[str]],
-    *,
-    missing: Literal["error", "drop"] = "error",
+    path: str, class_words: dict[str, list[str]], *, missing: Literal["error", "drop"] = "error"
 ) -> WordVectors:
     """One vector a class, read from word2vec, GloVe, fastText, .npz or .mat.
 
@@ -71,12 +62,12 @@ def load_word_vectors(
     has it, and the mean over its words otherwise. A word that the file lacks is looked up in
     its singular. Only the wanted rows are kept in memory.
 
-    Args:
-        path: a file or any fsspec URL; the format follows the ending (.bin, .npz, .mat, text).
-        class_words: class name -> its words (lower case), in the order wanted.
-        missing: what to do with classes that have no vector.
+    `path` is a file or any fsspec URL, whose ending tells the format; `class_words` are lower
+    case, in the order wanted; `missing` is what to do with classes that have no vector.
     """
-    wanted = _wanted(class_words)
+    joined = {sign.join(words) for words in class_words.values() for sign in "_-"}
+    single = {s for words in class_words.values() for w in words for s in _spellings(w)}
+    wanted = (joined | single) - {""}
     table: dict[str, NDArray[np.float32]] = {}
     remedy = "set data.words to a word-vector file"
     try:

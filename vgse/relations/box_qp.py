@@ -7,8 +7,6 @@ interior-point QP solver) finds which bounds hold, and the active set brings tha
 accuracy.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`vgse.relations.active_set` compiled with Numba, the linear algebra on small arrays in loops."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numba

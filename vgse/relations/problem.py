@@ -1,7 +1,5 @@
 """The data of a relation problem, and the certificate of its answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -22,7 +22,6 @@ from vgse.relations.solvers import GRAM_LIMIT, closed_form, on_the_simplex, spec
 
 GAP_TARGET = 1e-9
 VIOLATION_TARGET = 1e-12
-_CACHED = 32  # answers of a `CachedSolver`
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,9 @@ def solve_relations(
     points = prepared.points
     gram = points @ points.T if len(points) <= GRAM_LIMIT else None
     eigen = spectrum(prepared) if alpha < 0 else None
-    result = Relations(
-        weights=np.empty((num_unseen, num_seen)),
-        residual=np.empty(num_unseen),
-        gap=np.empty(num_unseen),
-        violation=np.empty(num_unseen),
-        fallback=np.zeros(num_unseen, dtype=np.bool_),
-    )
+    weights, fallback = np.empty((num_unseen, num_seen)), np.zeros(num_unseen, dtype=np.bool_)
+    residual, gap, violation = np.empty((3, num_unseen))
+    result = Relations(weights, residual, gap, violation, fallback)
     for rows in row_blocks(num_unseen, num_seen):
         block = Relations(**{name: array[rows] for name, array in vars(result).items()})  # views
         targets = (unseen[rows] - prepared.centre) / prepared.scale  # [B, D_w]
@@ -138,7 +133,7 @@ class CachedSolver:
             digest.update(np.ascontiguousarray(vectors, np.float64).tobytes())
         key = (digest.digest(), float(alpha), float(ridge))
         if key not in self._solved:
-            if len(self._solved) >= _CACHED:
+            if len(self._solved) >= 32:  # answers that are kept
                 del self._solved[next(iter(self._solved))]
             self._solved[key] = solve_relations(unseen, seen, alpha=alpha, ridge=ridge)
         return self._solved[key]

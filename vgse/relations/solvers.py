@@ -1,7 +1,5 @@
 """The two solvers of relation problems for many classes at once: closed form and active sets."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh

@@ -23,8 +23,7 @@ def weighted_average(
 
     with the Euclidean distance, after VGSE-WAvg (Xu et al., CVPR 2022). The division by the sum is
     ours, and the row of the table goes without: z-scores over seen classes feel the length.
-    Classes that tie with the last neighbour all count, so the order of the seen classes has no
-    effect. On vectors of unit length the neighbours are those of the highest cosine.
+    Classes that tie with the last neighbour all count.
 
     Takes word vectors [U, D_w] and [S, D_w]; returns weights [U, S] in 0..1, rows summing to 1
     where they are `divided`.

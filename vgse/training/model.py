@@ -76,11 +76,7 @@ class TrainingModel(nn.Module):
     word_vectors: Tensor
 
     def __init__(
-        self,
-        backbone: Backbone | None,
-        head: ClusterHead,
-        word_vectors: Tensor,
-        config: LossConfig,
+        self, backbone: Backbone | None, head: ClusterHead, word_vectors: Tensor, config: LossConfig
     ) -> None:
         super().__init__()
         self.backbone = backbone

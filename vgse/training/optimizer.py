@@ -1,7 +1,5 @@
 """The optimiser of a run, in the form that is fastest on its device."""
 
-from typing import Any
-
 import torch
 
 from vgse.config import TrainingConfig
@@ -23,13 +21,10 @@ def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.
         part = [p for p in model.backbone.parameters() if p.requires_grad]
         rates.append((part, config.backbone_learning_rate))
     groups = [{"params": parameters, "peak": rate, "lr": rate} for parameters, rate in rates]
-    options: dict[str, Any] = {
-        "weight_decay": config.weight_decay,
-        "fused": True if head.centroids.is_cuda else None,
-    }
+    fused, decay = head.centroids.is_cuda or None, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **options)
-    return torch.optim.SGD(groups, momentum=config.momentum, **options)
+        return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=decay, fused=fused)
 
 
 @torch.no_grad()

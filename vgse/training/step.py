@@ -44,12 +44,10 @@ def run_step(
 ) -> StepOutput:
     """Add the gradient of a step to the parameters' (a collective call).
 
-    With several micro-batches a backbone that learns holds the activations of one at a time. The
-    loss and its gradient stay those of the whole step, also of the terms that look at all of it
-    (ā and the neighbours): features are computed first, without a graph; the head, which is
-    small, gives the gradient of the whole step's loss by these features; and each micro-batch
-    goes through θ once more to carry its part of that gradient back. Workers exchange gradients
-    in the last micro-batch alone.
+    With several micro-batches a backbone that learns holds the activations of one at a time:
+    features are computed first, without a graph; the head gives the gradient of the whole step's
+    loss by them; and each micro-batch goes through θ once more to carry its part of that back.
+    Workers exchange gradients in the last micro-batch alone.
 
     `wrapped` is the model under DDP where there are several workers; `micro_batches` is the same on
     all of them, whatever their number of images.
