@@ -77,11 +77,9 @@ def _pack(options: jsonargparse.Namespace) -> int:
     console.print(_table(manifest))
     if dropped:
         console.print(f"left out: {_count(dropped, 'training image')} of unseen classes")
-    for line in [
-        *(f"left out: {line}" for line in manifest.damaged[:10]),
-        f"{manifest.url}/{FILE}",
-    ]:
-        console.print(line, markup=False)
+    for line in manifest.damaged[:10]:
+        console.print(f"left out: {line}", markup=False)
+    console.print(f"{manifest.url}/{FILE}", markup=False)
     return 0
 
 

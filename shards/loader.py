@@ -294,9 +294,8 @@ class _LoaderProcesses:
 def _lean_start() -> Iterator[None]:
     """Processes that start inside hold what loading needs and nothing of this process.
 
-    They are forked from a server that has imported this module: no Ray, no CUDA context, no
-    thread or lock of the training. A new process imports its parent's main module, which would
-    bring Ray along or, without a guard, start the training again: they are shown an empty one.
+    They are forked from a server that has imported this module alone. A new process imports its
+    parent's main module, which could start the training again: they are shown an empty one.
     """
     main, path = sys.modules["__main__"], os.environ.get("PYTHONPATH")
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -312,11 +311,8 @@ def _lean_start() -> Iterator[None]:
 
 
 def _begin_process(variables: dict[str, str], worker: int) -> None:
-    """Take the environment over from the trainer, not from the server, and end with it.
-
-    torch looks at the process that forked this one: the server, which outlives a killed trainer
-    for as long as it has processes.
-    """
+    """Take the environment over from the trainer and end with it: torch looks at the server that
+    forked this process, which outlives a killed trainer."""
     os.environ.clear()
     os.environ.update(variables)
     threading.Thread(target=_end_with_trainer, daemon=True).start()

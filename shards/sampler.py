@@ -98,8 +98,7 @@ class Plan:
     world_size: int
     loader_workers: int
     steps: int
-    first_step: int = 0
-    """Steps before this one were done already: `continue_at` sets it."""
+    first_step: int = 0  # steps before this one were done already: `continue_at` sets it
 
     @property
     def total(self) -> int:

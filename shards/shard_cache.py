@@ -1,8 +1,7 @@
 """Local copies of remote shards, shared by all processes and runs of a machine.
 
-A copy appears under the sha256 of its content once it is whole and right. There is no lock: of two
-processes that need a shard at once, the second replaces the copy by an equal one. What a killed
-process leaves is a `.part-` file, which a later one removes.
+A copy appears under the sha256 of its content once it is right. There is no lock: of two processes
+the second replaces it by an equal one. A `.part-` file of a killed process is removed later.
 """
 
 import hashlib

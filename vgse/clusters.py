@@ -55,11 +55,8 @@ def patch_hashes(keys: Sequence[str], num_patches: int, seed: int) -> NDArray[np
 
 
 def hash_threshold(sample_size: int, population: int) -> int:
-    """A bound that the `sample_size` smallest of `population` hashes stay below, save 1 in 10⁹.
-
-    Workers send only patches below it, so that what travels is bounded by the sample, not by
-    the data.
-    """
+    """A bound that the `sample_size` smallest of `population` hashes stay below, save 1 in 10⁹:
+    what workers send is bounded by the sample."""
     expected = sample_size + 6 * sample_size**0.5 + 40
     return 2**64 - 1 if expected >= population else int(2**64 * (expected / population))
 

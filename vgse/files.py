@@ -80,8 +80,7 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that is on its disk as `path` once it is complete, and not at all after an
-    error."""
+    """A binary file that is on its disk as `path` once it is complete; not at all on an error."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with disk_errors_in_one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,6 @@ from shards.manifest import ClassEntry
 from vgse.errors import UserError
 from vgse.knowledge.words import words_of
 
-_NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")
-
 
 def hash_key(*parts: object) -> bytes:
     """sha256 of the parts: an order that depends on nothing else, on any machine."""
@@ -37,7 +35,7 @@ def read_names(file: str) -> list[str]:
     path, _, keys = (file, "", "") if Path(file).exists() else file.partition("#")
     if Path(path).suffix not in (".json", ".yaml", ".yml"):
         lines = [line.strip() for line in _load(path, str.splitlines) if line.strip()]
-        matches = [_NUMBERED.fullmatch(line) for line in lines]
+        matches = [re.fullmatch(r"\s*\d+\s+(\S.*)", line) for line in lines]
         # Data sets number their lists ("1 antelope"); a name may begin with a number, too.
         return [m[1] for m in matches if m] if all(matches) else lines
     content = _load(path)

@@ -46,8 +46,7 @@ class DataSet:
     classes: list[ClassEntry]
     images: list[SourceImage]
     title: str
-    dropped: int
-    """Training images of unseen classes, which are in no split."""
+    dropped: int  # training images of unseen classes, which are in no split
 
 
 def read_source(config: PackConfig) -> DataSet:

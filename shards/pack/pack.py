@@ -64,8 +64,7 @@ class Progress:
     done: int
     total: int
     damaged: int
-    dropped: int = 0
-    """Training images of unseen classes, which are in no split."""
+    dropped: int = 0  # training images of unseen classes, which are in no split
 
 
 def pack(

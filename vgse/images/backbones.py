@@ -60,11 +60,8 @@ class Backbone(nn.Module):
         return len(blocks)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As nn.Module.train, but the network keeps its batch statistics and drops nothing out.
-
-        The clusters start from features under these statistics: under those of a batch they
-        would no longer fit (of 20 clusters 2 stayed in use).
-        """
+        """As nn.Module.train, but the network keeps its batch statistics, under which the clusters
+        start, and drops nothing out."""
         super().train(mode)
         self.network.eval()
         return self
@@ -196,10 +193,9 @@ def _torchvision(name: str, weights: str) -> Backbone:
     if not classifiers:
         raise UserError(f"backbone.name: {name} has no linear classifier to take features from")
     parent_name, _, leaf = classifiers[-1].rpartition(".")
-    parent = network.get_submodule(parent_name)
-    classifier = getattr(parent, leaf)
+    classifier = network.get_submodule(classifiers[-1])
     assert isinstance(classifier, nn.Linear)
-    setattr(parent, leaf, nn.Identity())
+    setattr(network.get_submodule(parent_name), leaf, nn.Identity())
     return Backbone(network, classifier.in_features, _last_block(network, name), mean, std)
 
 

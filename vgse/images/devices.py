@@ -34,10 +34,8 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep what is freed for the next tensor, and give it back to the system at the end.
-
-    glibc returns large blocks at once: a quarter of a feature pass would wait for fresh pages.
-    """
+    """Keep what is freed for the next tensor, and give it back to the system at the end."""
+    # glibc returns large blocks at once: a quarter of a feature pass would wait for fresh pages.
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
         for setting in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD

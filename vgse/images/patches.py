@@ -45,9 +45,9 @@ def grid_boxes(num_patches: int, overlap: float = 0.5) -> NDArray[np.float32]:
 def _sampled(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
     """Where `size` samples of a box lie along an axis of `length` pixels, in -1..1: [..., P].
 
-    `low` and `high` are the box's edges in 0..1; they are rounded to whole pixels, at least one
-    apart. No tensor is made from numbers of the host, which a GPU would have to wait for.
+    The edges `low` and `high`, in 0..1, are rounded to whole pixels, at least one apart.
     """
+    # No tensor is made from numbers of the host, which a GPU would have to wait for.
     first = torch.floor(low * length + 0.5).clamp(0, length - 1)
     last = torch.floor(high * length + 0.5).clamp(max=length)
     last = torch.maximum(last, first + 1)[..., None]

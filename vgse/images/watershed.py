@@ -17,11 +17,9 @@ def watershed_boxes(image: NDArray[np.uint8], num_patches: int) -> NDArray[np.fl
     """Bounding boxes of exactly N compact-watershed regions that follow the picture's edges.
 
     Seeds stand on a regular grid, so that every image gives the same number of regions
-    (Neubert and Protzel, "Compact Watershed and Preemptive SLIC", ICPR 2014). The image is
-    first brought to a short side of 128 pixels: the result depends on the size. A region that
-    stays small, as on an empty background, gets a box of half a grid cell.
-
-    Takes uint8 [H, W, 3]; returns float32 [N, 4], (x0, y0, x1, y1) in 0..1, of positive area.
+    (Neubert and Protzel, "Compact Watershed and Preemptive SLIC", ICPR 2014). A region that stays
+    small, as on an empty background, gets a box of half a grid cell. Takes uint8 [H, W, 3];
+    returns float32 [N, 4], (x0, y0, x1, y1) in 0..1, of positive area.
     """
     counts = row_counts(num_patches)
     height, width = image.shape[:2]

@@ -99,9 +99,8 @@ _READERS = {".bin": _read_binary, ".npz": _read_npz, ".mat": _read_mat}
 def read_rows(stream: BinaryIO, path: str, keep: Keep) -> Rows:
     """Words and their float32 vectors [D_w] from a file's content, no longer compressed.
 
-    The ending of `path` tells the format: .bin (word2vec), .npz, .mat, and text (word2vec, GloVe or
-    fastText) for any other. `keep` tells the words whose numbers are wanted; .npz and .mat, which
-    are small, give all.
+    The ending of `path` tells the format, text for one that is not known. `keep` tells the words
+    whose numbers are wanted; .npz and .mat, which are small, give all.
     """
     endings = [ending.lower() for ending in PurePosixPath(path).suffixes]
     if endings and endings[-1] in (".gz", ".bz2", ".xz", ".zip", ".zst"):

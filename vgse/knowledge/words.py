@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from vgse.errors import UserError
 from vgse.knowledge.word_files import read_rows
 
-_MAX_NAMED = 20
-
 
 @dataclass(frozen=True)
 class WordVectors:
@@ -130,8 +128,8 @@ def _refuse_bad_rows(words: WordVectors, path: str) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
 
 
 def normalise_words(

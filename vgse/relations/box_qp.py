@@ -1,10 +1,9 @@
 """Least squares over a box and a sum, for the rows that the quicker solvers leave.
 
 Solves ``min 0.5 ||w - W't||^2 + 0.5 sum(d_i t_i^2)``, ``low <= t <= high``, ``sum(t) = 1`` for one
-w. A primal-dual active set (Hintermueller, Ito and Kunisch, 2002) is exact where it settles, and
-often does from the optimum without bounds when most of t is free. Where it does not, PIQP (an
-interior-point QP solver) finds which bounds hold, and the active set brings that to float64's
-accuracy.
+w. A primal-dual active set (Hintermueller, Ito and Kunisch, 2002) is exact where it settles. Where
+it does not, PIQP (an interior-point QP solver) finds which bounds hold, and the active set brings
+that to float64's accuracy.
 """
 
 from typing import Any

@@ -120,8 +120,7 @@ def consistency(step: StepTensors) -> Tensor:
 
 @loss("mean")
 def entropy(step: StepTensors) -> Tensor:
-    """Σₖ āₖ ln āₖ of the mean assignments ā; in -ln D_v..0, lowest when all clusters are used
-    alike."""
+    """Σₖ āₖ ln āₖ of the mean assignments ā; in -ln D_v..0, lowest if clusters are used alike."""
     assert step.assignment_sum is not None
     mean = step.assignment_sum.mean(step.total)
     return (mean * mean.clamp_min(1e-12).log()).sum()

@@ -27,9 +27,8 @@ def nearest_in_queue(
 class NeighbourQueue:
     """Embedded patches of recent steps from all workers, the oldest dropped first.
 
-    Neighbours are sought here, so that streaming needs no random access to the data. Nothing in
-    it waits for the device: padding keeps a place, marked by an image number below 0, until
-    newer patches push it out.
+    Nothing in it waits for the device: padding keeps a place, marked by an image number below 0,
+    until newer patches push it out.
     """
 
     def __init__(self, capacity: int) -> None:

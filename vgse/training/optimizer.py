@@ -9,8 +9,7 @@ from vgse.training.model import TrainingModel
 def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or SGD with a peak rate each for prototypes and projection, for Q and S, and for θ.
 
-    Each group holds its peak learning rate under "peak". On a GPU one kernel updates all
-    parameters.
+    Each group holds its peak under "peak". On a GPU one kernel updates all parameters.
     """
     head = model.head
     regressors = [*head.classifier.parameters(), *head.regressor.parameters()]
@@ -31,8 +30,7 @@ def make_optimizer(model: TrainingModel, config: TrainingConfig) -> torch.optim.
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
     """Lay the optimiser's moments out in memory as their parameters are.
 
-    A checkpoint holds them row by row, and fused kernels refuse them beside a channels_last
-    weight.
+    A checkpoint holds them row by row; fused kernels refuse that beside a channels_last weight.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

@@ -28,10 +28,9 @@ class StepData:
 
     def patches(self, start: int, stop: int) -> Tensor:
         """What the model takes of images start..stop: patches, cut here if need be, or features."""
-        part = self.inputs[start:stop]
         if self.boxes is None:
-            return part
-        return cut_patches(part, self.boxes[start:stop], self.patch_size)
+            return self.inputs[start:stop]
+        return cut_patches(self.inputs[start:stop], self.boxes[start:stop], self.patch_size)
 
 
 def run_step(
