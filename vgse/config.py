@@ -328,6 +328,25 @@ def check_name(option: str, name: str) -> None:
         raise UserError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
 
 
+def load_config(path: str | Path) -> RunConfig:
+    """The configuration in a YAML file, such as a run's config.yaml, with defaults for the rest."""
+    from jsonargparse import ArgumentError, ArgumentParser  # slow, and for this alone
+
+    from vgse.files import read_mapping
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; give a YAML file of settings")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig, as_group=False)
+    try:
+        found = parser.instantiate(parser.parse_object(read_mapping(Path(path))))
+    except ArgumentError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    config = RunConfig(**vars(found))
+    validate(config)
+    return config
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain dicts and scalars, ready for YAML or JSON."""
     return asdict(config)

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from vgse.config import EvaluationConfig, RelationConfig, check_fields
+from vgse.config import EvaluationConfig, RelationConfig, RunConfig, check_fields, load_config
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
@@ -93,6 +93,44 @@ def write_classes(run: Path, classes: ClassEmbeddings, related: Related) -> None
     write_npz(run / "class_embeddings.npz", classes)
     write_safetensors(run / "class_embeddings.safetensors", classes)
     write_arrays(run / "relations.npz", relation_arrays(classes, related))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left in its folder."""
+
+    folder: Path
+    config: RunConfig
+    classes: ClassEmbeddings
+    knowledge: Knowledge
+    relations: dict[str, NDArray[np.float64]]  # smo, paper_smo, smo_negative, wavg: r [U, S]
+    evaluation: dict[str, Any]  # evaluation.json
+    health: dict[str, Any]  # health.json
+
+    def images(self) -> ImageFeatures:
+        """Features and assignments of all images, from image_features.npz."""
+        return read_image_features(self.folder)
+
+    def zsl_data(self) -> ZslData:
+        """Features, labels and splits as the evaluation takes them."""
+        return with_validation(zsl_data_of(self.classes, self.images()))
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run from its folder. Rows of r stand in the order of `classes.unseen`, columns in that of
+    `classes.seen`."""
+    folder = Path(folder)
+    classes = read_npz(folder / "class_embeddings.npz")
+    names = ("smo", "paper_smo", "smo_negative", "wavg")
+    return Run(
+        folder,
+        load_config(folder / "config.yaml"),
+        classes,
+        read_knowledge(folder, classes),
+        read_arrays(folder / "relations.npz", *names),
+        read_mapping(folder / "evaluation.json"),
+        read_mapping(folder / "health.json"),
+    )
 
 
 def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:

@@ -13,7 +13,7 @@ from vgse.files import read_arrays
 from vgse.formats import read_safetensors
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
 from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
-from vgse.zsl.data import with_validation
+from vgse.zsl.data import ZslData, with_validation
 from vgse.zsl.rows import external_rows
 from vgse.zsl.table import evaluate
 
@@ -41,15 +41,32 @@ def evaluate_files(
         data = zsl_data(image_features, labels, protocol)
     except UserError as error:
         raise UserError(f"{features} and {splits or embeddings}: {error}") from None
-    data = with_validation(data, seed=seed)
     names = protocol.class_names
     own = _embeddings_of(embeddings, names)
     vectors = None
     if words is not None:
         found = load_word_vectors(words, {name: words_of(name) for name in names})
         vectors = normalise_words(found.vectors, data.seen)
-    make_rows = partial(external_rows, vectors is not None)
-    return evaluate(data, make_rows, own, vectors, config, seed, num_seeds=num_seeds)
+    return evaluate_embeddings(data, own, vectors, config, seed, num_seeds=num_seeds)
+
+
+def evaluate_embeddings(
+    data: ZslData,
+    embeddings: NDArray[np.floating],
+    words: NDArray[np.floating] | None = None,
+    config: EvaluationConfig | None = None,
+    seed: int = 0,
+    *,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """The table of class embeddings [C, D], beside random vectors and, where given, `words`
+    [C, D_w]; what evaluation.json holds.
+
+    Every hyper-parameter is chosen on `data.val`, or on a seeded fifth of the seen classes.
+    """
+    rows = partial(external_rows, words is not None)
+    data, config = with_validation(data, seed), config or EvaluationConfig()
+    return evaluate(data, rows, embeddings, words, config, seed, num_seeds=num_seeds)
 
 
 def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:

@@ -18,9 +18,9 @@ MODULES = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, document: Path = README) -> list[str]:
+    """The code blocks of one language in README.md, or in another document."""
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)
 
 
 def commands_of(block: str) -> list[str]:
