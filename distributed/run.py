@@ -68,7 +68,10 @@ def _difference(run: str, config: RunConfig) -> str:
         if old.get(name) != new.get(name)
     ]
     if not changed:
-        return "made with other data: the shards or the word vectors have changed"
+        return (
+            "made with other data: the shards, the word vectors or the file of backbone.weights "
+            "have changed"
+        )
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"made with another configuration: {'; '.join(changed[:3])}{more}"
 

@@ -16,7 +16,7 @@ from shards.manifest import Manifest, load_manifest
 from shards.objects import is_remote, join_url
 from vgse.config import RunConfig, SourceConfig, to_dict, validate
 from vgse.errors import UserError
-from vgse.images.backbones import build_backbone
+from vgse.images.backbones import build_backbone, weights_content, weights_file
 from vgse.knowledge.sources import Knowledge, load_knowledge
 from vgse.knowledge.words import WordVectors, load_word_vectors, normalise_words
 
@@ -170,6 +170,10 @@ def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.floa
     if config.training.optimizer == "adamw":
         # As it was before there was a choice: runs of then can be resumed.
         del content["training"]["optimizer"], content["training"]["momentum"]
+    if weights_file(config.backbone.weights) is not None:  # what it holds, not its path
+        content["backbone"]["weights"] = weights_content(
+            config.backbone.name, config.backbone.weights
+        )
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     digest.update(manifest.fingerprint.encode())
     digest.update(np.ascontiguousarray(vectors).tobytes())

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,6 +23,7 @@ from shards.objects import ACCESS, PATIENT, Access, is_remote, join_url
 from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
 from vgse.files import written_whole
+from vgse.images.backbones import weights_content, weights_file
 
 UNIT = 256  # images at most
 
@@ -31,12 +33,13 @@ class FeatureSpec:
     """What is computed: all a cache's key depends on, apart from the data."""
 
     name: str
-    weights: str
+    weights: str  # "default", "none", or the path of a file
     patch_size: int
     image_size: int
     precision: str
     seed: int | None = None  # None: all patches; otherwise only the sample that starts the clusters
     sample_below: int = 2**64 - 1  # patches whose hash lies below this are the sample
+    content: str = ""  # a digest of the weights, which the key holds in place of their path
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,14 @@ class UnitFeatures:
 
 def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
     """The spec of a frozen backbone, all patches."""
-    weights = config.weights
-    if weights not in ("default", "none"):  # other content is another cache
-        weights += f"#{hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]}"
-    return FeatureSpec(config.name, weights, config.patch_size, config.image_size, precision)
+    return FeatureSpec(
+        config.name,
+        str(weights_file(config.weights) or config.weights),
+        config.patch_size,
+        config.image_size,
+        precision,
+        content=weights_content(config.name, config.weights),
+    )
 
 
 def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
@@ -96,9 +103,27 @@ def access_of(config: DataConfig) -> Access:
 
 
 def cache_folder(root: str, manifest: Manifest, spec: FeatureSpec) -> str:
-    """The folder or URL of one data set and spec below the cache's root."""
-    content = json.dumps([manifest.fingerprint, asdict(spec), UNIT], sort_keys=True)
-    return join_url(root, f"{spec.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}")
+    """The folder or URL of some pictures and a spec below the cache's root. Shards' checksums cover
+    pictures and boxes; words, roles and whatever else the manifest says take no part."""
+    pictures = sorted([shard.file, shard.sha256] for shard in manifest.shards)
+    given = asdict(spec)
+    given["weights"] = given.pop("content") or spec.weights
+    return _folder(root, spec, [pictures, manifest.class_names, given, UNIT])  # labels count names
+
+
+def earlier_cache_folder(root: str, manifest: Manifest, spec: FeatureSpec, weights: str) -> str:
+    """Where earlier versions kept the same, by all that the manifest says and the configured
+    `weights`."""
+    given = asdict(spec)
+    given["weights"] = weights
+    if (content := given.pop("content")) and weights not in ("default", "none"):
+        given["weights"] += f"#{content}"
+    return _folder(root, spec, [manifest.fingerprint, given, UNIT])
+
+
+def _folder(root: str, spec: FeatureSpec, content: list[Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return join_url(root, f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:

@@ -55,6 +55,12 @@ def run_features(
     folder = cache.cache_folder(prepared.cache, manifest, spec)
     units = units_of(manifest, splits)
     present = file_sizes(folder)
+    if not present and spec.weights != "none":  # whose earlier features are of several networks
+        earlier = cache.earlier_cache_folder(
+            prepared.cache, manifest, spec, config.backbone.weights
+        )
+        if found := file_sizes(earlier):
+            folder, present = earlier, found
     missing = missing_units(units, present)
     total, lacking = (sum(unit.stop - unit.start for unit in some) for some in (units, missing))
     url, access = absolute(manifest.url), access_of(config.data)
@@ -168,7 +174,7 @@ def whole_picture(image: np.ndarray, size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def load_backbone(spec: FeatureSpec, device: str) -> Backbone:
     """The frozen backbone of a spec."""
-    return build_backbone(spec.name, spec.weights.rpartition("#")[0] or spec.weights).to(device)
+    return build_backbone(spec.name, spec.weights).to(device)
 
 
 def _features(

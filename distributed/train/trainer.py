@@ -75,7 +75,7 @@ def build_model(job: TrainingJob) -> TrainingModel:
     torch.manual_seed(config.seed)
     backbone = None
     if config.backbone.train != "none":
-        backbone = build_backbone(config.backbone.name, config.backbone.weights)
+        backbone = build_backbone(job.spec.name, job.spec.weights)
         backbone.learn(config.backbone.train)
         if config.backbone.compile:
             backbone.compile_blocks()

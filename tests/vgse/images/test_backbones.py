@@ -141,7 +141,7 @@ class Block(nn.Module):
 
 
 def of_blocks() -> Backbone:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     stem = nn.Conv2d(3, 8, 3, stride=2)
     network = nn.Sequential(
         stem, nn.Sequential(Block(), Block(), Block()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -270,11 +270,21 @@ def test_weights_of_another_model_are_refused_in_one_line(resnet_weights: Path) 
         assert len(str(caught.value)) < 400
 
 
-def test_unknown_names_and_missing_files_say_what_to_use() -> None:
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "mobilenet_v3_small"])
+def test_random_weights_are_the_same_in_every_process(name: str) -> None:
+    before = torch.random.get_rng_state()
+    one, other = (build_backbone(name, "none").state_dict() for _ in range(2))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_unknown_names_and_missing_files_say_what_to_use(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown model 'resnet1'; use efficientnet-lite0 or"):
         build_backbone("resnet1", "none")
     with pytest.raises(ValueError, match=r"no file nowhere\.pt; use 'default'"):
         build_backbone("resnet18", "nowhere.pt")
+    with pytest.raises(ValueError, match=r"no file .*, a folder; use 'default'"):
+        build_backbone("resnet18", str(tmp_path))
 
 
 def test_a_checkpoint_holds_every_weight_once_and_no_classifier(lite0: Backbone) -> None:
