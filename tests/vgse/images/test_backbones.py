@@ -22,7 +22,7 @@ def lite0() -> Backbone:
 
 @pytest.fixture(scope="module")
 def resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "resnet18.pt"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
     return path
@@ -141,7 +141,7 @@ class Block(nn.Module):
 
 
 def of_blocks() -> Backbone:
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     stem = nn.Conv2d(3, 8, 3, stride=2)
     network = nn.Sequential(
         stem, nn.Sequential(Block(), Block(), Block()), nn.AdaptiveAvgPool2d(1), nn.Flatten()
