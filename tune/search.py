@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import ray
 from ray import tune
@@ -98,7 +99,9 @@ def search(
     return folder
 
 
-def concurrent_trials(config: SearchConfig, say: Callable[[str], None]) -> tuple[int, str]:
+def concurrent_trials(
+    config: SearchConfig, say: Callable[[str], None]
+) -> tuple[int, Literal["cpu", "cuda"]]:
     """Trials at a time, and the device that they are trained on, "cpu" or "cuda".
 
     Trials of several workers are never more than fit: Ray Train gives up on workers that wait long

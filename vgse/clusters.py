@@ -119,11 +119,13 @@ def fit_centroids(
     max_points_per_centroid: int = 1000,
     num_iterations: int = 20,
     method: Literal["auto", "faiss", "torch"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Centroids:
     """Spherical k-means from a k-means++ start.
 
-    By FAISS on a GPU where FAISS sees one; by PyTorch on a GPU that only PyTorch sees; else on
-    the CPU, by FAISS where it is installed. Their objectives agree within 0.5%. Takes float32
+    By FAISS on a GPU where FAISS sees one; by PyTorch on a GPU that only PyTorch sees, as on ARM,
+    where FAISS has no GPU build; else on the CPU, by FAISS where it is installed. `device` "cpu"
+    leaves GPUs alone. Their objectives agree within 0.5%. Takes float32
     [n, D] with rows of length 1. The result depends on their order: sort them by key for a
     reproducible start. Above `max_points_per_centroid` a subsample is drawn: 1,000 come as near to
     the objective of all points as another seed would (benchmarks/results/kmeans.md).
@@ -141,22 +143,23 @@ def fit_centroids(
         with suppress(ImportError):  # a machine with torch alone does without
             faiss = import_module("faiss")
     # Asked for a GPU that it does not see, FAISS takes the CPU and says nothing.
-    faiss_gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
-    torch_gpu = torch.cuda.is_available()
+    faiss_gpu = device != "cpu" and getattr(faiss, "get_num_gpus", lambda: 0)() > 0
+    torch_gpu = device != "cpu" and torch.cuda.is_available()
     if faiss is not None and (method == "faiss" or faiss_gpu or not torch_gpu):
-        device, ran_by = "cuda" if faiss_gpu else "cpu", "FAISS"
+        ran_on, ran_by = "cuda" if faiss_gpu else "cpu", "FAISS"
         run: Callable[..., Found] = partial(_kmeans_faiss, faiss)
     else:
-        device, ran_by = "cuda" if torch_gpu else "cpu", "torch"
+        ran_on, ran_by = "cuda" if torch_gpu else "cpu", "torch"
+        ran_by += ", as FAISS sees no GPU" if faiss is not None else ""
         run = kmeans_torch
     vectors, cosines, nearest = run(
-        features, num_clusters, seed, max_points_per_centroid, num_iterations, device
+        features, num_clusters, seed, max_points_per_centroid, num_iterations, ran_on
     )
     return Centroids(
         normalise_rows(vectors),
         np.bincount(nearest, minlength=num_clusters).astype(np.int64),
         float((2 - 2 * cosines).mean(dtype=np.float64)),
-        f"{device} ({ran_by})",
+        f"{ran_on} ({ran_by})",
     )
 
 

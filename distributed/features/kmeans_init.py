@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -45,6 +45,7 @@ def run_kmeans(job: TrainingJob, prepared: Prepared, gpu: bool, display: Display
             num_patches=prepared.manifest.num_patches,
             below=job.spec.sample_below,
             init=init,
+            device="cuda" if gpu else "cpu",
         )
         with lost_calls():
             centroids, sampled, population = ray.get(call)
@@ -116,6 +117,7 @@ def make_start(
     num_patches: int,
     below: int,
     init: str | Path,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> tuple[Centroids, int, int]:
     """PCA and k-means of sampled patches into the folder or URL `init`: `centroids.npy` [D_v, D_p]
     and, with a projection, `projection.npy` [D_p, D_f + 1], whose last column is the bias. Returns
@@ -133,6 +135,7 @@ def make_start(
         config.model.num_clusters,
         seed=config.seed,
         max_points_per_centroid=config.model.max_points_per_centroid,
+        device=device,
     )
     # Last: its presence says that the start is complete.
     _write_array(join_url(str(init), "centroids.npy"), centroids.vectors)

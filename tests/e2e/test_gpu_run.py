@@ -44,7 +44,7 @@ def test_a_run_on_a_gpu_learns_and_embeds_every_class(
         backbone=BackboneConfig(train=part),
         model=ModelConfig(num_clusters=20, projection=64),
         training=TrainingConfig(epochs=4, batch_size=60, learning_rate=1e-2),
-        cluster=ClusterConfig(use_gpu="yes"),
+        cluster=ClusterConfig(num_workers=1, use_gpu="yes"),
         storage=str(root / "runs"),
     )
     run = train(config, f"gpu-{part}")

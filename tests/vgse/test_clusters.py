@@ -3,9 +3,9 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Literal
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+from vgse import clusters
 from vgse.clusters import (
     fit_centroids,
     fit_projection,
@@ -21,7 +22,7 @@ from vgse.clusters import (
     patch_hashes,
     project,
 )
-from vgse.kmeans_torch import _blocks, _split_empty, _sums
+from vgse.kmeans_torch import _blocks, _split_empty, _sums, kmeans_torch
 
 Method = Literal["faiss", "torch"]
 METHODS: list[Method] = ["faiss", "torch"]
@@ -133,7 +134,9 @@ def test_clusters_that_lie_apart_are_told_apart(method: Method) -> None:
     )
     random = []
     for seed in range(5):
-        kmeans = faiss.Kmeans(16, 10, seed=seed + 1, spherical=True, min_points_per_centroid=1)
+        kmeans = pytest.importorskip("faiss").Kmeans(
+            16, 10, seed=seed + 1, spherical=True, min_points_per_centroid=1
+        )
         kmeans.train(features)
         assert kmeans.centroids is not None
         random.append(objective(features, kmeans.centroids))
@@ -219,9 +222,41 @@ def test_blocks_of_bounded_memory_change_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_the_result_names_what_ran() -> None:
     features = blobs(5, 0.5)
-    found = [fit_centroids(features, 5, seed=0, method=method).device for method in METHODS]
-    assert found == ["cpu (FAISS)", "cpu (torch)"]
-    assert fit_centroids(features, 5, seed=0).device == "cpu (FAISS)"
+    found = [
+        fit_centroids(features, 5, seed=0, method=method, device="cpu").device
+        for method in (*METHODS, "auto")
+    ]
+    assert found == ["cpu (FAISS)", "cpu (torch)", "cpu (FAISS)"]
+
+
+@pytest.mark.parametrize(
+    ("faiss_gpus", "device", "named"),
+    [
+        (0, "auto", "cuda (torch, as FAISS sees no GPU)"),  # ARM: FAISS has a CPU build alone
+        (8, "auto", "cuda (FAISS)"),
+        (8, "cpu", "cpu (FAISS)"),  # cluster.use_gpu is no
+        (0, "cpu", "cpu (FAISS)"),
+    ],
+)
+def test_a_gpu_is_used_by_what_sees_it_and_left_alone_for_the_cpu(
+    faiss_gpus: int,
+    device: Literal["auto", "cpu"],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, asked = blobs(5, 0.5), []
+
+    def pretended(rows: NDArray[np.float32], count: int, *options: object) -> tuple[object, ...]:
+        asked.append(options[-1])
+        return kmeans_torch(rows, count, 0, 100, 5, "cpu")
+
+    build = SimpleNamespace(get_num_gpus=lambda: faiss_gpus)
+    monkeypatch.setitem(sys.modules, "faiss", build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(clusters, "kmeans_torch", pretended)
+    monkeypatch.setattr(clusters, "_kmeans_faiss", lambda build, *rest: pretended(*rest))
+    assert fit_centroids(features, 5, seed=0, device=device).device == named
+    assert asked == [named.partition(" ")[0]]
 
 
 def test_without_faiss_pytorch_finds_the_clusters() -> None:
@@ -230,7 +265,7 @@ def test_without_faiss_pytorch_finds_the_clusters() -> None:
         "import numpy as np\n"
         "from vgse.clusters import fit_centroids, normalise_rows\n"
         "rows = normalise_rows(np.random.default_rng(0).normal(size=(100, 8)))\n"
-        "print(fit_centroids(rows, 5, seed=0).device)"
+        "print(fit_centroids(rows, 5, seed=0, device='cpu').device)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "cpu (torch)\n", ran.stderr
@@ -242,10 +277,10 @@ def test_a_gpu_reaches_the_objective_of_the_cpu_and_repeats_itself() -> None:
     found = [fit_centroids(features, 30, seed=seed, method="torch") for seed in (0, 0, 1, 2)]
     assert {one.device for one in found} == {"cuda (torch)"}
     np.testing.assert_array_equal(found[0].vectors, found[1].vectors)
-    assert fit_centroids(features, 30, seed=0).device in ("cuda (FAISS)", "cuda (torch)")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        on_cpu = [fit_centroids(features, 30, seed=seed, method="torch") for seed in (0, 1, 2)]
+    assert fit_centroids(features, 30, seed=0).device.startswith("cuda (")
+    on_cpu = [
+        fit_centroids(features, 30, seed=seed, method="torch", device="cpu") for seed in (0, 1, 2)
+    ]
     assert {one.device for one in on_cpu} == {"cpu (torch)"}
     gpu, cpu = (np.mean([one.objective for one in some]) for some in (found[1:], on_cpu))
     assert gpu == pytest.approx(cpu, rel=0.005)
@@ -267,12 +302,13 @@ def test_the_result_of_k_means_is_consistent_and_reproducible(method: Method) ->
 
 def test_threads_do_not_change_the_centroids() -> None:
     features = blobs(20, 1.0, each=200)
+    faiss = pytest.importorskip("faiss")
     threads = faiss.omp_get_max_threads()
     results = []
     try:
         for count in (1, 2, 4):
             faiss.omp_set_num_threads(count)
-            results.append(fit_centroids(features, 20, seed=0).vectors)
+            results.append(fit_centroids(features, 20, seed=0, device="cpu").vectors)
     finally:
         faiss.omp_set_num_threads(threads)
     np.testing.assert_array_equal(results[0], results[1])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -42,7 +43,7 @@ class TrialContext:
     knowledge: Knowledge  # of all classes, zeros for unseen ones
     problem: Problem
     fingerprint: str  # of the base configuration and the data
-    device: str
+    device: Literal["cpu", "cuda"]
 
 
 def trial_base(config: SearchConfig) -> RunConfig:
@@ -59,7 +60,7 @@ def make_context(
     spec: FeatureSpec,
     features: str,
     folder: Path,
-    device: str,
+    device: Literal["cpu", "cuda"],
 ) -> TrialContext:
     """Put together what trials need; reads training images' features from the cache `features`."""
     manifest, run = prepared.manifest, config.run
@@ -135,5 +136,6 @@ def ensure_start(context: TrialContext, config: RunConfig) -> Path:
                     num_patches=context.num_patches,
                     below=context.spec.sample_below,
                     init=folder / "init",
+                    device=context.device,
                 )
     return folder
