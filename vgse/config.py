@@ -72,7 +72,8 @@ class BackboneConfig:
     """The network θ that turns a patch into features."""
 
     name: str = "efficientnet-lite0"
-    """efficientnet-lite0, or any torchvision classification model by name."""
+    """efficientnet-lite0, a torchvision classification model by name, or timm/ and the name of a
+    model of timm, such as timm/vit_small_patch14_dinov2.lvd142m (patches of a multiple of 14)."""
     weights: str = "default"
     """"default" (the model's own pretrained weights), "none", or a state-dict file
     (.safetensors, or torch.save)."""

@@ -123,7 +123,9 @@ def earlier_cache_folder(root: str, manifest: Manifest, spec: FeatureSpec, weigh
 
 def _folder(root: str, spec: FeatureSpec, content: list[Any]) -> str:
     text = json.dumps(content, sort_keys=True)
-    return join_url(root, f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
+    return join_url(
+        root, f"{spec.name.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    )
 
 
 def unit_path(folder: str, name: str, access: Access) -> Path:

