@@ -70,7 +70,7 @@ def load_checkpoint(
             f"{', '.join(losses)}; {anew}"
         )
     device = next(model.parameters()).device
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    _fill_module(model, load_file(folder / "model.safetensors"), folder)
     queue = load_file(folder / "queue.safetensors")
     model.queue.restore({key: value.to(device) for key, value in queue.items()})
     restored = optimizer.state_dict()
@@ -94,7 +94,20 @@ def load_module(folder: str | Path, prefix: str, module: nn.Module) -> None:
     """Fill a part of the model, such as "head", from a checkpoint in a folder or at a URL."""
     state = load(read_bytes(join_url(absolute(folder), "model.safetensors")))
     own = {k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")}
-    module.load_state_dict(own)
+    _fill_module(module, own, folder)
+
+
+def _fill_module(module: nn.Module, state: dict[str, Tensor], folder: str | Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError:
+        other = sorted(state.keys() ^ module.state_dict().keys())
+        if not other:
+            raise
+        raise UserError(
+            f"{folder}: made by another version of this program, whose network has other weights "
+            f"(such as {other[0]}); start a new run with another --run-id"
+        ) from None
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from distributed.run import train
 from distributed.train.checkpoint import (
     damage,
     load_checkpoint,
+    load_module,
     newest_sound,
     remove_leftovers,
     save_checkpoint,
@@ -141,6 +142,14 @@ def test_a_checkpoint_of_other_losses_is_refused(run: Path) -> None:
     model = torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match="its losses are classification, toy"):
         load_checkpoint(run / NAMES[0], model, None, "mark")  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_a_network_with_other_weights_is_refused_in_one_line(run: Path) -> None:
+    with pytest.raises(UserError, match=r"other weights \(such as .*another --run-id"):
+        load_module(str(run / NAMES[0]), "head", torch.nn.Linear(1, 1))
+    head = ClusterHead(ModelConfig(num_clusters=5, projection=0), 6, 3, 5)
+    with pytest.raises(RuntimeError):  # of other sizes: a bug, which keeps its traceback
+        load_module(str(run / NAMES[0]), "head", head)
 
 
 @pytest.mark.slow
