@@ -149,7 +149,7 @@ def measure(folder: Path, count: int, side: int | None, method: str) -> dict[str
         "patches": method,
         "kilobytes": kilobytes,
         "shards": len(manifest.shards),
-        "stored_kilobytes": sum(s.bytes for s in manifest.shards) / count / 1000,
+        "stored_kilobytes": int(manifest.shards.records["bytes"].sum()) / count / 1000,
         "seconds": seconds,
         "images_per_second": count / seconds,
         "driver_cpu_seconds": own.user + own.system - cpu.user - cpu.system,

@@ -1,7 +1,6 @@
 """python -m shards pack | check."""
 
 import sys
-from collections import Counter
 from dataclasses import astuple
 from pathlib import Path
 
@@ -112,15 +111,15 @@ def _table(manifest: Manifest) -> Table:
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in SPLITS:
         shards = manifest.shards_of(split)
-        counts = sum((Counter(shard.class_counts) for shard in shards), Counter[str]())
-        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
-        numbers = [len(counts), counts.total(), fewest, most, len(shards)]
-        megabytes = sum(shard.bytes for shard in shards) / 1e6
+        counts = manifest.class_counts[split].values()
+        fewest, most = min(counts, default=0), max(counts, default=0)
+        numbers = [len(counts), sum(counts), fewest, most, len(shards)]
+        megabytes = shards.records["bytes"].sum() / 1e6
         table.add_row(split, *map(str, numbers), f"{megabytes:.1f}")
     table.caption = (
         f"{len(manifest.seen)} seen ({len(manifest.val)} of them for validation), "
         f"{len(manifest.unseen)} unseen; {manifest.num_patches} patches "
-        f"({manifest.patches.method}); {len(manifest.damaged)} damaged images left out"
+        f"({manifest.patches.method}); {manifest.num_damaged} damaged images left out"
     )
     return table
 

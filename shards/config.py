@@ -15,7 +15,7 @@ class PackConfig:
     """The images: folder:PATH (a folder a class, or train/ and test/ with a folder a class),
     awa2:PATH, cub:PATH or sun:PATH (the data sets as their authors publish them)."""
     out: str
-    """Folder to write: <split>-000000.tar, labels.npy and, last of all, manifest.json."""
+    """Folder to write: <split>-000000.tar, shards.npy, labels.npy and, last, manifest.json."""
     unseen: str | None = None
     """File with the unseen classes: one a line, or a JSON or YAML list; FILE#a.b takes the
     list under keys a, b. Not needed where the data set has a testclasses.txt."""

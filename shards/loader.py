@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain, islice, tee
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shards import sampler
 from shards.images import resize_square
-from shards.manifest import Manifest, ShardEntry
+from shards.manifest import Manifest, ShardEntry, ShardTable
 from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection
 from shards.samples import DamagedImage, Part, RawSample, decode_sample, plan_parts, read_parts
@@ -36,6 +36,7 @@ from vgse.images.patches import cut_patches_opencv
 # Below, the allocator hands out memory that it has used before, and filling that and copying
 # it costs no more than filling new pages.
 _SHARED_FROM = 32 << 20
+_NONE = np.empty(0, np.int64)
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -106,17 +107,28 @@ class Batches(IterableDataset[Batch]):
         access: Access = ACCESS,
     ) -> None:
         """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged."""
-        self.manifest, self.selection, self.order = manifest, selection, order
+        # Loader processes read shards of the table alone.
+        self.manifest, self.order = replace(manifest, table=None), order
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
+        self.memory = _shared(selection)
+        self.selection = _selection(*self.memory)
         self.access = access
         # What changes from one epoch to the next, for loader processes that run already.
         self.shared = torch.zeros(4 + 2 * max(1, len(plan.remaining)), dtype=torch.int64)
         self.shared.share_memory_()
         self.begin(order, plan)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader process gets: handles of the memory in which shards and samples are."""
+        order = replace(self.order, shard=_NONE, first=_NONE, start=_NONE)
+        return {**vars(self), "order": order, "selection": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, selection=_selection(*state["memory"]))
+
     def begin(self, order: Order, plan: Plan) -> None:
         """Give the batches of another epoch from the next iteration on."""
-        assert order.total == sum(self.selection.counts)
+        assert order.total == self.selection.total
         assert (order.seed, order.block_size) == (self.order.seed, self.order.block_size)
         assert self.continues(plan, self.rank)
         self.order, self.plan = order, plan
@@ -136,13 +148,12 @@ class Batches(IterableDataset[Batch]):
     def _current(self) -> tuple[Order, Plan]:
         epoch, steps, first_step, count, *edges = self.shared.tolist()
         remaining = tuple(zip(edges[: 2 * count : 2], edges[1 : 2 * count : 2], strict=True))
-        order = self.order
-        if epoch != order.epoch:
-            seed, block_size = order.seed, order.block_size
+        if epoch != self.order.epoch or not len(self.order.start):
+            seed, block_size = self.order.seed, self.order.block_size
             counts = self.selection.counts
-            order = sampler.epoch_order(counts, seed=seed, epoch=epoch, block_size=block_size)
+            self.order = sampler.epoch_order(counts, seed=seed, epoch=epoch, block_size=block_size)
         plan = replace(self.plan, remaining=remaining, steps=steps, first_step=first_step)
-        return order, plan
+        return self.order, plan
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this loader worker (of the whole rank outside of one)."""
@@ -167,8 +178,7 @@ class Batches(IterableDataset[Batch]):
         """Shard and samples of each piece of a reader, in order."""
         for start, stop in sampler.reader_ranges(plan, self.rank, reader):
             for shard, indices in sampler.pieces(order, start, stop):
-                chosen = self.selection.indices[shard]
-                yield self.selection.shards[shard], indices if chosen is None else chosen[indices]
+                yield self.selection.shards[shard], self.selection.stored(shard, indices)
 
     def _batched(
         self, steps: Iterable[tuple[int, int]], allowed: int, samples: Iterator[RawSample]
@@ -245,6 +255,18 @@ def _in_order(parts: Iterator[Part], samples: Iterator[RawSample]) -> Iterator[R
             position = last
             for index in wanted.tolist():
                 yield held.pop(index)
+
+
+def _shared(selection: Selection) -> tuple[Tensor, Tensor | None, np.dtype[np.void]]:
+    """The selection in memory that other processes read, and the type of the table's records."""
+    records, in_use = selection.shards.records, selection.in_use
+    used = None if in_use is None else torch.from_numpy(in_use).share_memory_()
+    return torch.from_numpy(records.view(np.uint8)).share_memory_(), used, records.dtype
+
+
+def _selection(shards: Tensor, in_use: Tensor | None, kind: np.dtype[np.void]) -> Selection:
+    table = ShardTable(shards.numpy().view(kind))
+    return Selection(table, None if in_use is None else in_use.numpy())
 
 
 def make_loader(batches: Batches, *, pin_memory: bool = False) -> Iterable[Batch]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from shards.manifest import Manifest, ShardEntry, load_labels
+from shards.manifest import Manifest, ShardTable, load_labels
 from vgse.errors import UserError
 
 BLOCK_SIZE = 256
@@ -33,7 +34,7 @@ class Order:
 
 
 def epoch_order(
-    shard_counts: Sequence[int], *, seed: int, epoch: int, block_size: int = BLOCK_SIZE
+    shard_counts: ArrayLike, *, seed: int, epoch: int, block_size: int = BLOCK_SIZE
 ) -> Order:
     """The order of one epoch over shards of the given counts.
 
@@ -46,17 +47,15 @@ def epoch_order(
     counts = np.asarray(shard_counts, np.int64)
     indices = np.arange(len(counts))
     heads = 1 + (_hash(seed, epoch, 1, indices) % block_size).astype(np.int64)
-    shard, first, sizes = [], [], []
-    for index in np.argsort(_hash(seed, epoch, 0, indices), kind="stable").tolist():
-        count, head = int(counts[index]), int(heads[index])
-        cuts = [0, *range(head, count, block_size)] if count else []
-        shard += [index] * len(cuts)
-        first += cuts
-        sizes += [end - begin for begin, end in pairwise([*cuts, count])]
-    start = np.cumsum([0, *sizes])
-    return Order(
-        np.array(shard, np.int64), np.array(first, np.int64), start, seed, epoch, block_size
-    )
+    drawn = np.argsort(_hash(seed, epoch, 0, indices), kind="stable")
+    counts, heads = counts[drawn], heads[drawn]
+    blocks = np.where(counts > 0, 1 + np.maximum(0, -(-(counts - heads) // block_size)), 0)
+    row = np.repeat(indices, blocks)
+    number = np.arange(len(row)) - (np.cumsum(blocks) - blocks)[row]  # of a block in its shard
+    first = np.where(number > 0, heads[row] + (number - 1) * block_size, 0)
+    end = np.minimum(heads[row] + number * block_size, counts[row])
+    start = np.concatenate([[0], np.cumsum(end - first)])
+    return Order(drawn[row], first, start, seed, epoch, block_size)
 
 
 def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -221,31 +220,49 @@ _REMEDY = "start a new run with another --run-id"
 
 @dataclass(frozen=True)
 class Selection:
-    """Shards, and the indices of the samples in use of each (None: all of them)."""
+    """Shards, and which of their samples are in use [T] (None: all)."""
 
-    shards: list[ShardEntry]
-    indices: list[NDArray[np.int64] | None]
+    shards: ShardTable
+    in_use: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Samples in use of each shard [K]."""
+        if self.in_use is None:
+            return self.shards.counts
+        counts: NDArray[np.int64] = np.add.reduceat(self.in_use, self._edges[:-1], dtype=np.int64)
+        return counts
 
     @property
-    def counts(self) -> list[int]:
-        """Samples in use of each shard."""
-        return [
-            shard.count if chosen is None else len(chosen)
-            for shard, chosen in zip(self.shards, self.indices, strict=True)
-        ]
+    def total(self) -> int:
+        """How many samples are in use."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def _edges(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.shards.counts)])
+
+    def stored(self, shard: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places in a shard of some of its samples in use, given by their numbers among those."""
+        if self.in_use is None:
+            return indices
+        start, stop = self._edges[shard : shard + 2]
+        return np.flatnonzero(self.in_use[start:stop])[indices]
 
 
 def select(manifest: Manifest, split: str, classes: Collection[int] | None = None) -> Selection:
     """All samples of a split, or those whose label is among `classes` (by labels.npy)."""
-    shards = manifest.shards_of(split)
-    chosen: list[NDArray[np.int64] | None] = [None] * len(shards)
+    selection = Selection(manifest.shards_of(split))
     names = None if classes is None else {manifest.class_names[index] for index in classes}
-    if names is not None and any(set(shard.class_counts) - names for shard in shards):
-        labels = load_labels(manifest)
-        wanted = np.array(sorted(set(classes or ())), np.int64)
-        chosen = [np.flatnonzero(np.isin(labels[shard.file], wanted)) for shard in shards]
-    selection = Selection(shards, chosen)
-    if not sum(selection.counts):
+    counts = manifest.class_counts[split]
+    if names is not None and any(n for name, n in counts.items() if name not in names):
+        wanted = np.zeros(len(manifest.classes), bool)
+        wanted[list(classes or ())] = True
+        edges = np.concatenate([[0], np.cumsum(manifest.shards.counts)])
+        rows = manifest.shards.split_rows(split)
+        labels = load_labels(manifest)[edges[rows.start] : edges[rows.stop]]
+        selection = replace(selection, in_use=wanted[labels])
+    if not selection.total:
         raise UserError(f"{manifest.url}: no images in split {split} for the classes asked for")
     return selection
 
@@ -276,7 +293,7 @@ def start_of(
     block_size: int = BLOCK_SIZE,
 ) -> Cursor:
     """The cursor at the beginning of an epoch."""
-    total = sum(selection.counts)
+    total = selection.total
     return Cursor(epoch, ((0, total),), seed, block_size, total, manifest.fingerprint)
 
 
@@ -291,7 +308,7 @@ def restore(state: dict[str, Any], manifest: Manifest, selection: Selection) -> 
         cursor = Cursor(**{**state, "remaining": tuple((a, b) for a, b in state["remaining"])})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint: damaged data cursor ({error}); {_REMEDY}") from None
-    total = sum(selection.counts)
+    total = selection.total
     if cursor.fingerprint != manifest.fingerprint or cursor.total != total:
         raise UserError(
             f"checkpoint: its data cursor belongs to other shards ({cursor.total} images) than "

@@ -124,7 +124,7 @@ def plan_parts(
         start, stop = int(wanted.min()), int(wanted.max()) + 1
         if (
             now is not None
-            and now.shard is shard
+            and now.shard == shard
             and now.stop <= start < (-(-now.stop // stride) + 1) * stride
         ):
             now = Part(shard, now.start, stop, [*now.wanted, wanted])
@@ -173,7 +173,7 @@ def _chunks(manifest: Manifest, parts: Iterable[Part]) -> Iterator[Chunk]:
         assert part is not None
         shard, start, stop = part.shard, part.start, part.stop
         assert 0 <= start <= stop <= shard.count, (start, stop, shard)
-        after = following.shard if following and following.shard is not shard else None
+        after = following.shard if following and following.shard != shard else None
         url = join_url(manifest.url, shard.file)
         edges = [*(shard.offsets or [0]), shard.bytes]
         stride = manifest.stride if shard.offsets else shard.count

@@ -150,11 +150,8 @@ def check_space_fits(space: Mapping[str, Dimension], prepared: "Prepared") -> No
     """See that every value that can be drawn fits the data."""
     manifest = prepared.manifest
     # Patches of the classes that trials train on: k-means has no others.
-    names = {manifest.class_names[index] for index in prepared.trained}
-    counts = [shard.class_counts for shard in manifest.shards_of("train")]
-    patches = manifest.num_patches * sum(
-        count for shard in counts for name, count in shard.items() if name in names
-    )
+    names = [manifest.class_names[index] for index in prepared.trained]
+    patches = manifest.num_patches * sum(manifest.class_counts["train"].get(n, 0) for n in names)
     limits = {
         "model.num_clusters": (patches, f"the training classes have {patches} patches"),
         "model.projection": (

@@ -22,6 +22,7 @@ from shards.manifest import (
     ShardEntry,
     load_manifest,
     manifest_json,
+    write_table,
 )
 from shards.pack.pack import pack
 from shards.samples import read_raw
@@ -80,9 +81,8 @@ def store_originals(packed: Manifest, photographs: Path, out: Path) -> Manifest:
         )
     image = ImageSpec(0, 0, packed.image.largest)
     shutil.copyfile(Path(packed.url) / LABELS, out / LABELS)
-    (out / FILE).write_text(
-        manifest_json(replace(packed, url=str(out), shards=entries, image=image))
-    )
+    content = replace(packed, shards_sha256=write_table(out, entries), image=image)
+    (out / FILE).write_text(manifest_json(content))
     return load_manifest(str(out))
 
 

@@ -29,8 +29,7 @@ def read_pictures(
 ) -> dict[Wanted, Sample]:
     """Some samples of the shards; damaged ones are left out."""
     places = set(wanted)
-    shards = {shard.file: shard for shard in manifest.shards}
-    pieces = ((shards[file], np.array([row])) for file, row in sorted(places))
+    pieces = ((manifest.shards.find(file), np.array([row])) for file, row in sorted(places))
     found: dict[Wanted, Sample] = {}
     for raw in read_parts(manifest, plan_parts(pieces, manifest.stride), access=access):
         if (raw.shard, raw.index) in places:

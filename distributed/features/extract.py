@@ -155,7 +155,7 @@ def read_samples(
     manifest: Manifest, file: str, start: int, stop: int, access: Access
 ) -> tuple[list[Sample], list[str]]:
     """Samples start to stop - 1 of a shard, and the keys of those that cannot be decoded."""
-    shard = next(s for s in manifest.shards if s.file == file)
+    shard = manifest.shards.find(file)
     samples, damaged = [], []
     for raw in read_raw(manifest, shard, start=start, stop=stop, access=access):
         try:

@@ -191,7 +191,8 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
         return []
     given = Path(config.data.shards)
     folder = given.parent if given.name == "manifest.json" else given
-    inside = ["manifest.json", *(tar.name for tar in sorted(folder.glob("*.tar")))]
+    arrays = [name for name in ("shards.npy", "labels.npy") if (folder / name).exists()]
+    inside = ["manifest.json", *arrays, *(tar.name for tar in sorted(folder.glob("*.tar")))]
     config.data.shards = _shipped("data.shards", str(folder), root, files, inside)
     if config.data.cache is None:
         config.data.cache = f"{config.storage.rstrip('/')}/cache"

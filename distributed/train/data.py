@@ -165,8 +165,7 @@ def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Ite
     rows = [np.empty((0, 2), np.int64)]  # (shard, index in the shard)
     for start, stop in sampler.reader_ranges(plan, rank, 0):
         for shard, indices in sampler.pieces(order, start, stop):
-            chosen = dataset.selection.indices[shard]
-            inside = indices if chosen is None else chosen[indices]
+            inside = dataset.selection.stored(shard, indices)
             rows.append(np.stack([np.full_like(inside, shard), inside], 1))
     samples = iter(np.concatenate(rows))
     for _, count in sampler.reader_steps(plan, rank, 0):

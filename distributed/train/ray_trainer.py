@@ -135,8 +135,7 @@ def training_job(
 ) -> TrainingJob:
     """What workers get."""
     manifest = prepared.manifest
-    names = {manifest.class_names[label] for label in prepared.trained}
-    counts = [shard.class_counts for shard in manifest.shards_of("train")]
+    names = [manifest.class_names[label] for label in prepared.trained]
     return TrainingJob(
         config=config,
         run=absolute(run),
@@ -148,7 +147,7 @@ def training_job(
         word_vectors=prepared.word_vectors[prepared.trained].astype(np.float32),
         num_features=prepared.num_features,
         fingerprint=prepared.fingerprint,
-        num_images=sum(n for shard in counts for name, n in shard.items() if name in names),
+        num_images=sum(manifest.class_counts["train"].get(name, 0) for name in names),
     )
 
 

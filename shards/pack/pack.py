@@ -1,7 +1,6 @@
 """From a folder of images to shards and their manifest."""
 
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -92,7 +91,7 @@ def pack(
     out = Path(config.out)
     finished = _find_finished(out, specs[0].plan)
     if finished is not None:
-        report(total, len(finished.damaged))
+        report(total, finished.num_damaged)
         return finished
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -116,9 +115,11 @@ def plan_shards(data: DataSet, config: PackConfig) -> list[ShardSpec]:
     for split in SPLITS:
         images = [image for image in data.images if image.part == split]
         images.sort(key=lambda image: hash_key("order", config.seed, image.source))
-        for number, start in enumerate(range(0, len(images), config.images_per_shard)):
+        starts = range(0, len(images), config.images_per_shard)
+        digits = max(6, len(str(len(starts) - 1)))  # all alike, so that names sort as numbers
+        for number, start in enumerate(starts):
             chosen = images[start : start + config.images_per_shard]
-            file = f"{split}-{number:06d}.tar"
+            file = f"{split}-{number:0{digits}d}.tar"
             specs.append(ShardSpec(config, file, split, first, chosen, names, plan=""))
             first += len(chosen)
     plan = _plan_hash(specs, data, config)
@@ -133,7 +134,7 @@ def _patch_spec(config: PackConfig) -> PatchSpec:
 def _plan_hash(specs: list[ShardSpec], data: DataSet, config: PackConfig) -> str:
     digest = hashlib.sha256()
     settings = {
-        "version": manifests.VERSION,
+        "version": 1,  # of what is in the tars
         "stride": STRIDE,
         "classes": [asdict(entry) for entry in data.classes],
         "patches": asdict(_patch_spec(config)),
@@ -197,33 +198,43 @@ def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: 
         if not shard.entry.count:
             (out / shard.entry.file).unlink(missing_ok=True)
     kept = [shard for shard in packed if shard.entry.count]
-    labels = io.BytesIO()
-    small = np.uint16 if len(data.classes) <= 1 << 16 else np.uint32
-    np.save(labels, np.array([n for s in kept for n in s.labels], small), allow_pickle=False)
-    with written_whole(out / manifests.LABELS) as stream:
-        stream.write(labels.getvalue())
+    damaged = sorted(line for shard in packed for line in shard.damaged)
+    if damaged:
+        with written_whole(out / manifests.DAMAGED) as stream:
+            stream.writelines(f"{line}\n".encode() for line in damaged)
+    names = [entry.name for entry in data.classes]
+    counts = {
+        split: Counter(n for s in kept if s.entry.split == split for n in s.labels)
+        for split in SPLITS
+    }
+    labels = [label for shard in kept for label in shard.labels]
     manifest = Manifest(
         url=config.out,
         version=manifests.VERSION,
         classes=data.classes,
-        shards=[shard.entry for shard in kept],
+        class_counts={
+            split: {names[label]: n for label, n in sorted(found.items())}
+            for split, found in counts.items()
+        },
         patches=_patch_spec(config),
         image=ImageSpec(
             config.short_side, config.quality, max((s.largest for s in kept), default=0)
         ),
         source=data.title,
         licence=config.licence,
-        damaged=sorted(line for shard in packed for line in shard.damaged),
+        damaged=damaged[:100],
+        num_damaged=len(damaged),
         stride=STRIDE,
         plan=plan,
-        labels_sha256=hashlib.sha256(labels.getvalue()).hexdigest(),
+        labels_sha256=manifests.write_labels(out, labels, len(names)),
+        shards_sha256=manifests.write_table(out, [shard.entry for shard in kept]),
     )
     for problem in manifests.find_problems(manifest):
         raise UserError(f"{out}: {problem}")
     with written_whole(out / manifests.FILE) as stream:
         stream.write(manifests.manifest_json(manifest).encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
-    return manifest
+    return manifests.load_manifest(config.out, check_files=False)
 
 
 def pack_shard(spec: ShardSpec) -> PackedShard:
@@ -297,7 +308,6 @@ def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
         count=len(found),
         bytes=os.fstat(file.fileno()).st_size,
         sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-        class_counts=dict(sorted(Counter(spec.class_names[label] for label in found).items())),
         offsets=offsets,
     )
     return PackedShard(entry, found, damaged, largest)

@@ -1,6 +1,7 @@
 import pickle
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from shards.loader import Batch, Batches, Cut, make_loader
-from shards.manifest import Manifest
+from shards.manifest import Manifest, ShardTable
 from shards.sampler import (
     Cursor,
+    Selection,
     batch_counts,
+    epoch_order,
     order_of,
     remaining_after,
     restore,
@@ -166,11 +169,8 @@ def test_classes_can_be_left_out_without_reading_shards(packed: Manifest) -> Non
         for batch in Batches(packed, selection, order, plan, rank, IMAGES):
             labels += batch.labels.tolist()
     assert sorted(set(labels)) == wanted
-    assert len(labels) == sum(
-        shard.class_counts.get(packed.class_names[index], 0)
-        for shard in packed.shards_of("train")
-        for index in wanted
-    )
+    counts = packed.class_counts["train"]
+    assert len(labels) == sum(counts[packed.class_names[index]] for index in wanted)
 
 
 def test_a_split_without_the_classes_is_refused(packed: Manifest) -> None:
@@ -190,7 +190,7 @@ def spoil(manifest: Manifest, folder: Path, count: int) -> Manifest:
     for other in manifest.shards:
         (folder / other.file).write_bytes(Path(manifest.url, other.file).read_bytes())
     (folder / shard.file).write_bytes(data)
-    return replace(manifest, url=str(folder))
+    return replace(manifest, url=str(folder), table=manifest.shards)
 
 
 def test_a_damaged_image_is_skipped_and_reported(packed: Manifest, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_cursor_of_other_shards_is_refused(packed: Manifest) -> None:
     selection = select(packed, "train")
     state = begin(packed).to_dict()
     assert restore(state, packed, selection) == begin(packed)
-    other = replace(packed, licence="another")
+    other = replace(packed, fingerprint="another")
     with pytest.raises(ValueError, match="its data cursor belongs to other shards"):
         restore(state, other, selection)
     fewer = select(packed, "train", packed.val)
@@ -274,3 +274,16 @@ def test_a_batch_that_is_made_in_shared_memory_is_the_same(packed: Manifest) -> 
     assert here.images is not None and there.images is not None
     assert torch.equal(here.images, there.images)
     assert there.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_a_loader_process_gets_does_not_grow_with_the_shards(packed: Manifest) -> None:
+    def sizes(times: int) -> tuple[int, int]:
+        table = ShardTable(np.tile(packed.shards_of("train").records, times))
+        selection = Selection(table, np.ones(table.counts.sum(), bool))
+        order = epoch_order(selection.counts, seed=0, epoch=0)
+        plan = split_ranges([(0, order.total)], 1, 2, 16)
+        batches = Batches(packed, selection, order, plan, 0, IMAGES)
+        return len(ForkingPickler.dumps(batches)), len(pickle.dumps(selection))
+
+    (few, whole), (many, all_of_it) = sizes(1), sizes(100)
+    assert many < few + 100 and all_of_it > 20 * whole

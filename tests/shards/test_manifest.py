@@ -1,6 +1,8 @@
 import json
+import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from shards.manifest import Manifest, load_labels, load_manifest
+from shards.manifest import Manifest, load_labels, load_manifest, shard_table, write_table
 from shards.objects import Retry
 from shards.samples import read_shard
-from shards_trees import flat_tree, pack_tree
+from shards_trees import flat_tree, pack_tree, rewrite_table, version_1
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -66,10 +70,8 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
 
 
 def test_labels_are_known_without_opening_a_shard(packed: Manifest) -> None:
-    labels = load_labels(packed)
-    for shard in packed.shards:
-        found = [sample.label for sample in read_shard(packed, shard)]
-        assert labels[shard.file].tolist() == found
+    found = [sample.label for shard in packed.shards for sample in read_shard(packed, shard)]
+    assert load_labels(packed).tolist() == found
 
 
 def test_labels_of_another_pack_are_refused(copy: Path) -> None:
@@ -114,6 +116,60 @@ def test_a_shard_copied_in_part_is_refused(copy: Path) -> None:
         load_manifest(str(copy))
 
 
+def test_a_shard_is_found_by_its_name(packed: Manifest) -> None:
+    assert len({shard.file for shard in packed.shards}) == len(packed.shards)
+    assert [packed.shards.find(shard.file) for shard in packed.shards] == list(packed.shards)
+
+
+def test_a_manifest_is_loaded_and_sent_without_its_shards(packed: Manifest, copy: Path) -> None:
+    assert len(packed.shards) > 1
+    assert b"ShardTable" not in pickle.dumps(packed)
+    (copy / "shards.npy").unlink()
+    manifest = load_manifest(str(copy), check_files=False)
+    assert manifest.num_images("train") == sum(s.count for s in packed.shards_of("train"))
+    with pytest.raises(ValueError, match=r"shards\.npy: no such file; copy it or pack again"):
+        len(manifest.shards)
+
+
+def test_a_table_of_another_pack_is_refused(packed: Manifest, copy: Path) -> None:
+    write_table(copy, packed.shards[:1])
+    with pytest.raises(ValueError, match=r"shards\.npy: does not belong to the manifest"):
+        load_manifest(str(copy))
+
+
+def test_a_table_that_cannot_be_right_is_refused(packed: Manifest, copy: Path) -> None:
+    first, *others = packed.shards
+    for entry, message in (
+        (replace(first, count=first.count + 1), "the shards of train hold 17 images, its classes"),
+        (replace(first, offsets=[first.bytes]), "offsets do not fit its count and bytes"),
+        (replace(first, offsets=[0, 1]), "offsets do not fit its count and bytes"),
+        (others[0], "not in the order of their names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rewrite_table(copy, [entry, *others])
+    assert rewrite_table(copy, [first, *others]).fingerprint == packed.fingerprint
+
+
+def test_a_split_may_hold_more_than_a_million_shards(packed: Manifest) -> None:
+    names = [f"train-{number:07d}.tar" for number in (0, 999_999, 1_000_000, 2_000_000)]
+    table = shard_table([replace(packed.shards[0], file=name) for name in names])
+    assert [shard.file for shard in table] == names
+    assert table.find(names[2]) == table[2]
+
+
+def test_a_manifest_of_the_first_version_is_read_as_it_was(packed: Manifest, copy: Path) -> None:
+    (copy / "manifest.json").write_text(json.dumps(version_1(packed)))
+    (copy / "shards.npy").unlink()
+    first = load_manifest(str(copy))
+    assert list(first.shards) == list(packed.shards)
+    assert first.class_counts == packed.class_counts
+    assert load_labels(first).tolist() == load_labels(packed).tolist()
+    assert list(pickle.loads(pickle.dumps(first)).shards) == list(packed.shards)
+    # As the demo's fingerprint was before there was a second version: caches go on.
+    demo = load_manifest(str(ROOT / "demo" / "shards"), check_files=False)
+    assert (demo.version, demo.fingerprint[:16]) == (1, "94217c8f31a8ff4f")
+
+
 def first(content: dict[str, Any], split: str = "train") -> dict[str, Any]:
     return next(row for row in content["shards"] if row["split"] == split)
 
@@ -136,27 +192,38 @@ def unseen_in_train(content: dict[str, Any]) -> None:
     row["count"] += 1
 
 
+def unseen_in_train_2(content: dict[str, Any]) -> None:
+    name = next(row["name"] for row in content["classes"] if row["role"] == "unseen")
+    content["class_counts"]["train"][name] = 1
+
+
 def empty_class(content: dict[str, Any]) -> None:
     content["classes"].append({"name": "yak", "role": "train", "words": ["yak"]})
 
 
 BROKEN: list[tuple[Change, str]] = [
-    (lambda c: c.update(version=9), r"field version is 9, this program reads 1"),
-    (lambda c: c.pop("shards"), "field shards is missing"),
-    (lambda c: c["shards"][0].pop("sha256"), "sha256"),
+    (lambda c: c.update(version=9), r"field version is 9, this program reads 2"),
+    (lambda c: c.pop("classes"), "field classes is missing"),
+    (lambda c: c.pop("class_counts"), "class_counts"),
     (both_roles, "is both seen and unseen"),
     (lambda c: c["classes"].append(c["classes"][0]), "is listed 2 times"),
-    (lambda c: c["shards"].append(c["shards"][0]), "is listed 2 times"),
     (lambda c: c["classes"][0].update(role="known"), "role 'known' is none of"),
+    (lambda c: c["patches"].update(num_patches=0), "num_patches is 0"),
+    (lambda c: c["class_counts"]["train"].update(yak=1), "class 'yak' is not among the classes"),
+    (unseen_in_train_2, "is unseen but has images in split train"),
+    (empty_class, r"class 'yak' \(train\) has no images in split train"),
+]
+BROKEN_1: list[tuple[Change, str]] = [
+    (lambda c: c.pop("shards"), "field shards is missing"),
+    (lambda c: c["shards"][0].pop("sha256"), "sha256"),
+    (lambda c: c["shards"].append(c["shards"][0]), "is listed 2 times"),
     (lambda c: first(c).update(count=99), r"count is 99, its classes add up to 6"),
     (lambda c: first(c).update(sha256="00"), "sha256 '00' is not a checksum"),
     (lambda c: first(c).update(file="../train-000000.tar"), r"the name must be train-NNNNNN"),
     (lambda c: first(c).update(file="test_seen-000900.tar"), r"the name must be train-NNNNNN"),
     (lambda c: first(c).update(offsets=[1, 2, 3]), "offsets do not fit"),
-    (lambda c: c["patches"].update(num_patches=0), "num_patches is 0"),
     (stranger, "class 'yak' is not among the classes"),
     (unseen_in_train, "is unseen but has images in split train"),
-    (empty_class, r"class 'yak' \(train\) has no images in split train"),
 ]
 
 
@@ -166,3 +233,11 @@ def test_a_manifest_that_cannot_be_right_is_refused(copy: Path, how: Change, mes
     with pytest.raises(ValueError, match=message) as caught:
         load_manifest(change(copy, how))
     assert "\n" not in str(caught.value) and "manifest.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(("how", "message"), BROKEN_1)
+def test_nor_is_one_of_the_first_version(
+    packed: Manifest, copy: Path, how: Change, message: str
+) -> None:
+    (copy / "manifest.json").write_text(json.dumps(version_1(packed)))
+    test_a_manifest_that_cannot_be_right_is_refused(copy, how, message)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,8 +43,8 @@ def train_classes(manifest: Manifest) -> Selection:
 
 def expected_keys(manifest: Manifest, selection: Selection) -> Counter[str]:
     found: Counter[str] = Counter()
-    for shard, chosen in zip(selection.shards, selection.indices, strict=True):
-        keep = range(shard.count) if chosen is None else set(chosen.tolist())
+    for row, shard in enumerate(selection.shards):
+        keep = selection.stored(row, np.arange(selection.counts[row])).tolist()
         found.update(raw.key for raw in read_raw(manifest, shard) if raw.index in keep)
     return found
 

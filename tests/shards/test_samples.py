@@ -12,7 +12,7 @@ import pytest
 from webdataset import tariterators
 
 from shards.loader import Batches, Cut
-from shards.manifest import Manifest, load_manifest
+from shards.manifest import Manifest, load_manifest, shard_table
 from shards.sampler import order_of, select, split_ranges, start_of
 from shards.samples import read_raw, read_shard
 from shards_trees import flat_tree, pack_tree
@@ -34,7 +34,7 @@ def in_folder(manifest: Manifest, out: Path, data: bytes) -> Manifest:
     shard = manifest.shards[0]
     (out / shard.file).write_bytes(data)
     entry = replace(shard, bytes=len(data), offsets=[])
-    return replace(manifest, url=str(out), shards=[entry])
+    return replace(manifest, url=str(out), table=shard_table([entry]))
 
 
 def rewrite(

@@ -34,7 +34,7 @@ def far(packed: Manifest, tmp_path: Path) -> Manifest:
     folder.mkdir()
     for shard in packed.shards:
         (folder / shard.file).write_bytes(Path(packed.url, shard.file).read_bytes())
-    return replace(packed, url=f"local://{folder}")
+    return replace(packed, url=f"local://{folder}", table=packed.shards)
 
 
 def access(tmp_path: Path, limit: int | None = None) -> Access:

@@ -157,12 +157,12 @@ def test_a_shard_that_was_copied_in_part_is_told_from_a_dead_connection(
     local: Manifest, proxy: Proxy
 ) -> None:
     with pytest.raises(ValueError, match=r"bytes instead of \d+; copied in part\?"):
-        samples(replace(local, url=f"s3://{BUCKET}/part"))
+        samples(replace(local, url=f"s3://{BUCKET}/part", table=local.shards))
 
 
 def test_a_shard_that_is_not_in_the_bucket_is_named_at_once(local: Manifest, proxy: Proxy) -> None:
     with pytest.raises(ValueError, match=r"nowhere/train-000000\.tar: missing shard; copy it"):
-        samples(replace(local, url=f"s3://{BUCKET}/nowhere"))
+        samples(replace(local, url=f"s3://{BUCKET}/nowhere", table=local.shards))
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(proxy: Proxy) -> None:

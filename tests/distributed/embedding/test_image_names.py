@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ from distributed.features.extract import compute_unit, whole_picture
 from distributed.train.trainer import TrainingJob
 from shards.manifest import SPLITS, Manifest, load_manifest
 from shards.samples import read_raw
+from shards_trees import rewrite_table
 from tiny import make_tiny
 from vgse.config import BackboneConfig, ModelConfig, RunConfig
 from vgse.images.backbones import build_backbone
@@ -150,11 +152,9 @@ def test_texts_of_strangers_are_kept_as_texts_and_never_longer_than_a_path(
             meta = {**json.loads(raw.json), "source": TEXTS[number % len(TEXTS)]}
             tar.write({"__key__": raw.key, "jpg": raw.jpeg, "json": json.dumps(meta).encode()})
         tar.close()
-    content = json.loads((packed / "manifest.json").read_text())
     data = (packed / shard.file).read_bytes()
-    content["shards"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (packed / "manifest.json").write_text(json.dumps(content))
-    changed = load_manifest(str(packed))
+    entry = replace(shard, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    changed = rewrite_table(packed, [entry, *manifest.shards[1:]])
     for unit in units_of(changed, SPLITS):
         compute_unit(changed.url, unit, SPEC, str(tmp_path / "cache"), "cpu")
     embedded = embed(root, changed, tmp_path / "cache")

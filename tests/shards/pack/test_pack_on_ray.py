@@ -28,7 +28,11 @@ def config(tree: Path, out: Path, **changed: Any) -> PackConfig:
 
 
 def contents(manifest: Manifest) -> dict[str, bytes]:
-    names = [shard.file for shard in manifest.shards] + ["labels.npy", "manifest.json"]
+    names = [shard.file for shard in manifest.shards] + [
+        "shards.npy",
+        "labels.npy",
+        "manifest.json",
+    ]
     return {name: Path(manifest.url, name).read_bytes() for name in names}
 
 

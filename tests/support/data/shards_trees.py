@@ -1,5 +1,8 @@
 """Tiny data sets in every layout, made of real pictures."""
 
+import json
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.config import PackConfig
-from shards.manifest import Manifest
+from shards.manifest import Manifest, ShardEntry, load_labels, load_manifest, write_table
 from shards.pack.pack import pack
 
 NAMES = ["antelope", "blue_whale", "cat", "dog", "eel", "fox"]
@@ -109,6 +112,27 @@ def xlsa17_files(root: Path, folder: Path, **changed: Any) -> tuple[str, str]:
     scipy.io.savemat(folder / "att_splits.mat", fields)
     scipy.io.savemat(folder / "res101.mat", content)
     return str(folder / "att_splits.mat"), str(folder / "res101.mat")
+
+
+def version_1(manifest: Manifest) -> dict[str, Any]:
+    """The content of manifest.json as the first version wrote it, shards and all."""
+    content = json.loads(Path(manifest.url, "manifest.json").read_text())
+    labels, names = load_labels(manifest), np.array(manifest.class_names)
+    rows, end = [], 0
+    for shard in manifest.shards:
+        found = Counter(names[labels[end : end + shard.count]].tolist())
+        rows.append({**asdict(shard), "class_counts": dict(sorted(found.items()))})
+        end += shard.count
+    del content["class_counts"], content["num_damaged"], content["shards_sha256"]
+    return {**content, "version": 1, "shards": rows}
+
+
+def rewrite_table(folder: Path, entries: list[ShardEntry]) -> Manifest:
+    """The packed data set in `folder`, after its shards have become other ones."""
+    content = json.loads((folder / "manifest.json").read_text())
+    content["shards_sha256"] = write_table(folder, entries)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return load_manifest(str(folder))
 
 
 def pack_tree(root: Path, out: Path, **changed: Any) -> Manifest:
