@@ -23,7 +23,7 @@ from distributed.features.cache import (
 )
 from distributed.features.extract import compute_unit, missing_units, run_features, whole_picture
 from distributed.storage import file_sizes
-from shards.manifest import SPLITS, Manifest, load_manifest
+from shards.manifest import SPLITS, Manifest, load_manifest, shard_table
 from shards.samples import read_shard
 from tiny import make_tiny
 from vgse.config import RunConfig
@@ -119,7 +119,8 @@ def test_the_cache_is_one_for_the_same_pictures_whatever_words_roles_and_title(
     classes = [replace(entry, words=["x"], role="train") for entry in manifest.classes]
     assert cache_folder("c", replace(manifest, classes=classes, source="y"), SPEC) == there
     shard = replace(manifest.shards[0], sha256="0" * 64)
-    assert cache_folder("c", replace(manifest, shards=[shard, *manifest.shards[1:]]), SPEC) != there
+    table = shard_table([shard, *manifest.shards[1:]])
+    assert cache_folder("c", replace(manifest, table=table), SPEC) != there
     renamed = [replace(manifest.classes[0], name="zebra"), *manifest.classes[1:]]
     assert cache_folder("c", replace(manifest, classes=renamed), SPEC) != there
 
