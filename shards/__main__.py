@@ -1,5 +1,6 @@
 """python -m shards pack | check."""
 
+import os
 import sys
 from dataclasses import astuple
 from pathlib import Path
@@ -63,21 +64,20 @@ def _pack(options: jsonargparse.Namespace) -> int:
     damaged = TextColumn("images, {task.fields[damaged]} damaged,")
     columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), damaged
     console = Console()
-    dropped = 0
     with Bar(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("pack", total=None, damaged=0)
 
         def show(progress: Progress) -> None:
-            nonlocal dropped
-            done, total, num_damaged, dropped = astuple(progress)
+            done, total, num_damaged = astuple(progress)
             bar.update(task, total=total, completed=done, damaged=num_damaged)
 
         manifest = pack(config, run=choose_run(config.workers, config.ray), on_progress=show)
     console.print(_table(manifest))
-    if dropped:
-        console.print(f"left out: {_count(dropped, 'training image')} of unseen classes")
+    for kind, number in manifest.left_out.items():
+        console.print(f"left out: {number:,} {kind}", markup=False)
     for line in manifest.damaged[:10]:
-        console.print(f"left out: {line}", markup=False)
+        visible = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+        console.print(f"left out: {visible}", markup=False)
     console.print(f"{manifest.url}/{FILE}", markup=False)
     return 0
 
@@ -93,8 +93,12 @@ def _check(options: jsonargparse.Namespace) -> int:
     console.print(_table(manifest))
     for problem in found:
         console.print(problem, markup=False, soft_wrap=True)
-    local = None if is_remote(manifest.url) else str(Path(manifest.url, "check.png"))
-    picture = options.picture or local
+    picture = options.picture
+    if not picture and not is_remote(manifest.url):
+        if os.access(manifest.url, os.W_OK):
+            picture = str(Path(manifest.url, "check.png"))
+        else:
+            console.print("the folder cannot be written: --picture FILE draws boxes elsewhere")
     if picture and not found:
         console.print(f"boxes drawn in {draw_samples(manifest, picture)}", markup=False)
     console.print(_count(len(found), "problem") if found else "all shards are sound")

@@ -11,7 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vgse.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+# Of Pillow's decoders those that read plain pictures. EPS, for one, would run a program.
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000"),
+    *("DIB", "ICO", "PCX", "QOI", "SGI", "TGA"),
+)
+ENDINGS = frozenset(
+    ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS
+)
 MAX_ASPECT = 50
 _JPEG_LIMIT = 65500
 
@@ -38,6 +45,24 @@ def load_rgb(path: str, short_side: int, upscale: bool, max_pixels: int) -> NDAr
     except Exception as error:  # decoders raise anything on damaged data
         text = " ".join(str(error).replace(path, "the file").split())
         raise UserError(f"{type(error).__name__}: {text}") from None
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file begins as a picture of a known format, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+            found = [
+                kind
+                for kind in FORMATS
+                if (accept := Image.OPEN[kind][1]) and accept(start) is True
+            ]
+            if not found:
+                return False
+            with Image.open(file, formats=found):
+                return True
+    except Exception:  # decoders raise anything on what is no picture
+        return False
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

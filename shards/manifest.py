@@ -173,6 +173,7 @@ class Manifest:
     plan: str = ""
     labels_sha256: str = ""
     shards_sha256: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)  # files that were not packed, by kind
     fingerprint: str = ""  # sha256 (hex) of all but the url: equal for copies of the same shards
     table: ShardTable | None = field(default=None, compare=False, repr=False)  # read already
 

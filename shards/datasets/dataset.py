@@ -2,31 +2,48 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shards.config import PackConfig
 from shards.datasets.classes import draw, hash_key, make_entries, read_names, read_words, some
+from shards.datasets.listing import (
+    BROKEN,
+    Folder,
+    Listing,
+    as_utf8,
+    file_finder,
+    find_folder,
+    folder_at,
+    scan,
+    size_of,
+    walk,
+)
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
 from vgse.formats import Indices
 
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
-)
 _XLSA17_PARTS = {"trainval_loc": "train", "test_seen_loc": "test", "test_unseen_loc": "test"}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """An image file; source is its path within the data set, part a split it came with."""
+    """An image file; source is its path within the data set, part a split it came with, stamp
+    its size and times."""
 
     path: str
     source: str
     class_name: str
     part: str = ""
+    stamp: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, -1 where there is none."""
+        return size_of(self.stamp) if self.stamp else -1
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Layout:
     class_names: list[str]
     unseen: list[str] | None = None
     val: list[str] | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class DataSet:
     classes: list[ClassEntry]
     images: list[SourceImage]
     title: str
-    dropped: int  # training images of unseen classes, which are in no split
+    left_out: dict[str, int]  # how much of which kind is in no split
 
 
 def read_source(config: PackConfig) -> DataSet:
@@ -61,18 +79,30 @@ def read_source(config: PackConfig) -> DataSet:
     if config.splits is not None:
         assert config.features_file is not None
         layout = read_xlsa17(root, config.splits, config.features_file)
+    elif kind == "folder":
+        layout = read_folder(root, skip=[config.out])
     else:
         layout = LAYOUTS[kind](root)
     if not layout.images:
-        raise UserError(f"{root}: no images ({', '.join(sorted(SUFFIXES))}) in class folders")
+        found = ", ".join(f"{number} {kind}" for kind, number in layout.left_out.most_common(5))
+        raise UserError(f"{root}: no images in class folders" + (f", but {found}" if found else ""))
     words = read_words(config.class_words) if config.class_words else {}
     unseen = _unseen(config, layout, root)
     val = _val(config, layout, unseen)
     classes = make_entries(layout.class_names, unseen, val, words, where=str(root))
     images = assign_parts(layout.images, set(unseen), config.test_fraction)
     _require_images(classes, images, root)
-    title = config.title or f"{kind}:{root.resolve().name}"
-    return DataSet(classes, images, title, len(layout.images) - len(images))
+    title = config.title or f"{kind}:{as_utf8(root.resolve().name)}"
+    layout.left_out["training images of unseen classes"] = len(layout.images) - len(images)
+    return DataSet(classes, images, title, _summary(layout.left_out))
+
+
+def _summary(left_out: Counter[str], limit: int = 20) -> dict[str, int]:
+    """The kinds with the most, in the order of their names, and what the others add up to."""
+    kinds = left_out.most_common()
+    rest = sum(number for _, number in kinds[limit:])
+    chosen = dict(sorted((kind, number) for kind, number in kinds[:limit] if number))
+    return {**chosen, **({"others": rest} if rest else {})}
 
 
 def assign_parts(
@@ -131,26 +161,84 @@ def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: 
         raise UserError(f"{root}: listed twice: {', '.join(twice[:5])}")
 
 
-def read_folder(root: Path) -> Layout:
-    """A folder a class, which may be empty, or train/ and test/ with a folder a class in each."""
-    parts = ["train", "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [""]
-    folders = [
-        (folder, part)
-        for part in parts
-        for folder in sorted((root / part).iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    ]
-    images = [i for f, part in folders for i in _find_images(f, root, f.name, part)]
-    return Layout(images, sorted({folder.name for folder, _ in folders}))
+_FOLDER_PARTS = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["val", "valid", "validation"], "val"),
+    **dict.fromkeys(["test", "testing"], "test"),
+}
+
+
+def read_folder(root: Path, skip: Iterable[str] = ()) -> Layout:
+    """A folder a class, which may be empty, or such folders in train/ and test/, val/ beside or in
+    place of test/. `skip` are folders that are no classes."""
+    top = folder_at(root)
+    bases = _part_folders(scan(top))
+    left_out: Counter[str] = Counter()
+    tops: list[tuple[tuple[str, str], Folder]] = []
+    names: dict[tuple[str, str], Folder] = {}
+    for base, part in bases or [(top, "")]:
+        listing = scan(base)
+        loose = len(listing.pictures) + len(listing.linked_pictures)
+        left_out["pictures outside class folders"] += loose
+        left_out[BROKEN] += listing.left_out[BROKEN]
+        tops += [((class_of(folder), part), folder) for folder in listing.folders]
+    if bases:
+        beside = len(scan(top).folders) - len(bases)
+        left_out["folders beside those of the splits"] = beside
+    for key, folder in tops:
+        if not folder.linked and names.setdefault(key, folder) is not folder:
+            raise UserError(
+                f"{names[key].path!r} and {folder.path!r} are folders of the same class; rename one"
+            )
+    images: list[SourceImage] = []
+    classes = set()
+    for (name, part), listing in walk(tops, root=top, left_out=left_out, skip=skip):
+        classes.add(name)
+        images += _images_of(listing, root, name, part)
+    return Layout(images, sorted(classes), left_out=left_out)
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) == "Cc"
+
+
+def _part_folders(listing: Listing) -> list[tuple[Folder, str]]:
+    """The folders of the splits with their part, if the class folders lie in such."""
+    found: dict[str, Folder] = {}
+    for folder in listing.folders:
+        part = _FOLDER_PARTS.get(os.path.basename(folder.path).lower())
+        # A folder of pictures is a class, whatever its name.
+        if part and scan(folder).folders and found.setdefault(part, folder) is not folder:
+            raise UserError(
+                f"{found[part].path!r} and {folder.path!r} are the same split; keep one"
+            )
+    if "train" not in found or len(found) < 2:
+        return []
+    roles = {"train": "train", "val": "train" if "test" in found else "test", "test": "test"}
+    return [(folder, roles[part]) for part, folder in found.items()]
+
+
+def class_of(folder: Folder) -> str:
+    """The class of a folder's name: é may be one sign or two, blanks around it do not count."""
+    name = os.path.basename(folder.path)
+    plain = unicodedata.normalize("NFC", name).strip()
+    if not plain or as_utf8(plain) != plain or any(map(_is_control, plain)):
+        raise UserError(f"{folder.path!a}: is no name of a class; rename the folder")
+    return plain
 
 
 def read_awa2(root: Path) -> Layout:
     """Animals with Attributes 2: JPEGImages/<class>/, classes.txt, testclasses.txt."""
     base = _require_folder(root, "JPEGImages")
-    folders = _listed_folders(base, root / "classes.txt")
-    named = [(folder.relative_to(base).as_posix(), folder) for folder in folders]
-    images = [image for name, folder in named for image in _find_images(folder, root, name)]
-    return Layout(images, _unique([name for name, _ in named], "classes.txt"), _listed_unseen(root))
+    left_out: Counter[str] = Counter()
+    tops = _listed_folders(base, root / "classes.txt")
+    images = [
+        image
+        for name, listing in walk(tops, root=folder_at(root), left_out=left_out)
+        for image in _images_of(listing, root, name)
+    ]
+    names = _unique([name for name, _ in tops], "classes.txt")
+    return Layout(images, names, _listed_unseen(root), left_out=left_out)
 
 
 def read_cub(root: Path) -> Layout:
@@ -158,13 +246,15 @@ def read_cub(root: Path) -> Layout:
     base = _require_folder(root, "images")
     classes = _read_numbered(root / "classes.txt")
     labels = _read_numbered(root / "image_class_labels.txt")
+    find = file_finder()
     images = []
     for key, relative in _read_numbered(root / "images.txt").items():
         path = safe_path(base, relative, f"{root / 'images.txt'}: image {key}")
+        there, stamp = find(str(path)) or (str(path), b"")
         name = classes.get(labels.get(key, ""))
         if name is None:
             raise UserError(f"{root / 'image_class_labels.txt'}: no known class for image {key}")
-        images.append(SourceImage(str(path), _source_of(path, root), name))
+        images.append(SourceImage(there, _source_of(there, root), name, stamp=stamp))
     return Layout(images, _unique(list(classes.values()), "classes.txt"), _listed_unseen(root))
 
 
@@ -175,24 +265,25 @@ def read_sun(root: Path) -> Layout:
     """
     base = root / "images" if (root / "images").is_dir() else root
     listed = next((root / f for f in ("ClassName.txt", "classes.txt") if (root / f).exists()), None)
+    left_out: Counter[str] = Counter()
     if listed:
-        folders = _listed_folders(base, listed)
+        listings = [scan(folder) for _, folder in _listed_folders(base, listed)]
+        for listing in listings:
+            left_out.update(listing.left_out)
+            listing.pictures += listing.linked_pictures
     else:
-        walk = os.walk(base)
-        folders = sorted(Path(parent) for parent, _, files in walk if any(map(_is_image, files)))
-    named = []
-    for folder in folders:  # apartment_building_outdoor of a/apartment_building/outdoor
-        first, *rest = folder.relative_to(base).parts
-        named.append(("_".join(rest if rest and len(first) == 1 else [first, *rest]), folder))
-    images = [
-        SourceImage(str(path), _source_of(path, root), name)
-        for name, folder in named
-        for path in sorted(folder.iterdir())
-        if _is_image(path.name)
-    ]
-    return Layout(
-        images, _unique([name for name, _ in named], "class folders"), _listed_unseen(root)
-    )
+        whole = Folder(str(base), os.path.realpath(base))
+        found = walk([("", whole)], root=folder_at(root), left_out=left_out)
+        listings = [listing for _, listing in found if listing.pictures]
+    images: list[SourceImage] = []
+    names: dict[str, str] = {}
+    for listing in listings:  # apartment_building_outdoor of a/apartment_building/outdoor
+        path = listing.folder.path
+        first, *rest = path.removeprefix(f"{base}/").split("/")
+        names[path] = "_".join(rest if rest and len(first) == 1 else [first, *rest])
+        images += _images_of(listing, root, names[path])
+    classes = _unique(list(names.values()), "class folders")
+    return Layout(images, classes, _listed_unseen(root), left_out=left_out)
 
 
 def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
@@ -241,18 +332,21 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
 def _find_listed(root: Path, images: list[SourceImage], where: str) -> list[SourceImage]:
     """The images where they are: the paths in res101.mat are those of its authors' machine."""
     bases = [base for base in (root, root / "JPEGImages", root / "images") if base.is_dir()]
-    found, missing = [], []
+    find = file_finder()
+    found: list[SourceImage] = []
+    missing = []
     for image in images:
         parts = [part for part in image.source.split("/") if part]
         # The longest tail that exists: a short one could name another class's file.
         tails = ["/".join(parts[first:]) for first in range(len(parts))]
-        candidates = (safe_path(base, tail, where) for tail in tails for base in bases)
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
+        candidates = (str(safe_path(base, tail, where)) for tail in tails for base in bases)
+        there = next(filter(None, map(find, candidates)), None)
+        if there is None:
             missing.append(image.source)
         else:
-            source = path.relative_to(root).as_posix()
-            found.append(SourceImage(str(path), source, image.class_name, image.part))
+            path, stamp = there
+            source = _source_of(path, root)
+            found.append(replace(image, path=path, source=source, stamp=stamp))
     if missing:
         raise UserError(
             f"{root}: {len(missing)} of {len(images)} images of {where} are not here, "
@@ -272,27 +366,16 @@ def safe_path(root: Path, relative: str, where: str) -> Path:
     return root.joinpath(*parts)
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+def _images_of(listing: Listing, root: Path, name: str, part: str = "") -> list[SourceImage]:
+    folder = listing.folder.path
+    return [
+        SourceImage(path, _source_of(path, root), name, part, stamp)
+        for path, stamp in ((f"{folder}/{file}", stamp) for file, stamp in listing.pictures)
+    ]
 
 
-def _find_images(
-    folder: Path, root: Path, class_name: str, part: str = ""
-) -> Iterator[SourceImage]:
-    """All images below `folder`, in the order of their names; hidden folders are left out."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(parent, file) for file in sorted(files) if _is_image(file)):
-            yield SourceImage(str(path), _source_of(path, root), class_name, part)
-
-
-def _source_of(path: Path, root: Path) -> str:
-    source = path.relative_to(root).as_posix()
-    try:
-        source.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{source!r}: the file name is not UTF-8; rename the file") from None
-    return source
+def _source_of(path: str, root: Path) -> str:
+    return as_utf8(path.removeprefix(f"{root}/"))
 
 
 def _require_folder(root: Path, name: str) -> Path:
@@ -301,14 +384,14 @@ def _require_folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _listed_folders(base: Path, listed: Path) -> list[Path]:
-    """The class folders below `base` that a list names."""
-    lines = read_names(str(listed))
-    folders = [safe_path(base, line.strip("/"), listed.name) for line in lines]
-    missing = [line for line, folder in zip(lines, folders, strict=True) if not folder.is_dir()]
+def _listed_folders(base: Path, listed: Path) -> list[tuple[str, Folder]]:
+    """The class folders below `base` that a list names, with the names."""
+    lines = [line.strip("/") for line in read_names(str(listed))]
+    folders = [find_folder(str(safe_path(base, line, listed.name))) for line in lines]
+    missing = [line for line, folder in zip(lines, folders, strict=True) if folder is None]
     if missing:
         raise UserError(f"{base}: no folder for classes {', '.join(missing[:10])} of {listed.name}")
-    return folders
+    return [(n, folder_at(folder)) for n, folder in zip(lines, folders, strict=True) if folder]
 
 
 def _read_numbered(path: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from io import BufferedRandom
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from shards.config import PackConfig, validate
 from shards.datasets.classes import hash_key
 from shards.datasets.dataset import DataSet, SourceImage, read_source
 from shards.images import encode_jpeg, load_rgb
-from shards.manifest import SPLITS, ImageSpec, Manifest, PatchSpec, ShardEntry
-from shards.objects import FULL
+from shards.manifest import SPLITS, ImageSpec, Manifest, PatchSpec, ShardEntry, file_problems
+from shards.objects import FULL, file_sizes
 from shards.pack.executors import Run, run_here
 from vgse.errors import UserError
 from vgse.files import written_whole
@@ -30,6 +31,7 @@ from vgse.images.patches import grid_boxes
 from vgse.images.watershed import watershed_boxes
 
 RECORDS = ".packing"
+STATE = ".packed.jsonl"  # what tells the next pack which shards still hold what the pictures hold
 STRIDE = 64
 
 
@@ -44,6 +46,11 @@ class ShardSpec:
     images: list[SourceImage]
     class_names: list[str]
     plan: str
+
+    @cached_property
+    def stamps(self) -> str:
+        """sha256 of the sizes and times of its images, as they were listed."""
+        return hashlib.sha256(b"".join(image.stamp for image in self.images)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,6 @@ class Progress:
     done: int
     total: int
     damaged: int
-    dropped: int = 0  # training images of unseen classes, which are in no split
 
 
 def pack(
@@ -75,7 +81,8 @@ def pack(
     """Pack config.source into config.out and return the manifest that now stands there.
 
     The same input, settings and seed give the same bytes. Finished shards of the same plan are
-    kept; a folder with anything packed otherwise is refused.
+    kept, except those of pictures whose size or times have changed: these are made again. A folder
+    with anything packed otherwise is refused.
     """
     validate(config)
     config = replace(config, out=os.path.abspath(os.path.expanduser(config.out)))
@@ -86,16 +93,18 @@ def pack(
 
     def report(done: int, damaged: int) -> None:
         if on_progress:
-            on_progress(Progress(done, total, damaged, data.dropped))
+            on_progress(Progress(done, total, damaged))
 
     out = Path(config.out)
-    finished = _find_finished(out, specs[0].plan)
-    if finished is not None:
-        report(total, finished.num_damaged)
-        return finished
+    before = _find_packed(out, specs, data)
+    kept = _kept_shards(before, specs) if before else {}
+    of_old_plan = before is not None and before.plan != specs[0].plan
+    if before and (len(kept) == len(specs) or (of_old_plan and not file_problems(before))):
+        report(total, before.num_damaged)
+        return before
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return _finish(_pack_all(specs, total, run, report), data, config, specs[0].plan)
+        return _finish(_pack_all(specs, kept, total, run, report), data, config, specs)
     except OSError as error:
         hint = "free some space" if error.errno in FULL else "check the folder"
         raise UserError(
@@ -131,7 +140,9 @@ def _patch_spec(config: PackConfig) -> PatchSpec:
     return PatchSpec(config.patches, config.num_patches, params)
 
 
-def _plan_hash(specs: list[ShardSpec], data: DataSet, config: PackConfig) -> str:
+def _plan_hash(
+    specs: list[ShardSpec], data: DataSet, config: PackConfig, *, with_sizes: bool = False
+) -> str:
     digest = hashlib.sha256()
     settings = {
         "version": 1,  # of what is in the tars
@@ -145,21 +156,29 @@ def _plan_hash(specs: list[ShardSpec], data: DataSet, config: PackConfig) -> str
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for spec in specs:
         for image in spec.images:
-            path = Path(image.path)
-            size = path.stat().st_size if path.exists() else -1
-            row = [spec.split, image.source, image.class_name, size]
+            row = [
+                spec.split,
+                image.source,
+                image.class_name,
+                *([image.size] if with_sizes else []),
+            ]
             digest.update(json.dumps(row).encode())
         digest.update(b"|")
     return digest.hexdigest()
 
 
-def _find_finished(out: Path, plan: str) -> Manifest | None:
+def _find_packed(out: Path, specs: list[ShardSpec], data: DataSet) -> Manifest | None:
+    """The manifest that an earlier pack of the same plan left; UserError where one of another
+    plan did."""
+    plan, config = specs[0].plan, specs[0].config
     remedy = "from other images or settings; choose another --out or remove the folder"
     if (out / manifests.FILE).exists():
         manifest = manifests.load_manifest(str(out), check_files=False)
-        if manifest.plan != plan:
+        # Plans of earlier versions held the sizes of the pictures.
+        old = manifest.plan != plan and _plan_hash(specs, data, config, with_sizes=True)
+        if manifest.plan not in (plan, old):
             raise UserError(f"{out / manifests.FILE}: packed {remedy}")
-        return None if manifests.file_problems(manifest) else manifest
+        return manifest
     for record in sorted(out.glob(f"{RECORDS}/*.json")):
         try:
             theirs = json.loads(record.read_text()).get("plan")
@@ -170,14 +189,44 @@ def _find_finished(out: Path, plan: str) -> Manifest | None:
     return None
 
 
+def _kept_shards(before: Manifest, specs: list[ShardSpec]) -> dict[str, PackedShard]:
+    """The shards of an earlier pack that are whole and whose pictures have the stamps of then."""
+    try:
+        lines = Path(before.url, STATE).read_text(encoding="utf-8").splitlines()
+        rows = {row["file"]: row for row in map(json.loads, lines)}
+        labels = manifests.load_labels(before)
+        table = before.shards
+        sizes = file_sizes(before.url)
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, UserError):
+        return {}
+    parts = np.split(labels, np.cumsum(table.counts)[:-1])
+    packed = {entry.file: (entry, part) for entry, part in zip(table, parts, strict=True)}
+    kept = {}
+    for spec in specs:
+        row = rows.get(spec.file)
+        if row is None or row["stamps"] != spec.stamps:
+            continue
+        # A shard whose pictures were all damaged is not there.
+        empty = ShardEntry(spec.file, spec.split, 0, 0, ""), labels[:0]
+        entry, part = packed.get(spec.file, empty)
+        if sizes.get(spec.file, 0) == entry.bytes:
+            damaged, largest = row["damaged"], row["largest"]
+            kept[spec.file] = PackedShard(entry, part.tolist(), damaged, largest)
+    return kept
+
+
 def _pack_all(
-    specs: list[ShardSpec], total: int, run: Run, report: Callable[[int, int], None]
+    specs: list[ShardSpec],
+    kept: dict[str, PackedShard],
+    total: int,
+    run: Run,
+    report: Callable[[int, int], None],
 ) -> list[PackedShard]:
     config = specs[0].config
-    packed: dict[str, PackedShard] = {}
-    damaged: list[str] = []
-    done = 0
-    for shard in run(pack_shard, specs):
+    packed = dict(kept)
+    damaged = [line for shard in kept.values() for line in shard.damaged]
+    done = sum(shard.entry.count for shard in kept.values()) + len(damaged)
+    for shard in run(pack_shard, [spec for spec in specs if spec.file not in kept]):
         packed[shard.entry.file] = shard
         damaged += shard.damaged
         done += shard.entry.count + len(shard.damaged)
@@ -192,7 +241,9 @@ def _pack_all(
     return [packed[spec.file] for spec in specs]
 
 
-def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: str) -> Manifest:
+def _finish(
+    packed: list[PackedShard], data: DataSet, config: PackConfig, specs: list[ShardSpec]
+) -> Manifest:
     out = Path(config.out)
     for shard in packed:
         if not shard.entry.count:
@@ -225,14 +276,20 @@ def _finish(packed: list[PackedShard], data: DataSet, config: PackConfig, plan: 
         damaged=damaged[:100],
         num_damaged=len(damaged),
         stride=STRIDE,
-        plan=plan,
+        plan=specs[0].plan,
         labels_sha256=manifests.write_labels(out, labels, len(names)),
         shards_sha256=manifests.write_table(out, [shard.entry for shard in kept]),
+        left_out=data.left_out,
     )
     for problem in manifests.find_problems(manifest):
         raise UserError(f"{out}: {problem}")
     with written_whole(out / manifests.FILE) as stream:
         stream.write(manifests.manifest_json(manifest).encode())
+    with written_whole(out / STATE) as stream:
+        for spec, shard in zip(specs, packed, strict=True):
+            row = {"damaged": shard.damaged, "largest": shard.largest}
+            line = json.dumps({"file": spec.file, "stamps": spec.stamps, **row})
+            stream.write(f"{line}\n".encode())
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     return manifests.load_manifest(config.out, check_files=False)
 
@@ -255,7 +312,7 @@ def pack_shard(spec: ShardSpec) -> PackedShard:
         os.replace(part, Path(spec.config.out, spec.file))
     finally:
         part.unlink(missing_ok=True)
-    content = json.dumps({"plan": spec.plan, **asdict(packed)})
+    content = json.dumps({"plan": spec.plan, "stamps": spec.stamps, **asdict(packed)})
     with written_whole(records / f"{spec.file}.json") as record:
         record.write(content.encode())
     return packed
@@ -265,7 +322,7 @@ def _read_record(spec: ShardSpec) -> PackedShard | None:
     """The shard as an earlier run of the same plan finished it; None if it has to be made."""
     try:
         record = json.loads(Path(spec.config.out, RECORDS, f"{spec.file}.json").read_text())
-        if record.pop("plan") != spec.plan:
+        if (record.pop("plan"), record.pop("stamps")) != (spec.plan, spec.stamps):
             return None
         packed = PackedShard(**{**record, "entry": ShardEntry(**record["entry"])})
         with open(Path(spec.config.out, spec.file), "rb") as file:

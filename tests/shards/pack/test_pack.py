@@ -1,9 +1,11 @@
 import json
+import os
 import resource
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,20 @@ import pytest
 import webdataset
 
 from shards.config import PackConfig
+from shards.datasets.dataset import read_source
 from shards.manifest import Manifest, load_labels, load_manifest
 from shards.pack.executors import choose_run
-from shards.pack.pack import Progress, pack
+from shards.pack.pack import STATE, Progress, _plan_hash, pack, plan_shards
 from shards.samples import read_shard
 from shards_trees import flat_tree, pack_tree, write
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """All but the times of the pictures, which differ from copy to copy."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != STATE
     }
 
 
@@ -181,6 +185,51 @@ def test_a_finished_pack_is_left_as_it_is(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert pack_tree(tmp_path / "set", tmp_path / "out") == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_pictures_replaced_by_others_of_the_same_size_and_date_are_packed_anew(
+    tmp_path: Path,
+) -> None:
+    root = flat_tree(tmp_path / "set")
+    path = write(root / "cat" / "1.bmp", 1)
+    first = pack_tree(root, tmp_path / "out", images_per_shard=2)
+    shards = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.tar")}
+    status = path.stat()
+    write(path, 2)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    again = pack_tree(root, tmp_path / "out", images_per_shard=2)
+    later = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.tar")}
+    changed = [name for name in shards if later[name] != shards[name]]
+    assert len(changed) == 1 and first.fingerprint != again.fingerprint
+    pack_tree(root, tmp_path / "new", images_per_shard=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_pictures_that_were_only_touched_give_the_same_bytes_again(tmp_path: Path) -> None:
+    root = flat_tree(tmp_path / "set")
+    first = pack_tree(root, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    os.utime(root / "cat" / "cat_1.png")
+    assert pack_tree(root, tmp_path / "out") == first
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_pack_of_an_earlier_version_is_left_as_it_is(tmp_path: Path) -> None:
+    root, out = flat_tree(tmp_path / "set"), tmp_path / "out"
+    plan = pack_tree(root, out).plan
+    config = PackConfig(source=f"folder:{root}", out=str(out), unseen_fraction=0.34)
+    config = replace(config, images_per_shard=6, num_patches=4)
+    data = read_source(config)
+    old = _plan_hash(plan_shards(data, config), data, config, with_sizes=True)
+    (out / STATE).unlink()
+    (out / "manifest.json").write_text((out / "manifest.json").read_text().replace(plan, old))
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert pack_tree(root, out).plan == old
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    write(root / "cat" / "cat_1.png", 7, (90, 80))
+    with pytest.raises(ValueError, match="packed from other images or settings"):
+        pack_tree(root, out)
 
 
 def test_a_finished_pack_that_lost_a_shard_is_made_again(tmp_path: Path) -> None:
