@@ -1,11 +1,16 @@
 """Neighbours of patches among those of recent steps, from all workers."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from vgse.training.losses import world_size
+
+# Before torch 2.14 it had another name.
+_all_gather_single: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def nearest_in_queue(
@@ -44,14 +49,17 @@ class NeighbourQueue:
         """Begin to append this step's patches [n, D_p] of all workers (a collective call).
 
         `images` are the ids of their images, `weights` 0 for padding, and `most_rows` is the
-        largest n of all workers; none where it is the same on all.
+        largest n of all workers; none where it is the same on all. Of several workers each sends
+        no more than its share of the capacity.
         """
         self._settle()
         features, images = features.detach(), images.masked_fill(weights <= 0, -1)
         works: list[dist.Work] = []
-        if world_size() > 1:
-            short = (most_rows or len(images)) - len(images)
-            assert short >= 0, (most_rows, len(images))
+        if world_size() > 1 and self.capacity:
+            assert len(images) <= (most_rows or len(images)), (most_rows, len(images))
+            sent = min(most_rows or len(images), -(-self.capacity // world_size()))
+            features, images = features[:sent], images[:sent]
+            short = sent - len(images)
             features = _begin_gather(F.pad(features, [0, 0, 0, short]), works)
             images = _begin_gather(F.pad(images, [0, short], value=-1), works)
         self._arriving = features, images, works
@@ -96,6 +104,5 @@ class NeighbourQueue:
 def _begin_gather(values: Tensor, works: list[dist.Work]) -> Tensor:
     """The rows of all workers [W · n, …], which arrive once the work added to `works` is done."""
     joined = values.new_empty(world_size() * len(values), *values.shape[1:])
-    parts = list(joined.chunk(world_size()))
-    works.append(dist.all_gather(parts, values, async_op=True))
+    works.append(_all_gather_single(joined, values.contiguous(), async_op=True))
     return joined

@@ -18,6 +18,7 @@ from step_tensors import entropy_loss
 from vgse.config import LossConfig, ModelConfig
 from vgse.images.backbones import Backbone
 from vgse.training.model import ClusterHead, TrainingModel
+from vgse.training.neighbours import NeighbourQueue
 from vgse.training.step import StepData, run_step
 
 WORLD, STEPS = 2, 3
@@ -100,6 +101,16 @@ def train(rank: int | None) -> dict[str, Tensor]:
     return found | {f"queue {name}": value.clone() for name, value in model.queue.state().items()}
 
 
+def small_queue(rank: int) -> Tensor:
+    """Images in a queue of 5 places after 4 patches of each worker, numbered 10 · rank + i."""
+    queue = NeighbourQueue(5)
+    images = 10 * rank + torch.arange(4)
+    queue.push(images[:, None].float(), images, torch.ones(4))
+    state = queue.state()
+    assert torch.equal(state["features"][:, 0], state["images"].float())
+    return state["images"]
+
+
 def mean_over_workers(value: Tensor, rank: int | None) -> Tensor:
     """float64, the same on all workers."""
     mean = value.double().clone()
@@ -179,6 +190,7 @@ def run(rank: int, folder: str) -> None:
     found["entropy"], found["entropy gradient"] = entropy_and_gradient(rank)
     found["naive"], found["naive gradient"] = entropy_and_gradient(rank, naive=True)
     found |= train_pixels(rank, MICRO_BATCHES)
+    found["small queue"] = small_queue(rank)
     save_file(found, Path(folder) / f"worker{rank}.safetensors")
     dist.destroy_process_group()
 
