@@ -188,9 +188,12 @@ class EvaluationConfig:
 
     models: list[str] = field(default_factory=lambda: ["eszsl", "sje", "prototype"])
     """Zero-shot models of the table."""
-    normalise: Literal["none", "l2", "z"] = "z"
-    """What models get: raw embeddings, unit rows, or z-scores over the seen classes as unit
-    rows."""
+    normalise: Literal["auto", "none", "l2", "z"] = "auto"
+    """What models get: raw embeddings, unit rows, or z-scores over the seen classes as unit rows;
+    "auto" chooses for each model and row on validation classes."""
+    folds: int = bounded(5, 1, 100)
+    """Class-wise folds of the seen classes, at most, on which everything is chosen; in the first
+    the validation classes play the unseen ones."""
     holdout: float = bounded(0.2, 0.01, 0.9)
     """Share of each seen class's training images held out when choosing hyper-parameters."""
 

@@ -61,6 +61,27 @@ def nearest_class_mean(
     return float(np.mean(per_class)) if per_class else math.nan
 
 
+def own_class_mean(
+    embeddings: NDArray[np.floating], labels: NDArray[np.integer], classes: NDArray[np.integer]
+) -> float:
+    """As `nearest_class_mean`, of means of these images themselves, an image's own without it; a
+    class with one image is left out."""
+    classes = np.array([c for c in classes if (labels == c).sum() > 1], np.int64)
+    keep = np.isin(labels, classes)
+    points, truth = embeddings[keep].astype(np.float64), np.searchsorted(classes, labels[keep])
+    if not len(points):
+        return math.nan
+    counts = np.bincount(truth)
+    sums = np.stack([points[truth == c].sum(0) for c in range(len(classes))])
+    means = sums / counts[:, None]
+    distances = (points**2).sum(1)[:, None] - 2 * points @ means.T + (means**2).sum(1)
+    # Without x the mean is (n m - x) / (n - 1), and further away by n / (n - 1).
+    images = np.arange(len(points))
+    distances[images, truth] *= (counts / (counts - 1))[truth] ** 2
+    right = distances.argmin(1) == truth
+    return float(np.mean([right[truth == c].mean() for c in range(len(classes))]))
+
+
 def usage(counts: NDArray[np.integer]) -> tuple[int, float]:
     """Clusters that hold any patch, and the entropy of cluster usage relative to ln D_v (0..1)."""
     shares = counts / max(1, counts.sum())

@@ -26,6 +26,7 @@ from vgse.relations.predict import (
     selection_line,
     selection_summary,
 )
+from vgse.relations.select import MAX_CLASSES
 from vgse.xlsa17 import (
     AttSplits,
     read_att_splits,
@@ -39,6 +40,7 @@ from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
 SPLITS = ("train", "test_seen", "test_unseen")
+_FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold, several times
 EXPORTED = "VGSE_SMO_splits.mat"
 
 _Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
@@ -290,7 +292,9 @@ def evaluate_run(
         if fold not in chosen_of:
             earlier = stored if np.array_equal(seen, np.sort(classes.seen)) else None
             chosen_of[fold] = choose_knowledge(
-                knowledge, words, seen, embeddings, relations, chosen_by, earlier=earlier
+                *(knowledge, words, seen, embeddings, relations, chosen_by),
+                earlier=earlier,
+                max_classes=MAX_CLASSES if earlier is not None else _FOLD_CLASSES,
             )
         return chosen_of[fold]
 

@@ -296,7 +296,7 @@ def test_the_evaluation_says_which_test_images_were_opened_for_what_and_after_wh
     ]
     for entry in opened:
         assert entry["purpose"] == "final table"
-        assert entry["after"] == ["12 choices of hyper-parameters on 6 validation classes"]
+        assert entry["after"] == ["12 choices of hyper-parameters on 5 folds of the seen classes"]
 
 
 def test_a_table_that_opens_the_test_images_twice_is_no_table(run, monkeypatch):
@@ -583,7 +583,7 @@ def test_the_choice_stands_in_the_folder_and_the_evaluation_takes_it(run, monkey
         lambda own, *given, **more: asked.append(len(own)) or select_relation(own, *given, **more),
     )
     evaluation = evaluate_run(run, EvaluationConfig(models=["prototype"]), RelationConfig(), 0)
-    assert asked == [len(DATA.seen) - len(DATA.val)]  # the validation fold's own
+    assert asked == 5 * [len(DATA.seen) - len(DATA.val)]  # the validation folds' own
     assert [row["name"] for row in evaluation["rows"]][2:8] == [
         *("knowledge", "paper_wavg", "paper_smo", "paper_smo_negative", "smo", "knowledge_smo")
     ]

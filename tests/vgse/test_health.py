@@ -12,6 +12,7 @@ from vgse.health import (
     findings,
     nearest_class_mean,
     normalised_mutual_information,
+    own_class_mean,
     usage,
 )
 
@@ -161,3 +162,17 @@ def test_labels_that_clusters_know_nothing_of_are_named() -> None:
 
 def test_the_first_epoch_is_not_yet_stuck() -> None:
     assert findings([epoch(classification=4.38)], 150, 80) == []
+
+
+def test_an_image_is_not_compared_with_a_mean_that_holds_it() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([2, 5, 7], [3, 4, 1])
+    points = rng.normal(size=(8, 4)) + 1.5 * rng.normal(size=(8, 4))[labels % 3]
+    right: dict[int, list[bool]] = {2: [], 5: []}
+    for i, label in enumerate(labels[:7]):  # class 7 has one image
+        means = [points[(labels == c) & (np.arange(8) != i)].mean(0) for c in (2, 5)]
+        distances = [np.linalg.norm(points[i] - mean) for mean in means]
+        right[label].append((2, 5)[int(np.argmin(distances))] == label)
+    expected = np.mean([np.mean(of_class) for of_class in right.values()])
+    assert own_class_mean(points, labels, np.array([2, 5, 7])) == pytest.approx(expected)
+    assert math.isnan(own_class_mean(points, labels, np.array([7])))

@@ -73,6 +73,7 @@ def make_context(
         prepared.trained,
         prepared.val,
         holdout=run.evaluation.holdout,
+        folds=run.evaluation.folds,
         seed=run.seed,
     )
     word_vectors = prepared.word_vectors.copy()

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from distributed.embedding.embed import Encoder, embed_units
 from distributed.train.checkpoint import load_module
 from distributed.train.trainer import TrainingJob, build_model
 from tune.trial.context import TrialContext
-from tune.trial.objective import MEASURES, zero_shot_scores
+from tune.trial.objective import MEASURES, own_images_accuracy, zero_shot_scores
 from vgse.config import loss_symbols
 from vgse.embeddings import class_embeddings
 from vgse.errors import UserError
@@ -43,19 +44,24 @@ class Evaluator:
             load_module(checkpoint, "backbone", self._model.backbone)
         with torch.inference_mode():
             embedded = embed_units(self._encoder, self._context.units)
-        search = self._context.config
+        search, own = self._context.config, class_embeddings(embedded.sums["train"])
+        if not np.isfinite(own[self._context.trained]).all():
+            raise UserError(
+                "the loss is not finite: class embeddings hold NaN; lower training.learning_rate"
+            )
         scores = zero_shot_scores(
             self._context.problem,
-            class_embeddings(embedded.sums["train"]),
+            own,
             self._context.word_vectors,
             self._context.knowledge,
             self._config.relations,
             self._config.evaluation.normalise,
             search.models,
         )
-        if not np.isfinite(list(scores.values())).all():
-            raise UserError("the objective is not finite: the class embeddings hold NaN")
-        row = {"epoch": trained["epoch"], "objective": scores[search.objective]}
+        scores |= {
+            "own_images": own_images_accuracy(self._context.problem, embedded.images.assignments)
+        }
+        row = {"epoch": trained["epoch"], "objective": objective_of(scores, search.objective)}
         row |= {name: trained[name] for name in _TRAINED if name in trained} | scores
         cause = collapse_cause(
             [*self._history, row],
@@ -68,6 +74,11 @@ class Evaluator:
         self._began = time.monotonic()
         self._history.append(row)
         return row
+
+
+def objective_of(scores: Mapping[str, float], objective: str) -> float:
+    """What a trial is judged by, in 0..1: one of the MEASURES, or the mean of two."""
+    return float(np.mean([scores[name] for name in objective.split("+")]))
 
 
 def collapse_cause(

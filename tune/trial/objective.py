@@ -1,10 +1,16 @@
-"""What a trial is judged by: zero-shot accuracy on validation classes that play the unseen ones.
+"""What a trial is judged by: validation classes, which took no part in its training.
 
-All images are training images; validation classes took no part in training. The zero-shot model's
-own hyper-parameters, and gamma of calibrated stacking, are chosen one level further down, on a
-seeded fifth of the training classes that plays unseen in its turn: chosen on the validation
-classes, they would flatter every trial by what a grid gains there. Accuracy on seen classes is of
-images that the zero-shot model did not learn from; the clusters did.
+`own_images` is what its clusters carry over to classes that they never saw: the accuracy of the
+validation classes' images under the nearest mean of a_n, the means being of these images.
+
+`zsl`, `seen`, `unseen` and `harmonic_mean` go through the relation: class-wise folds of the seen
+classes take turns as unseen, the validation classes first, and each is predicted by the relation
+that its other seen classes choose. The clusters have learned from the classes of the further folds;
+r Φ says little about a class by which they learned, and more folds say much more about r. What a
+zero-shot model needs, and gamma of calibrated stacking, is chosen for each fold by the others:
+chosen on itself, it would flatter every trial by what a grid gains there.
+
+All images are training images, and no unseen class takes part.
 """
 
 from collections.abc import Sequence
@@ -15,29 +21,30 @@ from numpy.typing import NDArray
 
 from vgse.config import RelationConfig
 from vgse.errors import UserError
+from vgse.health import own_class_mean
 from vgse.knowledge.sources import Knowledge
 from vgse.relations import CachedSolver
 from vgse.relations.predict import choose_knowledge
-from vgse.zsl.data import Features, Indices, ZslData
-from vgse.zsl.folds import Fold, PreparedFold, final_fold, prepare, validation_fold
-from vgse.zsl.hyperparameters import choose, final_result
+from vgse.zsl.data import Features, Indices
+from vgse.zsl.folds import Fold, PreparedFold, class_folds, prepare_images
+from vgse.zsl.hyperparameters import cross_validate
 from vgse.zsl.models import find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import RowInputs, assembled, smo_row
 
-_INNER_SHARE = 0.2
 _CHOSEN_BY = 200
-MEASURES = ("zsl", "seen", "unseen", "harmonic_mean")
+ZERO_SHOT = ("zsl", "seen", "unseen", "harmonic_mean")
+MEASURES = ("own_images", *ZERO_SHOT)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Two zero-shot problems within the training images, with features as models get them."""
+    """Zero-shot problems within the training images, with features as models get them."""
 
-    inner: Fold  # a fifth of the training classes is unseen: everything is chosen here
-    inner_features: PreparedFold
-    outer: Fold  # validation classes are unseen: trials are scored here
-    outer_features: PreparedFold
+    labels: Indices  # [M] of the training images
+    val: Indices  # classes that no trial trains on
+    folds: list[Fold]  # the validation classes are unseen in the first
+    features: list[PreparedFold]
     seed: int
     solve: CachedSolver = field(default_factory=CachedSolver)  # relations stay over the epochs
 
@@ -50,48 +57,33 @@ def make_problem(
     val: Indices,
     *,
     holdout: float,
+    folds: int,
     seed: int,
 ) -> Problem:
     """The problem that all trials of a search are scored on.
 
     Of features [M, D_f] and labels [M] of training images, those of the classes `val` among them;
-    `holdout` is the share of the images of each class in `trained` that plays test_seen.
+    `holdout` is the share of each seen class's images that plays test_seen, in at most `folds`
+    folds.
     """
     if len(trained) < 4:
         raise UserError(
             f"{len(trained)} training classes besides {len(val)} validation classes; a search "
             "needs at least 4: pack again with fewer validation classes"
         )
-    train, held = _hold_out(labels, trained, holdout, seed)
-    num_inner = max(2, round(_INNER_SHARE * len(trained)))
-    data = ZslData(
-        features,
-        labels,
-        train=train,
-        test_seen=held,
-        test_unseen=np.flatnonzero(np.isin(labels, val)),
-        class_names=class_names,
-        seen=np.sort(trained),
-        unseen=np.sort(val),
-        val=np.sort(np.random.default_rng(seed).permutation(np.sort(trained))[:num_inner]),
-    )
-    inner = validation_fold(data, holdout, seed)
-    outer = final_fold(data)
-    return Problem(inner, prepare(data, inner), outer, prepare(data, outer), seed)
+    if not len(val):
+        raise UserError(f"no validation class among {len(class_names)}; a search needs some")
+    seen = np.union1d(trained, val)
+    images = np.flatnonzero(np.isin(labels, seen))
+    found = class_folds(labels, images, seen, val, holdout=holdout, seed=seed, count=folds)
+    prepared = [prepare_images(features, labels, fold) for fold in found]
+    return Problem(labels, np.sort(val), found, prepared, seed)
 
 
-def _hold_out(
-    labels: Indices, trained: Indices, holdout: float, seed: int
-) -> tuple[Indices, Indices]:
-    """Images to learn from, and to play test_seen; the inner problem holds out one of two more."""
-    train, held = [], []
-    for label in trained:
-        images = np.flatnonzero(labels == label)
-        images = np.random.default_rng((seed, 1, int(label))).permutation(images)
-        count = min(max(1, round(holdout * len(images))), max(0, len(images) - 2))
-        held.append(images[:count])
-        train.append(images[count:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
+def own_images_accuracy(problem: Problem, assignments: NDArray[np.floating]) -> float:
+    """Per-class mean accuracy of the validation classes under clusters from their own images, in
+    0..1; `assignments` [M, D_v] are a_n of the training images."""
+    return own_class_mean(assignments, problem.labels, problem.val)
 
 
 def zero_shot_scores(
@@ -103,14 +95,14 @@ def zero_shot_scores(
     normalise: str,
     models: Sequence[str],
 ) -> dict[str, float]:
-    """MEASURES of class embeddings in 0..1, means over the zero-shot models.
+    """ZERO_SHOT of class embeddings in 0..1, means over the folds and the zero-shot models.
 
-    `own` [C, D_v] are embeddings of the training classes; other rows are not looked at. Knowledge
-    and ridge are chosen anew for these embeddings, in each fold on its seen classes, of which at
-    most 200 take part: about half a second.
+    `own` [C, D_v] are embeddings of the seen classes; other rows are not looked at. Knowledge and
+    ridge are chosen anew for these embeddings, in each fold on its seen classes, of which at most
+    200 take part.
     """
 
-    def embeddings(fold: Fold) -> Embeddings:
+    def blocks(fold: Fold) -> list[Embeddings]:
         known = np.full_like(own, np.nan)
         known[fold.seen] = own[fold.seen]
         of_seen, seed = own[fold.seen], problem.seed
@@ -119,14 +111,15 @@ def zero_shot_scores(
             max_classes=_CHOSEN_BY,
         )
         inputs = RowInputs(fold.seen, fold.unseen, known, solve=problem.solve, chosen=chosen)
-        blocks = smo_row(inputs, relations.alpha)
-        return assembled(blocks, len(fold.seen), normalise)
+        return smo_row(inputs, relations.alpha)
 
-    inner, outer = embeddings(problem.inner), embeddings(problem.outer)
+    of_folds = [blocks(fold) for fold in problem.folds]
+
+    def embeddings(number: int, normalise: str) -> Embeddings:
+        return assembled(of_folds[number], problem.features[number].num_seen, normalise)
+
     results = []
     for model in map(find_model, models):
-        choice = choose(model, problem.inner_features, inner, problem.seed)
-        results.append(final_result(model, problem.outer_features, outer, choice, problem.seed))
-    return {
-        name: float(np.mean([getattr(result, name) for result in results])) for name in MEASURES
-    }
+        zsl, stacked = cross_validate(model, problem.features, embeddings, normalise, problem.seed)
+        results.append((zsl, stacked.seen, stacked.unseen, stacked.harmonic_mean))
+    return dict(zip(ZERO_SHOT, np.mean(results, axis=0).tolist(), strict=True))

@@ -38,6 +38,15 @@ class Axes:
 def principal_axes(features: Features) -> Axes:
     """The axes of the training images `features` [M, D_f], the largest variance first."""
     size = features.shape[1]
+    if len(features) < size:
+        rows = unit_rows(features)
+        mean = rows.mean(0, dtype=np.float64)
+        centred = rows - mean
+        values, left = np.linalg.eigh(centred @ centred.T / len(rows))
+        varies = values > _NO_VARIANCE * max(values[-1], 1e-30)
+        values, left = values[varies][::-1], left[:, varies][:, ::-1]
+        vectors = centred.T @ (left / np.sqrt(len(rows) * values))
+        return Axes(mean.astype(np.float32), np.ascontiguousarray(vectors, np.float32))
     total, gram = np.zeros(size), np.zeros((size, size))
     for start in range(0, len(features), _BLOCK):
         block = unit_rows(features[start : start + _BLOCK])

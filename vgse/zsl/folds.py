@@ -21,38 +21,74 @@ class Fold:
     test_unseen: Indices
 
 
-def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
-    """The fold on which everything is chosen; all its images are training images.
+def validation_folds(data: ZslData, holdout: float, seed: int = 0, count: int = 5) -> list[Fold]:
+    """The folds on which everything is chosen, `count` at most; see `class_folds`."""
+    images = data.labels, data.train
+    return class_folds(*images, data.seen, data.val, holdout=holdout, seed=seed, count=count)
 
-    Validation classes play the unseen ones. Of each other seen class a share `holdout` of the
-    training images, drawn by `seed` and class, plays test_seen.
+
+def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
+    """The first of the `validation_folds`."""
+    return validation_folds(data, holdout, seed, 1)[0]
+
+
+def class_folds(
+    labels: Indices,
+    images: Indices,
+    seen: Indices,
+    val: Indices,
+    *,
+    holdout: float,
+    seed: int,
+    count: int,
+) -> list[Fold]:
+    """Folds of training images alone, at most `count`.
+
+    The validation classes play the unseen ones in the first. In the others it is the turn of the
+    other seen classes, in groups of about as many drawn by `seed`. Of each class that is seen in a
+    fold a share `holdout` of the images, drawn by `seed` and class, plays test_seen; a class with
+    one image keeps it for training.
+
+    Args:
+        labels: [M] of all images.
+        images: training images, indices into `labels`.
+        seen: [S] classes.
+        val: the part of `seen` that is unseen in the first fold.
+        holdout: share of each class's images.
+        seed: of groups and held-out images.
+        count: folds at most.
     """
-    seen = np.setdiff1d(data.seen, data.val)
-    if not len(data.val) or not len(seen):
+    others = np.setdiff1d(seen, val)
+    if not len(val) or not len(others):
         raise UserError(
-            f"{len(data.val)} of {len(data.seen)} seen classes are validation classes: "
+            f"{len(val)} of {len(seen)} seen classes are validation classes: "
             "mark some, but not all, of them (about a fifth) as validation classes"
         )
-    labels = data.labels[data.train]
-    train, held_out = [], []
+    of_class, kept, held = {}, {}, {}
     for label in seen:
-        images = np.sort(data.train[labels == label])
-        if len(images) < 2:
-            raise UserError(
-                f"class {data.class_names[label]} has one training image: "
-                "validation holds one out, so give it two or more"
-            )
-        images = np.random.default_rng((seed, int(label))).permutation(images)
-        count = min(max(1, round(holdout * len(images))), len(images) - 1)
-        held_out.append(images[:count])
-        train.append(images[count:])
-    return Fold(
-        seen,
-        np.sort(data.val),
-        np.sort(np.concatenate(train)),
-        np.sort(np.concatenate(held_out)),
-        np.sort(data.train[np.isin(labels, data.val)]),
-    )
+        own = np.sort(images[labels[images] == label])
+        drawn = np.random.default_rng((seed, int(label))).permutation(own)
+        size = min(max(1, round(holdout * len(own))), len(own) - 1)
+        of_class[label], held[label], kept[label] = own, drawn[:size], drawn[size:]
+    if not any(map(len, held.values())):
+        raise UserError(
+            "every seen class has one training image: validation holds some out, so give classes "
+            "two or more"
+        )
+    # A group of one class would always be right.
+    turns = min(count - 1, max(1, round(len(others) / len(val))), len(others) // 2)
+    shuffled = np.random.default_rng((seed, len(others))).permutation(others)
+    folds = []
+    for unseen in (val, *(np.array_split(shuffled, turns) if turns > 0 else [])):
+        rest = np.setdiff1d(seen, unseen)
+        train, test_seen = (
+            np.sort(np.concatenate([part[c] for c in rest])) for part in (kept, held)
+        )
+        test_unseen = np.sort(np.concatenate([of_class[c] for c in unseen]))
+        fold = Fold(rest, np.sort(unseen), train, test_seen, test_unseen)
+        if len(fold.test_seen):
+            folds.append(fold)
+    return folds
 
 
 def final_fold(data: ZslData) -> Fold:
@@ -113,17 +149,22 @@ class PreparedFold:
 
 def prepare(data: ZslData, fold: Fold) -> PreparedFold:
     """Features of `fold` in the axes of its own training images."""
-    rows = np.full(len(data.class_names), -1)
-    rows[np.concatenate([fold.seen, fold.unseen])] = np.arange(len(fold.seen) + len(fold.unseen))
-    labels = rows[data.labels]
-    train = data.features[fold.train]
+    return prepare_images(data.features, data.labels, fold)
+
+
+def prepare_images(features: Features, labels: Indices, fold: Fold) -> PreparedFold:
+    """As `prepare`, of features [M, D_f] and labels [M]."""
+    classes = np.concatenate([fold.seen, fold.unseen])
+    rows = np.full(classes.max() + 1, -1)
+    rows[classes] = np.arange(len(classes))
+    train = features[fold.train]
     axes = principal_axes(train)
     return PreparedFold(
-        training_set(axes.transform(train), labels[fold.train], len(fold.seen)),
-        axes.transform(data.features[fold.test_seen]),
-        labels[fold.test_seen],
-        axes.transform(data.features[fold.test_unseen]),
-        labels[fold.test_unseen],
+        training_set(axes.transform(train), rows[labels[fold.train]], len(fold.seen)),
+        axes.transform(features[fold.test_seen]),
+        rows[labels[fold.test_seen]],
+        axes.transform(features[fold.test_unseen]),
+        rows[labels[fold.test_unseen]],
         len(fold.seen),
     )
 

@@ -1,15 +1,29 @@
-"""Choice of hyper-parameters and gamma on validation classes, and scores with them."""
+"""Choice of normalisation, hyper-parameters and gamma on folds of the seen classes, and the scores
+with them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from vgse.zsl.folds import PreparedFold
-from vgse.zsl.metrics import GeneralisedScores, best_gamma, calibrated_stacking, per_class_top1
+from vgse.zsl.metrics import (
+    Generalised,
+    GeneralisedScores,
+    StackingCurve,
+    best_gamma,
+    calibrated_stacking,
+    per_class_top1,
+    seen_unseen_area,
+    stacking_curve,
+)
 from vgse.zsl.models import Model, Params
 from vgse.zsl.models.bilinear import Embeddings, Score
 
+NORMALISATIONS = ("z", "l2", "none")
 _SPREAD_IMAGES = 2000
+_CURVE_POINTS = 41
 
 
 @dataclass(frozen=True)
@@ -17,11 +31,11 @@ class Choice:
     """What validation chose for one row and one model."""
 
     params: Params
+    normalise: str
     gamma: float
-    spread: float
-    """The `score_spread` at which gamma was chosen."""
+    """In units of `score_spread`; 0 for a model that takes the plain arg max."""
     val_zsl: float
-    """Per-class top-1 among the validation classes, in 0..1."""
+    """Per-class top-1 among a fold's unseen classes, in 0..1; the mean over folds."""
     val_harmonic_mean: float
 
 
@@ -35,8 +49,11 @@ class Result:
     harmonic_mean: float
     gamma: float
     """That of validation, scaled to the spread of the final scores."""
-    uncalibrated_harmonic_mean: float
+    uncalibrated_seen: float
     """At a gamma of 0, as published tables without calibrated stacking have it."""
+    uncalibrated_unseen: float
+    uncalibrated_harmonic_mean: float
+    ausuc: float
 
 
 def zsl_top1(score: Score, fold: PreparedFold, embeddings: Embeddings) -> float:
@@ -59,48 +76,133 @@ def generalised_scores(
 
 
 def score_spread(score: Score, fold: PreparedFold, embeddings: Embeddings) -> float:
-    """Standard deviation of the scores of an image, over the fold's training images.
+    """Standard deviation of the scores of an image, over the fold's training images; 1 where all
+    are equal.
 
     Refitted on more classes and images a model scores on another scale, and gamma with it.
     """
     images = fold.training.features
     scores = score(images[:: 1 + len(images) // _SPREAD_IMAGES], embeddings)
-    return float(np.sqrt(np.var(scores, axis=1).mean()))
+    return float(np.sqrt(np.var(scores, axis=1).mean())) or 1.0
 
 
-def choose(model: Model, fold: PreparedFold, embeddings: Embeddings, seed: int) -> Choice:
-    """The hyper-parameters with the best top-1 on a validation fold, then gamma by the best H.
+def normalisations_for(model: Model, normalise: str) -> tuple[str, ...]:
+    """Those that differ for the model, where it is to be chosen, and else the given one."""
+    if normalise != "auto":
+        return (normalise,)
+    return NORMALISATIONS[:2] if model.unit_length else NORMALISATIONS
 
-    `embeddings` [S + U, D_e] are those of the fold's seen classes, then of its pseudo-unseen
-    ones. Ties go to the earlier entry of the grid.
+
+def choose(
+    model: Model,
+    folds: Sequence[PreparedFold],
+    embeddings: Callable[[int, str], Embeddings],
+    normalise: str,
+    seed: int,
+) -> Choice:
+    """The normalisation and hyper-parameters with the best top-1, the mean over folds, then gamma
+    by the best H of the folds together. Ties go to the earlier entry of the grid.
+
+    `embeddings` are those of a fold, by its number, in a normalisation: [S + U, D_e], its seen
+    classes first. Of the entries of a model that is learned by SGD only the better half, by the
+    folds so far, goes on to the next fold.
     """
-    best: tuple[float, Params, Score] | None = None
-    for params in model.grid:
-        score = model.fit(fold.training, embeddings[: fold.num_seen], seed=seed, **params)
-        accuracy = zsl_top1(score, fold, embeddings)
-        if best is None or accuracy > best[0]:
-            best = accuracy, params, score
-    assert best is not None, "a model has at least one set of hyper-parameters"
-    accuracy, params, score = best
-    gamma, generalised = best_gamma(generalised_scores(score, fold, embeddings))
-    spread = score_spread(score, fold, embeddings)
-    return Choice(params, gamma, spread, accuracy, generalised.harmonic_mean)
+    grid = [(way, params) for way in normalisations_for(model, normalise) for params in model.grid]
+    scores: list[list[Score]] = [[] for _ in grid]
+    totals = np.zeros(len(grid))
+    alive = np.arange(len(grid))
+    for number, fold in enumerate(folds):
+        if number and model.stochastic:
+            half = -(-len(alive) // 2)
+            alive = np.sort(alive[np.argsort(-totals[alive], kind="stable")[:half]])
+        for way in dict.fromkeys(grid[index][0] for index in alive):
+            rows = embeddings(number, way)
+            fit = model.prepare(fold.training, rows[: fold.num_seen], seed)
+            for index in alive:
+                if grid[index][0] == way:
+                    scores[index].append(fit(**grid[index][1]))
+                    totals[index] += zsl_top1(scores[index][-1], fold, rows)
+    best = int(alive[totals[alive].argmax()])
+    way, params = grid[best]
+    curve = _curve_of(scores[best], folds, [embeddings(i, way) for i in range(len(folds))])
+    if model.calibrated:
+        gamma, generalised = best_gamma(curve)
+    else:
+        gamma, generalised = 0.0, curve.at(0.0)
+    accuracy = float(totals[best] / len(folds))
+    return Choice(params, way, gamma, accuracy, generalised.harmonic_mean)
+
+
+def cross_validate(
+    model: Model,
+    folds: Sequence[PreparedFold],
+    embeddings: Callable[[int, str], Embeddings],
+    normalise: str,
+    seed: int,
+) -> tuple[float, Generalised]:
+    """T1, and u, s and H, means over folds, each with what the other folds choose.
+
+    A single fold is scored with what it chooses itself. `embeddings` as for `choose`.
+    """
+    count = len(folds)
+    grid = [(way, params) for way in normalisations_for(model, normalise) for params in model.grid]
+    accuracy = np.empty((count, len(grid)))
+    scores: list[list[Score]] = []
+    for number, fold in enumerate(folds):
+        scores.append([])
+        for way in dict.fromkeys(way for way, _ in grid):
+            rows = embeddings(number, way)
+            fit = model.prepare(fold.training, rows[: fold.num_seen], seed)
+            for params in (params for other, params in grid if other == way):
+                scores[-1].append(fit(**params))
+                accuracy[number, len(scores[-1]) - 1] = zsl_top1(scores[-1][-1], fold, rows)
+
+    @cache
+    def part(number: int, at: int) -> tuple[GeneralisedScores, float]:
+        mine = scores[number][at], folds[number], embeddings(number, grid[at][0])
+        return generalised_scores(*mine), score_spread(*mine)
+
+    found = []
+    for number in range(count):
+        others = [other for other in range(count) if other != number or count == 1]
+        at = int(accuracy[others].mean(0).argmax())
+        gamma = 0.0
+        if model.calibrated:
+            gamma, _ = best_gamma(stacking_curve(*zip(*(part(i, at) for i in others), strict=True)))
+        generalised, spread = part(number, at)
+        stacked = calibrated_stacking(generalised, gamma * spread)
+        found.append((accuracy[number, at], stacked.seen, stacked.unseen, stacked.harmonic_mean))
+    zsl, seen, unseen, harmonic = np.mean(found, axis=0)
+    return float(zsl), Generalised(float(seen), float(unseen), float(harmonic))
+
+
+def _curve_of(
+    scores: Sequence[Score], folds: Sequence[PreparedFold], embeddings: Sequence[Embeddings]
+) -> StackingCurve:
+    parts = list(zip(scores, folds, embeddings, strict=True))
+    spreads = [score_spread(*part) for part in parts]
+    return stacking_curve([generalised_scores(*part) for part in parts], spreads)
 
 
 def final_result(
     model: Model, fold: PreparedFold, embeddings: Embeddings, choice: Choice, seed: int
-) -> Result:
-    """Scores of the model refitted on all seen classes with what validation chose."""
+) -> tuple[Result, list[tuple[float, float]]]:
+    """Scores of the model refitted on all seen classes with what validation chose, and points
+    (unseen, seen) of its curve over gamma."""
     score = model.fit(fold.training, embeddings[: fold.num_seen], seed=seed, **choice.params)
-    scale = score_spread(score, fold, embeddings) / choice.spread if choice.spread > 0 else 1.0
-    gamma = choice.gamma * scale
     scores = generalised_scores(score, fold, embeddings)
-    generalised = calibrated_stacking(scores, gamma)
-    return Result(
+    gamma = choice.gamma * score_spread(score, fold, embeddings)
+    generalised, plain = calibrated_stacking(scores, gamma), calibrated_stacking(scores, 0.0)
+    curve = stacking_curve([scores], [1.0])
+    result = Result(
         zsl_top1(score, fold, embeddings),
         generalised.seen,
         generalised.unseen,
         generalised.harmonic_mean,
         gamma,
-        calibrated_stacking(scores, 0.0).harmonic_mean,
+        plain.seen,
+        plain.unseen,
+        plain.harmonic_mean,
+        seen_unseen_area(curve),
     )
+    return result, curve.points(_CURVE_POINTS)

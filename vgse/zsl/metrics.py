@@ -2,6 +2,7 @@
 of the Good, the Bad and the Ugly", TPAMI 2018) and calibrated stacking (Chao et al., "An Empirical
 Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,32 +60,67 @@ def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
     return Generalised(seen, unseen, harmonic_mean(seen, unseen))
 
 
-def best_gamma(scores: GeneralisedScores) -> tuple[float, Generalised]:
-    """The gamma with the highest harmonic mean, and the accuracies there.
+@dataclass(frozen=True)
+class StackingCurve:
+    """Accuracies as gamma grows: they are `seen[i]` and `unseen[i]` while it lies between
+    `edges[i]` and `edges[i + 1]`. Exact: they change only at the margins of images."""
 
-    Exact: H changes only at the margins of images. gamma is the middle of the best interval.
-    """
-    split = scores.num_seen
-    right_seen = scores.of_seen[:, :split].argmax(1) == scores.labels_seen
-    right_unseen = scores.of_unseen[:, split:].argmax(1) + split == scores.labels_unseen
-    # An image of a seen class stays right while gamma is below its margin; one of an unseen
-    # class becomes right above.
-    margins = np.concatenate(
-        [s[:, :split].max(1) - s[:, split:].max(1) for s in (scores.of_seen, scores.of_unseen)],
-        dtype=np.float64,
-    )
-    lost = np.where(right_seen, class_weights(scores.labels_seen), 0.0)
-    won = np.where(right_unseen, class_weights(scores.labels_unseen), 0.0)
-    order = np.argsort(margins, kind="stable")
-    margins = margins[order]
-    falling = np.concatenate([lost, np.zeros_like(won)])[order]
-    rising = np.concatenate([np.zeros_like(lost), won])[order]
-    # Entry i: gamma between margins[i-1] and margins[i].
-    seen = lost.sum() - np.concatenate([[0.0], np.cumsum(falling)])
-    unseen = np.concatenate([[0.0], np.cumsum(rising)])
-    harmonic = 2 * seen * unseen / np.maximum(seen + unseen, 1e-12)
-    edges = np.concatenate([[margins[0] - 1.0], margins, [margins[-1] + 1.0]])
-    harmonic[edges[1:] <= edges[:-1]] = -1.0  # no gamma lies between equal margins
-    best = int(harmonic.argmax())
-    gamma = float((edges[best] + edges[best + 1]) / 2)
-    return gamma, calibrated_stacking(scores, gamma)
+    edges: NDArray[np.float64]  # [M + 2], the first and last one unit outside of all margins
+    seen: NDArray[np.float64]  # [M + 1] falling
+    unseen: NDArray[np.float64]  # [M + 1] rising
+
+    def at(self, gamma: float) -> Generalised:
+        """What is there at a gamma."""
+        at = int(np.clip(np.searchsorted(self.edges, gamma) - 1, 0, len(self.seen) - 1))
+        return _generalised(self.seen[at], self.unseen[at])
+
+    def points(self, count: int) -> list[tuple[float, float]]:
+        """(unseen, seen) of the whole curve, thinned to at most `count` points."""
+        at = np.unique(np.linspace(0, len(self.seen) - 1, count).round().astype(int))
+        return [(float(self.unseen[i]), float(self.seen[i])) for i in at]
+
+
+def _generalised(seen: float, unseen: float) -> Generalised:
+    return Generalised(float(seen), float(unseen), harmonic_mean(float(seen), float(unseen)))
+
+
+def stacking_curve(folds: Sequence[GeneralisedScores], units: Sequence[float]) -> StackingCurve:
+    """The curve of all folds together, each with the same weight; gamma is in the fold's `unit`."""
+    margins, falling, rising = [], [], []
+    for scores, unit in zip(folds, units, strict=True):
+        split = scores.num_seen
+        right_seen = scores.of_seen[:, :split].argmax(1) == scores.labels_seen
+        right_unseen = scores.of_unseen[:, split:].argmax(1) + split == scores.labels_unseen
+        # An image of a seen class stays right while gamma is below its margin; one of an unseen
+        # class becomes right above.
+        lost = np.where(right_seen, class_weights(scores.labels_seen), 0.0)
+        won = np.where(right_unseen, class_weights(scores.labels_unseen), 0.0)
+        for rows in (scores.of_seen, scores.of_unseen):
+            difference = rows[:, :split].max(1) - rows[:, split:].max(1)
+            margins.append(difference.astype(np.float64) / unit)
+        falling += [lost, np.zeros_like(won)]
+        rising += [np.zeros_like(lost), won]
+    joined = np.concatenate(margins)
+    order = np.argsort(joined, kind="stable")
+    joined = joined[order]
+    lost, won = (np.concatenate(x)[order] / len(folds) for x in (falling, rising))
+    edges = np.concatenate([[joined[0] - 1.0], joined, [joined[-1] + 1.0]])
+    seen = lost.sum() - np.concatenate([[0.0], np.cumsum(lost)])
+    unseen = np.concatenate([[0.0], np.cumsum(won)])
+    between = edges[1:] > edges[:-1]  # no gamma lies between equal margins
+    edges = np.concatenate([edges[:-1][between], edges[-1:]])
+    return StackingCurve(edges, np.maximum(seen[between], 0.0), unseen[between])
+
+
+def best_gamma(curve: StackingCurve) -> tuple[float, Generalised]:
+    """The gamma with the highest harmonic mean, the middle of its interval, and what is there."""
+    total = np.maximum(curve.seen + curve.unseen, 1e-12)
+    best = int((2 * curve.seen * curve.unseen / total).argmax())
+    gamma = float((curve.edges[best] + curve.edges[best + 1]) / 2)
+    return gamma, _generalised(curve.seen[best], curve.unseen[best])
+
+
+def seen_unseen_area(curve: StackingCurve) -> float:
+    """AUSUC: the area under the accuracy on seen classes over that on unseen ones, in 0..1
+    (Chao et al., ECCV 2016)."""
+    return float(np.trapezoid(curve.seen, curve.unseen))

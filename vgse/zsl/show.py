@@ -27,7 +27,9 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     )
     table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=32)
     for name in names:
-        table.add_column(f"{label_of(name)}\nT1", justify="right", no_wrap=True, min_width=5)
+        table.add_column(
+            "\n".join([*label_of(name).split(), "T1"]), justify="right", no_wrap=True, min_width=5
+        )
     for symbol in ("u", "s", "H"):
         table.add_column(symbol, justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(rows):

@@ -1,25 +1,39 @@
 """The zero-shot table: every choice on validation classes, then every row on the test images."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from vgse.config import EvaluationConfig
 from vgse.errors import UserError
 from vgse.relations import CachedSolver, Relations
 from vgse.relations.predict import ChosenKnowledge
 from vgse.zsl.data import Indices, ZslData
-from vgse.zsl.folds import Fold, PreparedFold, TestGuard, class_means, prepare, validation_fold
+from vgse.zsl.folds import (
+    Fold,
+    PreparedFold,
+    TestGuard,
+    class_means,
+    prepare,
+    validation_folds,
+)
 from vgse.zsl.hyperparameters import Choice, choose, final_result
 from vgse.zsl.models import Model, find_model
 from vgse.zsl.models.bilinear import Embeddings
-from vgse.zsl.rows import Row, RowInputs, assembled
+from vgse.zsl.rows import Blocks, Row, RowInputs, assembled
 from vgse.zsl.summary import summary_sentence
 
 _SEEDED_ROWS = ("random", "permuted")
+_MOST_THREADS = 8
 
 
 def evaluate(
@@ -62,42 +76,59 @@ def evaluate(
     guard = TestGuard(data)
     solve = solve or CachedSolver()  # most rows ask for the same relation
 
-    def embeddings_in(fold: Fold) -> Callable[[Row], Embeddings]:
-        inputs = _inputs(data, fold, own, words, solve, choose_knowledge)
-        return lambda row: _embeddings(row, inputs, data.class_names, config.normalise)
-
-    fold = validation_fold(data, config.holdout, seed)
-    prepared, embed = prepare(data, fold), embeddings_in(fold)
-    choices = {}
-    for row in rows:
-        embedded = embed(row)
-        for model in models:
-            choices[row.name, model.name] = choose(model, prepared, embedded, seed)
-    guard.note(
-        f"{len(choices)} choices of hyper-parameters on {len(fold.unseen)} validation classes"
-    )
-
-    fold = guard.open("final table")
-    prepared, embed = prepare(data, fold), embeddings_in(fold)
-    entries = []
-    for index, row in enumerate(rows):
-        repeats = num_seeds if row.name in _SEEDED_ROWS else 1
-        embeddings = [embed(make_rows(seed + i)[index]) for i in range(repeats)]
-        results = {
-            model.name: _result(
-                model, prepared, embeddings, choices[row.name, model.name], seed, num_seeds
-            )
-            for model in models
+    inputs_of = partial(_inputs, data, own, words, solve, choose_knowledge)
+    folds = validation_folds(data, config.holdout, seed, config.folds)
+    with _one_thread_each() as pool:
+        prepared = list(pool.map(partial(prepare, data), folds))
+        inputs = list(pool.map(inputs_of, folds))
+        blocks = {
+            row.name: [_blocks(row, each, data.class_names) for each in inputs] for row in rows
         }
-        entries.append(
-            {
+
+        def choose_for(pair: tuple[Row, Model]) -> Choice:
+            row, model = pair
+
+            def embeddings(number: int, normalise: str) -> Embeddings:
+                fold = prepared[number]
+                return assembled(blocks[row.name][number], fold.num_seen, normalise)
+
+            return choose(model, prepared, embeddings, config.normalise, seed)
+
+        pairs = list(product(rows, models))
+        found = zip(pairs, pool.map(choose_for, pairs), strict=True)
+        choices = {(row.name, model.name): choice for (row, model), choice in found}
+        guard.note(
+            f"{len(choices)} choices of hyper-parameters on {len(folds)} folds of the seen classes"
+        )
+
+        fold = guard.open("final table")
+        final = prepare(data, fold)
+        of_final = inputs_of(fold)
+
+        of_rows = [
+            [
+                _blocks(make_rows(seed + i)[index], of_final, data.class_names)
+                for i in range(num_seeds if row.name in _SEEDED_ROWS else 1)
+            ]
+            for index, row in enumerate(rows)
+        ]
+
+        def entry(row: Row, blocks: list[Blocks]) -> dict[str, Any]:
+            results = {
+                model.name: _result(
+                    model, final, blocks, choices[row.name, model.name], seed, num_seeds
+                )
+                for model in models
+            }
+            return {
                 "name": row.name,
                 "label": row.label,
                 "group": row.group,
-                "dimension": embeddings[0].shape[1],
+                "dimension": sum(block.shape[1] for block in blocks[0]),
                 "results": results,
             }
-        )
+
+        entries = list(pool.map(entry, rows, of_rows))
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
@@ -106,6 +137,7 @@ def evaluate(
         "protocol": {
             "normalise": config.normalise,
             "holdout": config.holdout,
+            "folds": [[data.class_names[c] for c in fold.unseen] for fold in folds],
             "validation_classes": [data.class_names[c] for c in np.sort(data.val)],
             "num_seeds": num_seeds,
         },
@@ -114,13 +146,21 @@ def evaluate(
     return evaluation | {"summary": summary_sentence(evaluation)}
 
 
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """Threads for many small problems, a core each: BLAS would share each of them out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with threadpool_limits(1), ThreadPoolExecutor(min(cores or 1, _MOST_THREADS)) as pool:
+        yield pool
+
+
 def _inputs(
     data: ZslData,
-    fold: Fold,
     own: NDArray[np.floating],
     words: NDArray[np.floating] | None,
     solve: Callable[..., Relations],
-    choose_knowledge: Callable[[NDArray[np.floating], Indices], ChosenKnowledge] | None,
+    choose_knowledge: Callable[..., ChosenKnowledge] | None,
+    fold: Fold,
 ) -> RowInputs:
     """What rows may look at in `fold`: classes outside of it are NaN."""
     images = np.concatenate([fold.train, fold.test_unseen])
@@ -136,7 +176,7 @@ def _inputs(
     )
 
 
-def _embeddings(row: Row, inputs: RowInputs, class_names: list[str], normalise: str) -> Embeddings:
+def _blocks(row: Row, inputs: RowInputs, class_names: list[str]) -> Blocks:
     blocks = row.embed(inputs)
     bad = ~np.isfinite(np.concatenate(blocks, axis=1)).all(axis=1)
     if bad.any():
@@ -146,28 +186,32 @@ def _embeddings(row: Row, inputs: RowInputs, class_names: list[str], normalise: 
             f"row {row.name!r}: no finite embedding for {names}: "
             "give these classes images and word vectors, or leave them out"
         )
-    return assembled(blocks, len(inputs.seen), normalise)
+    return blocks
 
 
 def _result(
     model: Model,
     fold: PreparedFold,
-    embeddings: list[Embeddings],
+    blocks: list[Blocks],
     choice: Choice,
     seed: int,
     num_seeds: int,
 ) -> dict[str, Any]:
     """One cell of evaluation.json; repeats over seeds where the row or the model is random."""
-    repeats = num_seeds if model.stochastic or len(embeddings) > 1 else 1
-    runs = [
-        asdict(final_result(model, fold, embeddings[i % len(embeddings)], choice, seed + i))
+    repeats = num_seeds if model.stochastic or len(blocks) > 1 else 1
+    embeddings = [assembled(each, fold.num_seen, choice.normalise) for each in blocks]
+    found = [
+        final_result(model, fold, embeddings[i % len(embeddings)], choice, seed + i)
         for i in range(repeats)
     ]
+    runs, curve = [asdict(result) for result, _ in found], found[0][1]
     result: dict[str, Any] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
     if num_seeds > 1:
         result["std"] = {key: float(np.std([run[key] for run in runs])) for key in runs[0]}
     return result | {
         "params": choice.params,
+        "normalise": choice.normalise,
         "val_zsl": choice.val_zsl,
         "val_harmonic_mean": choice.val_harmonic_mean,
+        "curve": [[round(share, 4) for share in point] for point in curve],
     }

@@ -1,4 +1,4 @@
-"""A trial's score: on validation classes as unseen, chosen one level down, blind to test."""
+"""A trial's score: on folds of the seen classes, each by what the others choose, blind to test."""
 
 import shutil
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from distributed.features.cache import read_unit, units_of
 from distributed.features.extract import compute_unit
 from shards.manifest import load_manifest
 from tune.trial.context import TrialContext
-from tune.trial.evaluator import collapse_cause
-from tune.trial.objective import Problem, make_problem, zero_shot_scores
+from tune.trial.evaluator import collapse_cause, objective_of
+from tune.trial.objective import Problem, make_problem, own_images_accuracy, zero_shot_scores
 from tune.trial.trainable import run_trial
 from tune_tiny import make_search, make_trial_context, spoil_test_shards
 from vgse.config import RelationConfig
@@ -47,30 +47,47 @@ def image_means(context: TrialContext) -> np.ndarray:
     return means
 
 
-def test_validation_classes_are_unseen_and_take_no_part_in_any_choice(
+def test_validation_classes_are_unseen_in_the_first_fold_and_seen_classes_take_turns(
     context: TrialContext, root: Path
 ) -> None:
     problem, manifest = context.problem, load_manifest(str(root / "packed"))
-    assert problem.outer.unseen.tolist() == manifest.val
+    assert problem.folds[0].unseen.tolist() == manifest.val == problem.val.tolist()
     assert not set(context.trained.tolist()) & set(manifest.val)
-    inner = set(problem.inner.seen.tolist()) | set(problem.inner.unseen.tolist())
-    assert inner == set(context.trained.tolist())  # neither val nor unseen classes
-    labels = np.concatenate(
-        [read_unit(context.features, unit).labels.numpy() for unit in context.units]
-    )
-    chosen_on = np.concatenate(
-        [problem.inner.train, problem.inner.test_seen, problem.inner.test_unseen]
-    )
-    assert set(labels[chosen_on].tolist()) == set(context.trained.tolist())
-    assert not set(chosen_on.tolist()) & set(problem.outer.test_seen.tolist())
-    assert not set(problem.outer.train.tolist()) & set(problem.outer.test_seen.tolist())
+    turns = np.concatenate([fold.unseen for fold in problem.folds])
+    assert sorted(turns.tolist()) == sorted(manifest.seen)
+    for fold in problem.folds:
+        images = np.concatenate([fold.train, fold.test_seen, fold.test_unseen])
+        assert len(np.unique(images)) == len(images)
+        assert not set(problem.labels[images].tolist()) & set(manifest.unseen)
+        assert not set(problem.labels[fold.train].tolist()) & set(fold.unseen.tolist())
 
 
-def test_embeddings_of_validation_classes_are_not_looked_at(context: TrialContext) -> None:
-    own = image_means(context)
+def test_embeddings_of_a_fold_that_it_predicts_are_not_looked_at(context: TrialContext) -> None:
+    own, problem = image_means(context), context.problem
+    one = replace(problem, folds=problem.folds[:1], features=problem.features[:1])
     spoilt = own.copy()
-    spoilt[context.problem.outer.unseen] = 1e9
-    assert score(context, context.problem, own) == score(context, context.problem, spoilt)
+    spoilt[problem.val] = 1e9
+    assert score(context, one, own) == score(context, one, spoilt)
+    # The control: in further folds they are seen.
+    assert score(context, problem, own) != score(context, problem, spoilt)
+
+
+def test_own_images_need_no_relation_and_no_other_class(context: TrialContext) -> None:
+    contents = [read_unit(context.features, unit) for unit in context.units]
+    a_n = np.concatenate([c.images.numpy() for c in contents]).astype(np.float32)
+    found = own_images_accuracy(context.problem, a_n)
+    spoilt = a_n.copy()
+    of_val = np.isin(context.problem.labels, context.problem.val)
+    spoilt[~of_val] = 0
+    assert found == own_images_accuracy(context.problem, spoilt) > 0.5
+    spoilt[of_val] = np.random.default_rng(0).permutation(spoilt[of_val])
+    assert own_images_accuracy(context.problem, spoilt) < found
+
+
+def test_an_objective_is_a_measure_or_the_mean_of_two() -> None:
+    found = {"own_images": 0.6, "zsl": 0.2}
+    assert objective_of(found, "own_images") == 0.6
+    assert objective_of(found, "own_images+zsl") == pytest.approx(0.4)
 
 
 def test_good_embeddings_score_above_shuffled_ones(context: TrialContext) -> None:
@@ -86,20 +103,6 @@ def test_good_embeddings_score_above_shuffled_ones(context: TrialContext) -> Non
     assert good["zsl"] >= 0.5 and good["zsl"] > np.mean(shuffled)
 
 
-def test_what_the_trial_is_scored_on_does_not_choose_hyper_parameters(
-    context: TrialContext,
-) -> None:
-    """With the two validation classes' names swapped the score turns and the choice stays."""
-    own, problem = image_means(context), context.problem
-    labels = problem.outer_features.unseen_labels
-    assert len(np.unique(labels)) == 2
-    swapped = replace(problem.outer_features, unseen_labels=labels.min() + labels.max() - labels)
-    wrong = replace(problem, outer_features=swapped)
-    right, lied = score(context, problem, own), score(context, wrong, own)
-    assert lied["zsl"] == pytest.approx(1 - right["zsl"])  # the same hyper-parameters
-    assert lied["seen"] == right["seen"]  # γ is the same
-
-
 def test_too_few_classes_are_named(context: TrialContext) -> None:
     with pytest.raises(ValueError, match="3 training classes besides 1 validation classes"):
         make_problem(
@@ -109,6 +112,7 @@ def test_too_few_classes_are_named(context: TrialContext) -> None:
             np.arange(3),
             np.array([3]),
             holdout=0.2,
+            folds=5,
             seed=0,
         )
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.linalg import solve_sylvester
 
 from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
@@ -17,7 +18,7 @@ from vgse.zsl.models.bilinear import (
     sje_slope,
     span,
 )
-from vgse.zsl.models.closed_form import eszsl_matrix, fit_prototype, sae_matrix
+from vgse.zsl.models.closed_form import sae_matrix
 from zsl_toy import make_toy
 
 RNG = np.random.default_rng(0)
@@ -27,6 +28,9 @@ AXES = principal_axes(RAW)
 TRAINING = training_set(AXES.transform(RAW), LABELS, 7)
 X = unit_rows(RAW).astype(np.float64)
 X -= X.mean(0)
+TOY = make_toy()
+FOLD = prepare(TOY.data, final_fold(TOY.data))
+OWN = TOY.own[np.concatenate([TOY.data.seen, TOY.data.unseen])]
 
 
 def test_axes_keep_distances_and_make_the_gram_matrix_diagonal():
@@ -34,6 +38,14 @@ def test_axes_keep_distances_and_make_the_gram_matrix_diagonal():
     assert_allclose(features @ features.T, X @ X.T, atol=1e-5)
     assert_allclose(features.T @ features, np.diag(TRAINING.spectrum), atol=1e-5)
     assert (np.diff(TRAINING.spectrum) <= 1e-6).all()
+
+
+def test_fewer_images_than_features_give_the_same_axes():
+    wide = RNG.normal(size=(9, 40))
+    few, many = principal_axes(wide), principal_axes(np.repeat(wide, 5, axis=0))
+    assert few.rotation.shape == (40, 8)
+    assert_allclose(np.abs(few.rotation.T @ many.rotation[:, :8]), np.eye(8), atol=1e-3)
+    assert_allclose(few.mean, many.mean, atol=1e-6)
 
 
 def test_axes_without_variance_are_left_out():
@@ -54,7 +66,8 @@ def test_eszsl_is_the_formula_of_the_paper(size):
         @ embeddings
         @ np.linalg.inv(embeddings.T @ embeddings + lam * np.eye(size))
     )
-    found = AXES.rotation @ eszsl_matrix(TRAINING, embeddings, 0.3, 2.0)
+    score = MODELS["eszsl"].fit(TRAINING, embeddings, gamma=0.3, lam=2.0)
+    found = AXES.rotation @ score(np.eye(12, dtype=np.float32), np.eye(size))
     assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -69,10 +82,53 @@ def test_sae_solves_its_sylvester_equation(size):
     assert_allclose(left, (1 + lam) * codes @ images.T, atol=1e-3)
 
 
+def _public_sae(x, s, lam):
+    """SAE.m of the authors: A = S Sᵀ, B = λ X Xᵀ, C = (1 + λ) S Xᵀ, W = sylvester(A, B, C)."""
+    return solve_sylvester(s @ s.T, lam * x @ x.T, (1 + lam) * s @ x.T)
+
+
+def _public_eszsl(x, signs, s, gamma, lam):
+    """The authors' one line: inv(X Xᵀ + γI) X Y S inv(Sᵀ S + λI), X [D, M], S [C, D_e]."""
+    left = np.linalg.inv(x @ x.T + gamma * np.eye(len(x)))
+    return left @ x @ signs @ s @ np.linalg.inv(s.T @ s + lam * np.eye(s.shape[1]))
+
+
+def _cosines(rows, others):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)) @ (
+        others / np.linalg.norm(others, axis=1, keepdims=True)
+    ).T
+
+
+@pytest.mark.parametrize("name", ["eszsl", "sae", "sae_decoder"])
+def test_t1_is_that_of_the_public_formulas(name):
+    num_seen, training = FOLD.num_seen, FOLD.training
+    of_seen, of_unseen = OWN[:num_seen], OWN[num_seen:]
+    x, images = training.features.T.astype(np.float64), FOLD.unseen_features
+    if name == "eszsl":
+        signs = np.where(np.arange(num_seen) == training.labels[:, None], 1.0, -1.0)
+        ridges = (0.1 * training.spectrum.mean(), 10.0 * np.square(of_seen).sum() / 10)
+        params = {"gamma": 0.1, "lam": 10.0}
+        expected = images @ _public_eszsl(x, signs, of_seen, *ridges) @ of_unseen.T
+    else:
+        codes = of_seen[training.labels].T
+        lam = 1.0 * np.square(codes).sum() / np.square(x).sum()
+        params = {"balance": 1.0}
+        encoder = _public_sae(x, codes, lam)
+        if name == "sae":
+            expected = _cosines(images @ encoder.T, of_unseen)
+        else:
+            expected = _cosines(images, of_unseen @ encoder)
+    accuracy = per_class_top1(expected.argmax(1) + num_seen, FOLD.unseen_labels)
+    score = MODELS[name].fit(training, of_seen, **params)
+    assert_allclose(score(images, of_unseen), expected, rtol=1e-3, atol=1e-3)
+    assert zsl_top1(score, FOLD, OWN) == pytest.approx(accuracy)
+    assert accuracy > 0.5
+
+
 def test_prototypes_are_a_ridge_regression_to_class_means():
     embeddings = RNG.normal(size=(7, 4))
     candidates = RNG.normal(size=(3, 4))
-    score = fit_prototype(TRAINING, embeddings, ridge=0.2, shrinkage=5.0)
+    score = MODELS["prototype"].fit(TRAINING, embeddings, ridge=0.2, shrinkage=5.0)
     features = TRAINING.features.astype(np.float64)
     means = np.stack([features[c == LABELS].mean(0) for c in range(7)])
     rho = 0.2 * np.trace(embeddings @ embeddings.T) / 7
@@ -133,11 +189,6 @@ def test_slopes_are_the_finite_differences_of_the_losses(slope, loss):
             down[label] -= step
             numeric = (loss(up, labels[image]) - loss(down, labels[image])) / (2 * step)
             assert found[image, label] == pytest.approx(numeric, abs=1e-4)
-
-
-TOY = make_toy()
-FOLD = prepare(TOY.data, final_fold(TOY.data))
-OWN = TOY.own[np.concatenate([TOY.data.seen, TOY.data.unseen])]
 
 
 @pytest.mark.parametrize("name", MODELS)

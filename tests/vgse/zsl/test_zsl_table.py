@@ -15,8 +15,14 @@ from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations import solve_relations
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge, selection_summary
 from vgse.zsl import table as zsl_table
-from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold
-from vgse.zsl.hyperparameters import Choice, final_result, generalised_scores
+from vgse.zsl.folds import class_means, final_fold, prepare, validation_fold, validation_folds
+from vgse.zsl.hyperparameters import (
+    Choice,
+    choose,
+    cross_validate,
+    final_result,
+    generalised_scores,
+)
 from vgse.zsl.metrics import calibrated_stacking
 from vgse.zsl.models import MODELS
 from vgse.zsl.rows import RowInputs, assembled, derangement, external_rows, table_rows
@@ -58,7 +64,7 @@ def test_the_rows_share_one_relation_a_fold_alpha_and_ridge(monkeypatch):
         lambda *vectors, **options: solved.append(options) or solve_relations(*vectors, **options),
     )
     evaluate(DATA, TOY.own, TOY.words, CONFIG, RELATIONS, 0)
-    assert [options["alpha"] for options in solved] == 2 * [0.0, -1.0, 0.0]
+    assert sorted(options["alpha"] for options in solved) == 6 * [-1.0] + 12 * [0.0]
 
 
 def _zsl(table, row, model="eszsl"):
@@ -86,12 +92,28 @@ def test_holding_out_repeats_with_its_seed():
     assert not np.array_equal(first.test_seen, validation_fold(DATA, 0.2, 2).test_seen)
 
 
-def test_a_class_with_one_image_cannot_be_held_out():
+def test_the_folds_take_turns_over_all_seen_classes_and_the_first_is_that_of_the_validation():
+    folds = validation_folds(DATA, 0.2, count=5)
+    assert np.array_equal(folds[0].unseen, DATA.val)
+    turns = np.concatenate([fold.unseen for fold in folds])
+    assert np.array_equal(np.sort(turns), DATA.seen) and len(folds) == 5
+    for fold in folds:
+        images = np.concatenate([fold.train, fold.test_seen, fold.test_unseen])
+        assert np.array_equal(np.sort(images), np.sort(DATA.train))
+        assert not np.isin(DATA.labels[fold.train], fold.unseen).any()
+    assert len(validation_folds(DATA, 0.2, count=1)) == 1
+    halves = validation_folds(replace(DATA, val=DATA.seen[:15]), 0.2, count=5)
+    assert [len(fold.unseen) for fold in halves] == [15, 15]  # about as many as in the first
+
+
+def test_a_class_with_one_image_keeps_it_for_training():
     label = np.setdiff1d(DATA.seen, DATA.val)[0]
     images = DATA.train[DATA.labels[DATA.train] == label]
-    data = replace(DATA, train=np.setdiff1d(DATA.train, images[1:]))
-    with pytest.raises(ValueError, match="has one training image: validation holds one out"):
-        validation_fold(data, 0.2)
+    fold = validation_fold(replace(DATA, train=np.setdiff1d(DATA.train, images[1:])), 0.2)
+    assert images[0] in fold.train and label not in DATA.labels[fold.test_seen]
+    first = np.unique(DATA.labels[DATA.train], return_index=True)[1]
+    with pytest.raises(ValueError, match="every seen class has one training image"):
+        validation_fold(replace(DATA, train=DATA.train[first]), 0.2)
 
 
 def test_validation_without_validation_classes_is_refused():
@@ -219,7 +241,7 @@ def test_choices_do_not_depend_on_test_images(table):
 def test_test_images_were_opened_once_and_after_all_choices(table):
     opened = table["test_opened"]
     assert [entry["split"] for entry in opened] == ["test_seen", "test_unseen"]
-    assert opened[0]["after"] == ["26 choices of hyper-parameters on 6 validation classes"]
+    assert opened[0]["after"] == ["26 choices of hyper-parameters on 5 folds of the seen classes"]
 
 
 def test_repeating_over_seeds_gives_means_and_deviations_of_what_is_random():
@@ -253,11 +275,67 @@ def test_the_harmonic_mean_without_calibration_is_that_at_a_gamma_of_0():
     fold = prepare(DATA, validation_fold(DATA, 0.2))
     classes = np.concatenate([validation_fold(DATA, 0.2).seen, DATA.val])
     embeddings = assembled([TOY.own[classes]], fold.num_seen, "z")
-    choice = Choice({"gamma": 1.0, "lam": 1.0}, 0.02, 0.01, 0.5, 0.5)
-    result = final_result(MODELS["eszsl"], fold, embeddings, choice, 0)
+    choice = Choice({"gamma": 1.0, "lam": 1.0}, "z", 2.0, 0.5, 0.5)
+    result, curve = final_result(MODELS["eszsl"], fold, embeddings, choice, 0)
     score = MODELS["eszsl"].fit(fold.training, embeddings[: fold.num_seen], **choice.params)
     plain = calibrated_stacking(generalised_scores(score, fold, embeddings), 0.0)
     assert result.uncalibrated_harmonic_mean == plain.harmonic_mean != result.harmonic_mean
+    assert result.uncalibrated_seen == plain.seen
+    assert result.uncalibrated_unseen == plain.unseen
+    assert result.unseen > plain.unseen and result.seen < plain.seen
+    unseen, seen = zip(*curve, strict=True)
+    assert 0 < result.ausuc < 1 and list(unseen) == sorted(unseen) and seen[0] > seen[-1]
+
+
+def test_a_model_whose_authors_take_the_plain_arg_max_is_not_calibrated():
+    folds = [prepare(DATA, fold) for fold in validation_folds(DATA, 0.2)]
+    classes = [np.concatenate([f.seen, f.unseen]) for f in validation_folds(DATA, 0.2)]
+
+    def embeddings(number, normalise):
+        return assembled([TOY.own[classes[number]]], folds[number].num_seen, normalise)
+
+    plain = replace(MODELS["eszsl"], calibrated=False)
+    choice, calibrated = (choose(m, folds, embeddings, "z", 0) for m in (plain, MODELS["eszsl"]))
+    assert choice.gamma == 0.0 != calibrated.gamma and choice.params == calibrated.params
+    assert calibrated.val_harmonic_mean > choice.val_harmonic_mean
+    assert not MODELS["cada_vae"].calibrated and all(MODELS[m].calibrated for m in ("sje", "sae"))
+
+
+def test_the_normalisation_with_the_best_accuracy_on_the_folds_is_chosen():
+    """One dimension of far larger scale that says nothing: z-scores take it in, raw rows do not."""
+    folds = [prepare(DATA, fold) for fold in validation_folds(DATA, 0.2)]
+    classes = [np.concatenate([f.seen, f.unseen]) for f in validation_folds(DATA, 0.2)]
+    noise = 1e4 * np.random.default_rng(0).normal(size=(40, 1))
+    spoilt = np.concatenate([TOY.own, noise], 1)
+
+    def embeddings(number, normalise):
+        return assembled([spoilt[classes[number]]], folds[number].num_seen, normalise)
+
+    found = {
+        how: choose(MODELS["prototype"], folds, embeddings, how, 0)
+        for how in ("auto", "z", "l2", "none")
+    }
+    assert found["auto"].normalise == "z" and found["auto"] == found["z"]
+    assert found["z"].val_zsl > found["none"].val_zsl + 0.1
+
+
+def test_cross_validation_scores_a_fold_with_what_the_others_choose():
+    """What a fold says of itself moves its own score and not the choice it is scored with."""
+    folds = [prepare(DATA, fold) for fold in validation_folds(DATA, 0.2, count=2)]
+    classes = [np.concatenate([f.seen, f.unseen]) for f in validation_folds(DATA, 0.2, count=2)]
+
+    def embeddings(number, normalise):
+        return assembled([TOY.own[classes[number]]], folds[number].num_seen, normalise)
+
+    model = MODELS["eszsl"]
+    expected = []
+    for mine, other in ((0, 1), (1, 0)):
+        choice = choose(model, [folds[other]], lambda _, how, i=other: embeddings(i, how), "z", 0)
+        result, _ = final_result(model, folds[mine], embeddings(mine, "z"), choice, 0)
+        expected.append((result.zsl, result.seen, result.unseen, result.harmonic_mean))
+    zsl, stacked = cross_validate(model, folds, embeddings, "z", 0)
+    found = (zsl, stacked.seen, stacked.unseen, stacked.harmonic_mean)
+    assert found == pytest.approx(tuple(np.mean(expected, axis=0)))
 
 
 def test_a_table_without_models_is_refused():

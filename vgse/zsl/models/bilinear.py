@@ -17,7 +17,7 @@ Score = Callable[[Features, Embeddings], NDArray[np.floating]]
 Slope = Callable[[Features, Indices], Features]
 """(scores of a batch [B, S], labels [B]) -> gradient [B, S] of each image's loss by its scores."""
 
-EPOCHS, MIN_STEPS, MAX_STEPS = 10, 500, 2000
+EPOCHS, MIN_STEPS, MAX_STEPS = 10, 300, 2000
 BATCH = 64
 DEVISE_MARGIN = 0.1
 COMPONENTS = 256  # principal axes of the features that learn; the rest carry little but noise
@@ -32,49 +32,53 @@ def span(embeddings: Embeddings) -> tuple[Embeddings, Embeddings]:
     return left * values, basis
 
 
-def fit_bilinear(
-    training: Training,
-    embeddings: Embeddings,
-    *,
-    slope: Slope,
-    seed: int = 0,
-    weight_decay: float = 0.01,
-    learning_rate: float = 3.0,
-) -> Score:
-    """Mini-batch SGD on a loss with `slope` and on `weight_decay` · ½‖W‖²; returns x W̄ aᵀ.
+def prepare_bilinear(
+    training: Training, embeddings: Embeddings, seed: int = 0, *, slope: Slope
+) -> Callable[..., Score]:
+    """(weight_decay, learning_rate) -> x W̄ aᵀ, learned by mini-batch SGD on a loss with `slope` and
+    on `weight_decay` · ½‖W‖².
 
     Features have unit mean length here and embeddings unit length. The rate falls linearly to 0,
     and W̄ is the mean of W over the second half of the steps, steadier than the last W.
     """
-    features = training.features[:, :COMPONENTS]
-    scale = float(1 / np.sqrt(np.mean(np.square(features).sum(1))))
-    classes = unit_rows(embeddings)
-    gram = classes @ classes.T
-    # Steps never leave the span of the seen embeddings, so V [D, S] of W = V A learns in place
-    # of W, and a step costs the same for any size of embedding.
-    weights = np.zeros((features.shape[1], len(classes)), np.float32)
-    mean = np.zeros_like(weights)
+    features: Features = training.features[:, :COMPONENTS]
+    scale = np.float32(1 / np.sqrt(np.mean(np.square(features).sum(1))))
+    features = features * scale
+    # Steps never leave the span of the seen embeddings.
+    units = unit_rows(embeddings).astype(np.float64)
+    coordinates, basis = (np.asarray(part, np.float32) for part in span(units))
+    transposed = np.ascontiguousarray(coordinates.T)
     per_epoch = max(1, len(features) // BATCH)
     total = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)
-    # Beyond 1 / weight_decay a step would overshoot W = 0.
-    peak = min(learning_rate, 0.9 / max(weight_decay, 1e-12))
-    rng = np.random.default_rng(seed)
-    batches: list[Indices] = []
-    for step in range(total):
-        if not batches:
-            batches = np.array_split(rng.permutation(len(features)), per_epoch)
-        chosen = batches.pop()
-        batch = features[chosen] * scale
-        gradient = slope(batch @ (weights @ gram), training.labels[chosen])
-        rate = peak * (1 - step / total)
-        weights *= 1 - rate * weight_decay
-        weights -= (rate / len(chosen)) * (batch.T @ gradient)
-        if step >= total // 2:
-            mean += weights
-    mean /= total - total // 2
-    matrix = np.zeros((training.features.shape[1], embeddings.shape[1]), np.float32)
-    matrix[: len(mean)] = scale * (mean @ classes)
-    return lambda features, embeddings: features @ (matrix @ unit_rows(embeddings).T)
+
+    def fit(weight_decay: float, learning_rate: float = 3.0) -> Score:
+        weights = np.zeros((features.shape[1], len(transposed)), np.float32)
+        mean = np.zeros_like(weights)
+        # Beyond 1 / weight_decay a step would overshoot W = 0.
+        peak = min(learning_rate, 0.9 / max(weight_decay, 1e-12))
+        rng = np.random.default_rng(seed)
+        batches: list[Indices] = []
+        for step in range(total):
+            if not batches:
+                batches = np.array_split(rng.permutation(len(features)), per_epoch)
+            chosen = batches.pop()
+            batch = features[chosen]
+            gradient = slope(
+                (batch @ weights @ transposed).astype(np.float32, copy=False),
+                training.labels[chosen],
+            )
+            rate = peak * (1 - step / total)
+            weights *= 1 - rate * weight_decay
+            gradient *= np.float32(rate / len(chosen))
+            weights -= batch.T @ (gradient @ coordinates)
+            if step >= total // 2:
+                mean += weights
+        matrix = scale * (mean / (total - total // 2)) @ basis  # [COMPONENTS, D_e]
+        return lambda features, embeddings: (
+            features[:, : len(matrix)] @ (matrix @ unit_rows(embeddings).T)
+        )
+
+    return fit
 
 
 def sje_slope(scores: Features, labels: Indices) -> Features:
@@ -130,24 +134,31 @@ def cross_entropy_slope(scores: Features, labels: Indices) -> Features:
     return slope
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _classifier(training: Training, seed: int) -> Score:
     """Softmax regression over the seen classes: the same for every row of the table."""
     seen = np.eye(len(training.counts))
-    steps = {"learning_rate": 30.0, "weight_decay": 1e-4}
-    return fit_bilinear(training, seen, slope=cross_entropy_slope, seed=seed, **steps)
+    fit = prepare_bilinear(training, seen, seed, slope=cross_entropy_slope)
+    return fit(learning_rate=30.0, weight_decay=1e-4)
 
 
-def fit_conse(training: Training, embeddings: Embeddings, *, seed: int = 0, top: float) -> Score:
-    """Cosine between a class and the mean embedding of an image's `top` likeliest seen classes
-    (Norouzi et al., ICLR 2014)."""
-    classifier, seen, count = _classifier(training, seed), embeddings, int(top)
+def prepare_conse(
+    training: Training, embeddings: Embeddings, seed: int = 0
+) -> Callable[..., Score]:
+    """(top) -> cosine between a class and the mean embedding of an image's `top` likeliest seen
+    classes (Norouzi et al., ICLR 2014)."""
+    classifier, seen = _classifier(training, seed), embeddings
 
-    def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
-        shares = softmax(classifier(features, np.eye(len(seen))), axis=1)
-        if count < shares.shape[1]:
-            floor = np.partition(shares, -count, axis=1)[:, -count]
-            shares = np.where(shares >= floor[:, None], shares, 0)
-        return unit_rows(shares @ seen) @ unit_rows(embeddings).T
+    def fit(top: float) -> Score:
+        count = int(top)
 
-    return score
+        def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
+            shares = softmax(classifier(features, np.eye(len(seen))), axis=1)
+            if count < shares.shape[1]:
+                floor = np.partition(shares, -count, axis=1)[:, -count]
+                shares = np.where(shares >= floor[:, None], shares, 0)
+            return unit_rows(shares @ seen) @ unit_rows(embeddings).T
+
+        return score
+
+    return fit

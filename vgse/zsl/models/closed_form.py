@@ -1,4 +1,10 @@
-"""The models that have a closed form: ESZSL, SAE and prototypes."""
+"""The models that have a closed form: ESZSL, SAE and prototypes.
+
+Each is prepared once for class embeddings, by an eigendecomposition, and fitted for any
+hyper-parameters by a division.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +14,11 @@ from vgse.zsl.features import Training, unit_rows
 from vgse.zsl.models.bilinear import Embeddings, Score, span
 
 
-def eszsl_matrix(
-    training: Training, embeddings: Embeddings, gamma: float, lam: float
-) -> Embeddings:
-    """V [D, D_e] = (XᵀX + γI)⁻¹ XᵀYS (SᵀS + λI)⁻¹ with Y = ±1, in the notation of the paper.
+def prepare_eszsl(
+    training: Training, embeddings: Embeddings, seed: int = 0
+) -> Callable[..., Score]:
+    """(gamma, lam) -> the compatibility x V aᵀ with V [D, D_e] = (XᵀX + γI)⁻¹ XᵀYS (SᵀS + λI)⁻¹ and
+    Y = ±1, in the notation of the paper; `seed` has no effect.
 
     Romera-Paredes & Torr, "An Embarrassingly Simple Approach to Zero-Shot Learning", ICML 2015.
     `gamma` and `lam` are relative to the mean eigenvalue of XᵀX and of SᵀS (over the min(S, D_e)
@@ -19,19 +26,21 @@ def eszsl_matrix(
     """
     embeddings, basis = span(embeddings)
     targets = 2 * training.class_sums.T - training.class_sums.sum(0)[:, None]  # XᵀY [D, S]
-    ridge = gamma * training.spectrum.mean()
-    left = (targets @ embeddings) / (training.spectrum + ridge)[:, None]
-    gram = embeddings.T @ embeddings
-    gram[np.diag_indices_from(gram)] += lam * np.trace(gram) / len(gram)
-    return np.linalg.solve(gram, left.T).T @ basis
+    values, vectors = np.linalg.eigh(embeddings.T @ embeddings)
+    values = np.maximum(values, 0)
+    left, right = targets @ (embeddings @ vectors), vectors.T @ basis
+    spectrum = training.spectrum[:, None]
 
+    def fit(gamma: float, lam: float) -> Score:
+        ridges = spectrum + gamma * spectrum.mean(), values + lam * values.mean()
 
-def fit_eszsl(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, gamma: float, lam: float
-) -> Score:
-    """The compatibility x V aᵀ; `seed` has no effect."""
-    matrix = eszsl_matrix(training, embeddings, gamma, lam)
-    return lambda features, embeddings: features @ (matrix @ embeddings.T).astype(np.float32)
+        def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
+            matrix = (left / ridges[0] / ridges[1]) @ (right @ embeddings.T)
+            return features @ matrix.astype(np.float32)
+
+        return score
+
+    return fit
 
 
 def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> Embeddings:
@@ -50,35 +59,59 @@ def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> Em
     return basis.T @ vectors @ ((1 + lam) * right / (values[:, None] + lam * training.spectrum))
 
 
-def fit_sae(training: Training, embeddings: Embeddings, *, seed: int = 0, balance: float) -> Score:
-    """Cosine between the code W x of an image and a class embedding; `seed` has no effect."""
-    encoder = sae_matrix(training, embeddings, balance).T.astype(np.float32)
-    return lambda features, embeddings: unit_rows(features @ encoder) @ unit_rows(embeddings).T
+def prepare_sae(training: Training, embeddings: Embeddings, seed: int = 0) -> Callable[..., Score]:
+    """(balance) -> cosine between the code W x of an image and a class embedding, the paper's
+    direction F→S; `seed` has no effect."""
+
+    def fit(balance: float) -> Score:
+        encoder = sae_matrix(training, embeddings, balance).T.astype(np.float32)
+        return lambda features, embeddings: unit_rows(features @ encoder) @ unit_rows(embeddings).T
+
+    return fit
 
 
-def fit_prototype(
-    training: Training, embeddings: Embeddings, *, seed: int = 0, ridge: float, shrinkage: float
-) -> Score:
-    """Ridge regression from embeddings to class means, then the nearest mean by cosine.
+def prepare_sae_decoder(
+    training: Training, embeddings: Embeddings, seed: int = 0
+) -> Callable[..., Score]:
+    """(balance) -> cosine between an image and the decoded Wᵀ a of a class embedding, the paper's
+    direction S→F; `seed` has no effect."""
+
+    def fit(balance: float) -> Score:
+        decoder = sae_matrix(training, embeddings, balance)
+        return lambda features, embeddings: unit_rows(features) @ unit_rows(embeddings @ decoder).T
+
+    return fit
+
+
+def prepare_prototype(
+    training: Training, embeddings: Embeddings, seed: int = 0
+) -> Callable[..., Score]:
+    """(ridge, shrinkage) -> ridge regression from embeddings to class means, then the nearest mean
+    by cosine; `seed` has no effect.
 
     Changpinyo, Chao & Sha, "Predicting Visual Exemplars of Unseen Classes for Zero-Shot Learning",
     ICCV 2017, with a linear map in place of their kernel regression.
 
     P = Φ Φ_sᵀ (Φ_s Φ_sᵀ + ρI)⁻¹ M_s with ρ = `ridge` times the mean eigenvalue. An axis with
     variance v gets the metric 1/√(v + shrinkage · mean variance): small shrinkage whitens, large
-    leaves the axes as they are. `seed` has no effect.
+    leaves the axes as they are.
     """
     means = training.class_sums / training.counts[:, None]
-    gram = embeddings @ embeddings.T
-    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram)
-    matrix = embeddings.T @ np.linalg.solve(gram, means)  # [D_e, D] embedding -> class mean
+    values, vectors = np.linalg.eigh(embeddings @ embeddings.T)
+    values = np.maximum(values, 0)
+    to_axes, to_features = embeddings.T @ vectors, vectors.T @ means
     relative = training.spectrum / training.spectrum.mean()
-    metric = (1 / np.sqrt(relative + shrinkage)).astype(np.float32)
 
-    def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
-        prototypes = unit_rows((embeddings @ matrix) * metric)
-        # The metric stands twice: once on the images, without a copy of them.
-        lengths = np.sqrt(np.einsum("md,md,d->m", features, features, metric**2))
-        return features @ (prototypes * metric).T / np.where(lengths > 0, lengths, 1)[:, None]
+    def fit(ridge: float, shrinkage: float) -> Score:
+        ridges = values + ridge * values.mean()
+        metric = (1 / np.sqrt(relative + shrinkage)).astype(np.float32)
 
-    return score
+        def score(features: Features, embeddings: Embeddings) -> NDArray[np.floating]:
+            prototypes = unit_rows((embeddings @ to_axes / ridges) @ to_features * metric)
+            # The metric stands twice: once on the images, without a copy of them.
+            lengths = np.sqrt(np.einsum("md,md,d->m", features, features, metric**2))
+            return features @ (prototypes * metric).T / np.where(lengths > 0, lengths, 1)[:, None]
+
+        return score
+
+    return fit
