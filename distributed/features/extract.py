@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import cv2
@@ -26,13 +27,23 @@ from vgse.clusters import hash_threshold, patch_hashes
 from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
-from vgse.images.devices import autocast, freed_memory_kept, pictures_a_pass, resolve_precision
+from vgse.images.devices import (
+    autocast,
+    freed_memory_kept,
+    in_passes,
+    padded_length,
+    resolve_precision,
+)
 from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
 _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
+# More fill no GPU better: 8,192 pictures of 64 pixels, 668 of 224.
+_GPU_PIXELS = 1 << 25
+_GPU_ROOM: dict[tuple[FeatureSpec, int], int] = {}  # pictures a pass, where memory ran out
+_ONE_PASS = threading.Lock()  # the threads of a process share its GPU
 _manifest = functools.lru_cache(maxsize=4)(functools.partial(load_manifest, check_files=False))
-_ONE_AT_A_TIME = threading.Lock()  # to load or try out what all threads of a process then use
+_ONE_AT_A_TIME = threading.Lock()  # to load what all threads of a process then use
 
 
 def run_features(
@@ -186,17 +197,27 @@ def _features(
     least: int,
 ) -> Tensor:
     """float16 [n, D_f] of groups of pictures [m, side, side, 3], several groups a pass: on a CPU
-    as soon as there are `least` pictures."""
-    if device.startswith("cuda"):
-        with _ONE_AT_A_TIME:
-            least = pictures_a_pass(backbone, side, spec.precision, device)
+    as soon as there are `least` pictures, on a GPU as many as fill it."""
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        least = _GPU_ROOM.get((spec, side), max(1, _GPU_PIXELS // side**2))
     features = [torch.empty(0, backbone.num_features, dtype=torch.float16)]
+
+    def forward(pictures: Tensor) -> Tensor:
+        count = len(pictures)
+        if on_gpu and (more := padded_length(count) - count):
+            pictures = torch.cat([pictures, pictures.new_zeros(more, *pictures.shape[1:])])
+        moved = to_device(pictures, torch.device(device))
+        with torch.inference_mode(), autocast(device, spec.precision):
+            return backbone(moved)[:count].to("cpu", torch.float16)
 
     def run_pass() -> None:
         stacked = torch.from_numpy(np.concatenate(waiting)).permute(0, 3, 1, 2)
-        with torch.inference_mode(), autocast(device, spec.precision):
-            output = backbone(to_device(stacked, torch.device(device)))
-        features.append(output.to("cpu", torch.float16))
+        with _ONE_PASS if on_gpu else nullcontext():
+            found, fitted = in_passes(forward, stacked, len(stacked))
+            if fitted < len(stacked):
+                _GPU_ROOM[spec, side] = fitted
+        features.append(found)
         waiting.clear()
 
     waiting: list[NDArray[np.uint8]] = []

@@ -1,14 +1,11 @@
-"""What suits a device: its number format, its memory, and the batch it is fastest with."""
+"""What suits a device: its number format, its memory, and passes that fit into it."""
 
 import ctypes
-import functools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-
-from vgse.images.backbones import Backbone
+from torch import Tensor
 
 
 def resolve_precision(wanted: str, device: str) -> str:
@@ -47,48 +44,27 @@ def freed_memory_kept() -> Iterator[None]:
             library.malloc_trim(0)
 
 
-def find_batch_size(
-    try_step: Callable[[int], None],
-    start: int,
-    limit: int,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> int:
-    """Double the batch while it fits and pays; returns the last one that did both.
-
-    `try_step` does the work with a batch of the given size and waits until it is done. Every size
-    is tried twice and timed the second time: kernels are chosen on the first.
-    torch.OutOfMemoryError where not even `start` fits.
-    """
-    size, best, rate = min(start, limit), 0, 0.0
-    while True:
+def in_passes(forward: Callable[[Tensor], Tensor], inputs: Tensor, most: int) -> tuple[Tensor, int]:
+    """What `forward` gives for `inputs` [n, ...], at most `most` rows at a time; and that number,
+    which is halved where memory runs out. torch.OutOfMemoryError where not even one row fits."""
+    parts: list[Tensor] = []
+    start = 0
+    while start < len(inputs):
         try:
-            try_step(size)
-            before = clock()
-            try_step(size)
-            found = size / max(1e-9, clock() - before)
+            parts.append(forward(inputs[start : start + most]))
+            start += most
+            continue
         except torch.OutOfMemoryError:
-            if not best:
+            if most == 1:
                 raise
-            found = 0.0
-        if not found:  # outside of the handler, whose traceback keeps the step's tensors alive
-            torch.cuda.empty_cache()
-        if found < 1.05 * rate:  # a smaller gain is not worth the memory
-            return best
-        best, rate = size, found
-        if size == limit:
-            return best
-        size = min(2 * size, limit)
+        # Outside of the handler, whose traceback keeps the pass's tensors alive.
+        most //= 2
+        torch.cuda.empty_cache()
+    return torch.cat(parts), most
 
 
-@functools.lru_cache(maxsize=4)
-def pictures_a_pass(backbone: Backbone, side: int, precision: str, device: str) -> int:
-    """Pictures of a side in pixels that a GPU takes at once, without gradients, to be fastest."""
-
-    def try_step(size: int) -> None:
-        pictures = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device)
-        with torch.inference_mode(), autocast(device, precision):
-            backbone(pictures)
-        torch.cuda.synchronize(device)
-
-    return find_batch_size(try_step, 128, 4096)
+def padded_length(count: int) -> int:
+    """`count` or up to an eighth more, one of eight lengths an octave: a GPU's libraries choose
+    kernels anew for each length that they meet, which takes longer than the pass itself."""
+    step = 1 << max(3, count.bit_length() - 4)
+    return -(-count // step) * step
