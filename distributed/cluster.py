@@ -140,9 +140,15 @@ def ray_cluster(
         lent["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         if os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] != "1":  # Ray listens on loopback alone
             here = ray.util.get_node_ip_address()
-            assert here in ("127.0.0.1", "::1"), "Ray was imported before the package `distributed`"
-            interface = "lo0" if sys.platform == "darwin" else "lo"
-            lent |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+            if here in ("127.0.0.1", "::1"):
+                interface = "lo0" if sys.platform == "darwin" else "lo"
+                lent |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+            else:
+                logging.getLogger(__name__).warning(
+                    "Ray was imported before the package `distributed`, so it listens on %s, not "
+                    "on this machine's loopback alone; import `distributed` first",
+                    here,
+                )
     with environment(lent):
         try:
             _start_ray(address, verbose, own)

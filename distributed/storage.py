@@ -25,7 +25,7 @@ def absolute(url: str | Path) -> str:
     text = str(url)
     if is_remote(text):
         return text.rstrip("/")
-    return os.path.abspath(text.removeprefix("file://"))
+    return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
 def write_bytes(url: str, data: bytes, *, retry: Retry = PATIENT) -> None:

@@ -248,7 +248,8 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     """
     folder = str(url).rstrip("/").removesuffix(FILE).rstrip("/") or "."
     if not is_remote(folder):
-        folder = os.path.abspath(folder.removeprefix("file://"))  # workers start elsewhere
+        # Workers start elsewhere.
+        folder = os.path.abspath(os.path.expanduser(folder.removeprefix("file://")))
     path = join_url(folder, FILE)
     try:
         content = json.loads(read_bytes(path, retry=FIRST))

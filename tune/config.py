@@ -83,7 +83,7 @@ def check_search(config: SearchConfig) -> None:
 def search_folder(config: SearchConfig, search_id: str) -> Path:
     """Where a search keeps its files; UserError if the name is not one folder's."""
     check_name("--search-id", search_id)
-    return (Path(config.run.storage) / search_id).absolute()
+    return (Path(config.run.storage).expanduser() / search_id).absolute()
 
 
 def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:

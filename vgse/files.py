@@ -1,10 +1,12 @@
 """Files that are written whole or not at all, and folders that one process uses at a time."""
 
+import codecs
 import errno
 import json
 import math
 import os
 import secrets
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
+import fsspec
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
@@ -118,11 +121,52 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(stream, **ready)  # type: ignore[arg-type]
 
 
+_BYTE_ORDER_MARKS = {  # the longer ones first: one of UTF-32 begins as one of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def decode_text(data: bytes, path: str | Path) -> str:
+    """The text of a file that a user wrote: UTF-8, or what its byte order mark says."""
+    marks = _BYTE_ORDER_MARKS.items()
+    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: is not {encoding.removesuffix('-sig').upper()} "
+            f"({error.reason}); save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: holds zero bytes; save the file as plain UTF-8 text")
+    return text
+
+
+def read_text(path: str | Path, *, remedy: str = "correct the path") -> str:
+    """The text of a file that a user wrote, local or at any fsspec URL, compressed or not, its
+    letters composed (NFC: an e with an accent is one sign, as in names of classes)."""
+    try:
+        with fsspec.open(str(path), "rb", compression="infer") as stream:
+            data: bytes = stream.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except (OSError, EOFError, ImportError, BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+    return unicodedata.normalize("NFC", decode_text(data, path))
+
+
 def read_mapping(path: Path, *, remedy: str = "correct it") -> dict[str, Any]:
     """The fields of a .json or .yaml file; none where it is empty or not there."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from vgse.errors import UserError
+from vgse.files import decode_text
 
 FILE = ".job-env"
 HOOK = "distributed.jobs.env_file.load_env_file"
@@ -18,7 +19,7 @@ def parse_env_file(path: Path) -> dict[str, str]:
     if path.stat().st_mode & 0o077:
         sys.stderr.write(f"warning: others can read {path}; chmod 600 {path}\n")
     variables = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(decode_text(path.read_bytes(), path).splitlines(), 1):
         text = line.strip().removeprefix("export ")
         if not text or text.startswith("#"):
             continue

@@ -204,7 +204,7 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
 
 
 def _is_global(path: str) -> bool:
-    return "://" in path or Path(path).is_absolute()
+    return "://" in path or path.startswith("~") or Path(path).is_absolute()
 
 
 def _shipped(

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
+from vgse.files import read_text
 from vgse.knowledge.words import words_of
 
 
@@ -32,9 +33,10 @@ def read_names(file: str) -> list[str]:
 
     `FILE#a.b` takes the list under the keys a, b of a JSON or YAML file.
     """
-    path, _, keys = (file, "", "") if Path(file).exists() else file.partition("#")
+    exists = Path(file).expanduser().exists()
+    path, _, keys = (file, "", "") if exists else file.partition("#")
     if Path(path).suffix not in (".json", ".yaml", ".yml"):
-        lines = [line.strip() for line in _load(path, str.splitlines) if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         matches = [re.fullmatch(r"\s*\d+\s+(\S.*)", line) for line in lines]
         # Data sets number their lists ("1 antelope"); a name may begin with a number, too.
         return [m[1] for m in matches if m] if all(matches) else lines
@@ -43,10 +45,13 @@ def read_names(file: str) -> list[str]:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path}: no key {key!r} on the way {keys!r}")
         content = content[key]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+    if not isinstance(content, list):
         hint = f"; say which list, as in {path}#unseen" if isinstance(content, dict) else ""
         raise UserError(f"{path}: not a list of class names{hint}")
-    return content
+    strange = [name for name in content if not isinstance(name, str) or not name.strip()]
+    if strange:
+        raise UserError(f"{path}: not a list of class names: {strange[0]!r} is in it; correct it")
+    return [name.strip() for name in content]
 
 
 def read_words(file: str) -> dict[str, list[str]]:
@@ -104,12 +109,13 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
-def _load(path: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """The content of a text file, of JSON or YAML by default."""
-    parse = parse or (json.loads if path.endswith(".json") else yaml.safe_load)
+def _load(path: str) -> Any:
+    """The lists and mappings of a JSON or YAML file, with every plain value as the text that is
+    written there: `no`, `007` and `1e3` are names of classes."""
+    text = read_text(path)
     try:
-        return parse(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        if path.endswith(".json"):
+            return json.loads(text, parse_int=str, parse_float=str)
+        return yaml.BaseLoader(text).get_single_data()
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None

@@ -24,6 +24,7 @@ from shards.datasets.listing import (
 )
 from shards.manifest import ClassEntry
 from vgse.errors import UserError
+from vgse.files import read_text
 from vgse.formats import Indices
 
 _XLSA17_PARTS = {"trainval_loc": "train", "test_seen_loc": "test", "test_unseen_loc": "test"}
@@ -175,21 +176,21 @@ def read_folder(root: Path, skip: Iterable[str] = ()) -> Layout:
     bases = _part_folders(scan(top))
     left_out: Counter[str] = Counter()
     tops: list[tuple[tuple[str, str], Folder]] = []
-    names: dict[tuple[str, str], Folder] = {}
     for base, part in bases or [(top, "")]:
         listing = scan(base)
         loose = len(listing.pictures) + len(listing.linked_pictures)
         left_out["pictures outside class folders"] += loose
         left_out[BROKEN] += listing.left_out[BROKEN]
-        tops += [((class_of(folder), part), folder) for folder in listing.folders]
+        named: dict[str, Folder] = {}
+        for folder in listing.folders:
+            name = class_of(folder)
+            tops.append(((name, part), folder))
+            if not folder.linked and named.setdefault(name, folder) is not folder:
+                both = f"{named[name].path!r} and {folder.path!r}"
+                raise UserError(f"{both} are folders of the same class; rename one")
     if bases:
         beside = len(scan(top).folders) - len(bases)
         left_out["folders beside those of the splits"] = beside
-    for key, folder in tops:
-        if not folder.linked and names.setdefault(key, folder) is not folder:
-            raise UserError(
-                f"{names[key].path!r} and {folder.path!r} are folders of the same class; rename one"
-            )
     images: list[SourceImage] = []
     classes = set()
     for (name, part), listing in walk(tops, root=top, left_out=left_out, skip=skip):
@@ -395,10 +396,9 @@ def _listed_folders(base: Path, listed: Path) -> list[tuple[str, Folder]]:
 
 
 def _read_numbered(path: Path) -> dict[str, str]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; is this the data set's own folder?")
+    text = read_text(path, remedy="is this the data set's own folder?")
     rows: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         match = re.fullmatch(r"\s*(\d+)\s+(\S.*?)\s*", line)
         if not match:
             raise UserError(f"{path}: line {number} is {line!r}, not a number and a name")

@@ -140,8 +140,9 @@ def walk(
     links: list[tuple[Key, Folder, str, bytes]] = []
     for key, folder in tops:
         (later if folder.linked else batch).append((key, folder))
-    outside = {root.real, *map(str, PurePath(root.real).parents), *map(os.path.realpath, skip)}
-    outside -= {folder.real for _, folder in batch}
+    outside = {root.real, *map(str, PurePath(root.real).parents)}
+    outside -= {folder.real for _, folder in batch}  # the root itself may be the top
+    outside |= {os.path.realpath(folder) for folder in skip}
     visited = set(outside)
     with ThreadPoolExecutor(THREADS) as pool:
         while batch or later:

@@ -117,6 +117,7 @@ def test_a_store_that_stays_away_is_one_line_with_the_remedy(
 
 
 def test_local_addresses_become_absolute_and_urls_stay() -> None:
+    assert absolute("~/runs") == str(Path.home() / "runs")
     assert absolute("runs") == str(Path.cwd() / "runs")
     assert absolute("file:///a/runs") == "/a/runs"
     assert absolute("s3://bucket/runs/") == "s3://bucket/runs"

@@ -44,6 +44,11 @@ def test_what_was_packed_is_loaded(packed: Manifest) -> None:
     assert load_manifest(f"file://{packed.url}/") == packed
 
 
+def test_a_tilde_is_the_home_folder(packed: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(packed.url).parent))
+    assert load_manifest("~/out") == packed
+
+
 def test_seen_holds_val_and_no_unseen_class(packed: Manifest) -> None:
     assert set(packed.val) < set(packed.seen)
     assert sorted(packed.seen + packed.unseen) == list(range(len(packed.class_names)))

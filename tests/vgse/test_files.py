@@ -1,7 +1,9 @@
 """A run or search folder belongs to one process at a time."""
 
+import codecs
 import errno
 import fcntl
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vgse.errors import UserError
-from vgse.files import read_mapping, sole_user, written_whole
+from vgse.files import read_mapping, read_text, sole_user, written_whole
 
 HOLD = """
 import sys
@@ -86,3 +88,42 @@ def test_fields_that_cannot_be_read_are_one_line_with_the_remedy(
 def test_a_missing_or_empty_file_has_no_fields(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     assert read_mapping(tmp_path / "empty.yaml") == read_mapping(tmp_path / "none.json") == {}
+
+
+CAFE = "caf\u00e9\nnew\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CAFE.encode(),
+        CAFE.encode("utf-8-sig"),
+        CAFE.encode("utf-16"),
+        codecs.BOM_UTF16_BE + CAFE.encode("utf-16-be"),
+        CAFE.encode("utf-32"),
+        "cafe\u0301\nnew\n".encode(),  # as macOS spells it
+        gzip.compress(CAFE.encode()),
+    ],
+)
+def test_texts_of_every_editor_and_system_read_the_same(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / ("list.txt.gz" if data.startswith(b"\x1f\x8b") else "list.txt")
+    path.write_bytes(data)
+    assert read_text(path) == CAFE
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"cat\r\ncaf\xe9\r\n", "line 2: is not UTF-8"),
+        ("cat\ndog\n".encode("utf-16-le"), "line 1: holds zero bytes"),
+        (b"\xff\xfec\0a", "line 1: is not UTF-16"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named_by_their_line(
+    tmp_path: Path, data: bytes, problem: str
+) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(UserError, match=f"list.txt, {problem}"):
+        read_text(tmp_path / "list.txt")
+    with pytest.raises(UserError, match=r"none\.txt: no such file; correct the path"):
+        read_text(tmp_path / "none.txt")

@@ -85,7 +85,7 @@ def make_context(
     ]
     starts = Path(features) / "starts"
     if is_remote(features):
-        starts = Path(run.storage).absolute() / "starts" / features.rsplit("/", 1)[-1]
+        starts = Path(run.storage).expanduser().absolute() / "starts" / features.rsplit("/", 1)[-1]
     return TrialContext(
         config=config,
         base=trial_base(config),

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
-import fsspec
-
 from vgse.errors import UserError
+from vgse.files import read_text
 from vgse.knowledge.words import words_of
 
 DECAY = 0.9
@@ -39,13 +38,7 @@ def read_hierarchy(path: str) -> dict[str, list[str]]:
 
     A line with one name is a root without children; lines from # on are remarks.
     """
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as stream:
-            lines = stream.read().splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give child<TAB>parent lines") from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    lines = read_text(path, remedy="give child<TAB>parent lines").splitlines()
     parents: dict[str, list[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):

@@ -1,5 +1,6 @@
 """Reading files of word vectors: word2vec, GloVe, fastText text, .npz and .mat."""
 
+import codecs
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -18,6 +19,10 @@ Keep = Callable[[str], bool]
 def _read_text(stream: BinaryIO, name: str, keep: Keep) -> Rows:
     size = 0
     for number, line in enumerate(stream, 1):
+        if number == 1:
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError(f"{name}: is in UTF-16; save it as UTF-8")
+            line = line.removeprefix(codecs.BOM_UTF8)
         parts = line.split()  # bytes divide at ASCII space only, words may hold other spaces
         if not parts or (number == 1 and len(parts) == 2 and all(p.isdigit() for p in parts)):
             continue  # word2vec and fastText write a header, GloVe does not

@@ -1,10 +1,14 @@
 """Word vectors of class names, from the formats that word vectors come in."""
 
+import logging
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal, cast
+from zipfile import BadZipFile, ZipFile
 
 import fsspec
 import numpy as np
@@ -12,6 +16,8 @@ from numpy.typing import NDArray
 
 from vgse.errors import UserError
 from vgse.knowledge.word_files import read_rows
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,23 @@ def words_of(class_name: str) -> list[str]:
     Underscores, pluses, hyphens, slashes and camel case divide words; a running number in front
     of a name ("001.", "12_") is left out.
     """
+    return [word for compound in _compounds(class_name) for word in compound]
+
+
+def _compounds(class_name: str) -> list[list[str]]:
+    """The words of a class name, those that only camel case divides beside each other."""
     # Some file systems store é as e and an accent, which would divide the word.
     name = unicodedata.normalize("NFC", class_name)
     name = re.sub(r"^\s*\d+[.\s_-]+(?=.*[^\W\d_])", "", name)
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return [word for word in re.split(r"(?:[^\w']|_)+", spaced.lower()) if word]
+    parts = [part for part in re.split(r"(?:[^\w']|_)+", name) if part]
+    return [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).lower().split(" ") for part in parts]
+
+
+def _compounds_among(class_name: str, words: list[str]) -> list[list[str]]:
+    """`words` as `_compounds` divides the name, each by itself where they are others."""
+    compounds = _compounds(class_name)
+    same = [word for compound in compounds for word in compound] == words
+    return compounds if same else [[word] for word in words]
 
 
 def _spellings(word: str) -> list[str]:
@@ -57,33 +75,27 @@ def load_word_vectors(
     """One vector a class, read from word2vec, GloVe, fastText, .npz or .mat.
 
     A name of several words takes the vector of the joined name (`polar_bear`) where the file
-    has it, and the mean over its words otherwise. A word that the file lacks is looked up in
-    its singular. Only the wanted rows are kept in memory.
+    has it, and the mean over its words otherwise; what only camel case divides (`iPod`,
+    `PlayStation`) counts as one word where the file has it. A word that the file lacks is looked
+    up in its singular. Of several rows of a word the first counts, and one in the wanted case
+    before others. Only the wanted rows are kept in memory.
 
     `path` is a file or any fsspec URL, whose ending tells the format; `class_words` are lower
     case, in the order wanted; `missing` is what to do with classes that have no vector.
     """
     joined = {sign.join(words) for words in class_words.values() for sign in "_-"}
     single = {s for words in class_words.values() for w in words for s in _spellings(w)}
-    wanted = (joined | single) - {""}
-    table: dict[str, NDArray[np.float32]] = {}
-    remedy = "set data.words to a word-vector file"
-    try:
-        with fsspec.open(path, "rb", compression="infer") as stream:
-            keep = wanted.__contains__
-            rows = read_rows(stream, path, lambda word: keep(word) or keep(word.lower()))
-            for word, vector in rows:
-                # Tables may hold names of classes, such as "grizzly+bear".
-                keys = (word, word.lower(), "_".join(words_of(word)))
-                key = next((key for key in keys if key in wanted), None)
-                if key is not None and (key == word or key not in table):
-                    table[key] = vector
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {remedy}") from None
-    except (OSError, EOFError, ImportError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
-
-    found_vectors = {name: _class_vector(words, table) for name, words in class_words.items()}
+    single |= {
+        spelling
+        for name, words in class_words.items()
+        for compound in _compounds_among(name, words)
+        for spelling in _spellings("".join(compound))
+    }
+    table = _read_table(path, (joined | single) - {""})
+    found_vectors = {
+        name: _class_vector(words, _compounds_among(name, words), table)
+        for name, words in class_words.items()
+    }
     lost = [name for name, vector in found_vectors.items() if vector is None]
     if lost and missing == "error":
         raise UserError(
@@ -98,18 +110,83 @@ def load_word_vectors(
     return found
 
 
+def _read_table(path: str, wanted: set[str]) -> dict[str, NDArray[np.float32]]:
+    """The rows of the wanted words."""
+
+    def composed(word: str) -> str:
+        return word if word.isascii() else unicodedata.normalize("NFC", word)
+
+    def keep(word: str) -> bool:
+        return (word := composed(word)) in wanted or word.lower() in wanted
+
+    table: dict[str, NDArray[np.float32]] = {}
+    exact: set[str] = set()
+    again: dict[str, None] = {}
+    remedy = "set data.words to a word-vector file"
+    try:
+        with _opened(path) as (stream, name):
+            for found, vector in read_rows(stream, name, keep):
+                word = composed(found)
+                # Tables may hold names of classes, such as "grizzly+bear".
+                keys = (word, word.lower(), "_".join(words_of(word)))
+                key = next((key for key in keys if key in wanted), None)
+                if key is None:
+                    continue
+                if key == word and key in exact and not np.array_equal(table[key], vector):
+                    again[key] = None
+                if (key == word and key not in exact) or key not in table:
+                    table[key] = vector
+                if key == word:
+                    exact.add(key)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except (OSError, EOFError, ImportError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
+    if again:
+        first = "the first row of each counts"
+        _log.warning("%s: several rows of %s; %s", path, _listed(list(again)), first)
+    return table
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file of word vectors, no longer compressed, and the name whose ending tells its format."""
+    if not path.lower().endswith(".zip") or "::" in path:
+        with fsspec.open(path, "rb", compression="infer") as stream:
+            yield stream, path.partition("::")[0]
+        return
+    with fsspec.open(path, "rb") as stream, ZipFile(stream) as archive:
+        names = [name for name in archive.namelist() if not _FOREIGN.search(name)]
+        if len(names) != 1:
+            which = "one" if not names else f"one, such as zip://{names[-1]}::{path}"
+            raise UserError(f"{path}: holds {len(names)} files ({_listed(names)}); name {which}")
+        with archive.open(names[0]) as member:
+            yield cast(BinaryIO, member), names[0]
+
+
+# Folders, hidden files, and what macOS adds to an archive.
+_FOREIGN = re.compile(r"/$|(^|/)(\.|__MACOSX/)")
+
+
 def _class_vector(
-    words: list[str], table: dict[str, NDArray[np.float32]]
+    words: list[str], compounds: list[list[str]], table: dict[str, NDArray[np.float32]]
 ) -> NDArray[np.float32] | None:
     if not words:
         return None
     for joined in ("_".join(words), "-".join(words)):
         if joined in table:
             return table[joined]
-    rows = [next((table[s] for s in _spellings(w) if s in table), None) for w in words]
+    rows: list[NDArray[np.float32] | None] = []
+    for compound in compounds:
+        row = _row("".join(compound), table)
+        rows += [row] if row is not None else [_row(word, table) for word in compound]
     known = [row for row in rows if row is not None]
     # Half of a name is another thing ("sea lion" is no sea), so all words must be known.
     return np.mean(known, 0, dtype=np.float32) if len(known) == len(rows) else None
+
+
+def _row(word: str, table: dict[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    return next((table[spelling] for spelling in _spellings(word) if spelling in table), None)
 
 
 def _refuse_bad_rows(words: WordVectors, path: str) -> None:

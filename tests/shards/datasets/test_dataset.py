@@ -1,6 +1,9 @@
+import os
+import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -168,6 +171,7 @@ def test_unknown_unseen_classes_are_all_named_with_a_guess(tmp_path: Path) -> No
         ("u.yaml", "- cat\n- dog\n", ""),
         ("u.json", '{"unseen": {"main": ["cat", "dog"]}}', "#unseen.main"),
         ("u.txt", "1 cat\n2 dog\n", ""),
+        ("u.txt", "\ufeffcat  \r\n\r\n dog\r\n", ""),
     ],
 )
 def test_unseen_classes_come_from_lists_of_many_kinds(
@@ -248,3 +252,100 @@ def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "cat" / "Thumbs.db").write_bytes(b"x")
     data = read(f"folder:{tmp_path}", unseen_fraction=0.3)
     assert len(data.images) == 30
+
+
+def test_yaml_lists_hold_names_and_no_truth_values_or_numbers(tmp_path: Path) -> None:
+    names = ["no", "007", "1e3", "null", "2024-01-01", "cat", "dog"]
+    flat_tree(tmp_path / "set", classes=names, images=2)
+    text = "".join(f"- {name}\n" for name in names[:5])
+    (tmp_path / "u.yaml").write_text(text)
+    (tmp_path / "w.yaml").write_text("no: [yes, no]\n007: bond\n")
+    data = read(
+        f"folder:{tmp_path / 'set'}",
+        unseen=str(tmp_path / "u.yaml"),
+        class_words=str(tmp_path / "w.yaml"),
+        val_fraction=0.0,
+    )
+    assert {n for n, role in roles(data).items() if role == "unseen"} == set(names[:5])
+    words = {entry.name: entry.words for entry in data.classes}
+    assert (words["no"], words["007"]) == (["yes", "no"], ["bond"])
+    (tmp_path / "u.json").write_text('["cat", true]')
+    with pytest.raises(ValueError, match=r"u\.json: .* True is in it; correct it"):
+        read(f"folder:{tmp_path / 'set'}", unseen=str(tmp_path / "u.json"))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["folder", "awa2", "cub"])
+def test_an_accent_may_be_spelled_in_two_ways(
+    tmp_path: Path, kind: str, form: Literal["NFC", "NFD"]
+) -> None:
+    make = {"folder": flat_tree, "awa2": awa2_tree, "cub": cub_tree}[kind]
+    root = make(tmp_path / "set")
+    old = {"folder": "cat", "awa2": "JPEGImages/cat", "cub": "images/004.Crow"}[kind]
+    name = "caf\u00e9"
+    (root / old).rename((root / old).with_name(unicodedata.normalize(form, name)))
+    for path in root.glob("*.txt"):
+        text = path.read_text().replace(Path(old).name, name)
+        path.write_text(text, encoding="utf-8")
+    unseen = names_file(tmp_path / "u.txt", "cafe\u0301")
+    data = read(f"{kind}:{root}", unseen=unseen)
+    assert roles(data)[name] == "unseen"
+    assert parts(data)[name, "test_unseen"] == 5
+
+
+def test_split_folders_in_other_letter_cases_and_by_other_names(tmp_path: Path) -> None:
+    root = split_tree(tmp_path / "set")
+    expected = parts(read(f"folder:{root}", unseen_fraction=0.34))
+    for train, test in (("Train", "TEST"), ("training", "val"), ("train", "Validation")):
+        shutil.move(next(root.glob("[tT]rain*")), tmp_path / "a")
+        shutil.move(next(root.iterdir()), root / test)
+        shutil.move(tmp_path / "a", root / train)
+        assert parts(read(f"folder:{root}", unseen_fraction=0.34)) == expected
+
+
+def test_pictures_of_val_beside_test_are_for_training(tmp_path: Path) -> None:
+    root = split_tree(tmp_path / "set")
+    write(root / "val" / "dog" / "1.png", 1)
+    write(root / "extra" / "dog" / "1.png", 1)
+    write(root / "train" / "loose.png", 1)
+    data = read(f"folder:{root}", unseen=names_file(tmp_path / "u.txt", "cat"))
+    assert parts(data)["dog", "train"] == 5
+    assert data.left_out == {
+        "folders beside those of the splits": 1,
+        "pictures outside class folders": 1,
+        "training images of unseen classes": 4,
+    }
+
+
+def test_classes_called_train_and_test_are_classes(tmp_path: Path) -> None:
+    flat_tree(tmp_path, classes=["train", "test", "boat"])
+    data = read(f"folder:{tmp_path}", unseen=names_file(tmp_path / "u.txt", "boat"))
+    assert list(roles(data)) == ["boat", "test", "train"]
+
+
+def test_two_folders_of_one_class_or_split_are_refused(tmp_path: Path) -> None:
+    flat_tree(tmp_path / "a")
+    flat_tree(tmp_path / "a", classes=["cat "])
+    with pytest.raises(ValueError, match=r"cat' and .*cat ' are folders of the same class"):
+        read(f"folder:{tmp_path / 'a'}", unseen_fraction=0.34)
+    split_tree(tmp_path / "b")
+    shutil.copytree(tmp_path / "b" / "train", tmp_path / "b" / "Train")
+    with pytest.raises(ValueError, match="are the same split; keep one"):
+        read(f"folder:{tmp_path / 'b'}", unseen_fraction=0.34)
+
+
+def test_the_folder_of_the_shards_is_no_class(tmp_path: Path) -> None:
+    root = flat_tree(tmp_path)
+    write(root / "packed" / "check.png", 1)
+    config = PackConfig(source=f"folder:{root}", out=str(root / "packed"), unseen_fraction=0.34)
+    assert "packed" not in roles(read_source(config))
+
+
+def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    root = flat_tree(tmp_path)
+    (root / "cat" / "cat_1.png").rename(os.fsdecode(os.fsencode(root / "cat") + b"/caf\xe9.png"))
+    data = read(f"folder:{root}", unseen_fraction=0.34)
+    assert "cat/caf\\xe9.png" in {image.source for image in data.images}
+    (root / "cat").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    with pytest.raises(ValueError, match="is no name of a class; rename the folder"):
+        read(f"folder:{root}", unseen_fraction=0.34)

@@ -2,6 +2,7 @@
 
 import gzip
 import unicodedata
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,3 +288,51 @@ def test_normalised_words_are_centred_on_seen_classes_and_of_length_one() -> Non
     for row, vector in zip(found, vectors, strict=True):
         wanted = vector.astype(np.float64) - centre
         np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), rtol=1e-12)
+
+
+def test_a_camel_case_name_is_looked_up_as_one_word_first(tmp_path: Path) -> None:
+    words = ["ipod", "i", "pod", "youtube", "you", "tube", "play", "station", "video"]
+    (tmp_path / "w.txt").write_text(lines(words))
+    names = ["iPod", "YouTube_video", "PlayStation", "you_tube"]
+    found = load_word_vectors(str(tmp_path / "w.txt"), {name: words_of(name) for name in names})
+    expected = [
+        vector_of("ipod"),
+        np.mean([vector_of("youtube"), vector_of("video")], 0),
+        np.mean([vector_of("play"), vector_of("station")], 0),
+        np.mean([vector_of("you"), vector_of("tube")], 0),
+    ]
+    assert np.allclose(found.vectors, expected, atol=1e-6)
+
+
+def test_of_several_rows_of_a_word_the_first_counts_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "w.txt").write_text("Cat 1 0\ncat 0 1\ncat 1 1\nCat 3 3\ndog 2 1\ndog 2 1\n")
+    found = load_word_vectors(str(tmp_path / "w.txt"), {"cat": ["cat"], "dog": ["dog"]})
+    assert found.vectors.tolist() == [[0, 1], [2, 1]]
+    assert "several rows of cat; the first row of each counts" in caplog.text
+
+
+def test_an_accent_of_two_signs_and_a_byte_order_mark_do_not_matter(tmp_path: Path) -> None:
+    text = "caf\u0065\u0301 1 0\r\ndog 0 1\r\n"
+    (tmp_path / "w.txt").write_bytes(text.encode("utf-8-sig"))
+    found = load_word_vectors(str(tmp_path / "w.txt"), {"caf\u00e9": ["caf\u00e9"]})
+    assert found.vectors.tolist() == [[1, 0]]
+    (tmp_path / "w.txt").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match="is in UTF-16; save it as UTF-8"):
+        load_word_vectors(str(tmp_path / "w.txt"), {"dog": ["dog"]})
+
+
+def test_of_a_zip_with_several_word_files_one_must_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "glove.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("__MACOSX/._glove.2d.txt", b"\0\5")
+        archive.writestr("glove.2d.txt", "dog 0 1\ncat 1 0\n")
+    wanted = {"dog": ["dog"], "cat": ["cat"]}
+    assert load_word_vectors(str(path), wanted).vectors.tolist() == [[0, 1], [1, 0]]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("glove.3d.txt", "dog 0 0 1\ncat 0 1 0\n")
+    with pytest.raises(ValueError, match=r"2 files \(glove.2d.txt, .* as zip://glove.3d.txt::"):
+        load_word_vectors(str(path), wanted)
+    found = load_word_vectors(f"zip://glove.3d.txt::{path}", wanted)
+    assert found.vectors.shape == (2, 3)
