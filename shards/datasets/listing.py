@@ -50,6 +50,8 @@ class Listing:
     linked_pictures: list[tuple[str, bytes]] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    other_files: Counter[str] = field(default_factory=Counter)
+    """Files that are no pictures, by ending."""
 
 
 def folder_at(path: str | os.PathLike[str]) -> Folder:
@@ -119,7 +121,7 @@ def _sort_in(entry: os.DirEntry[str], found: Listing) -> None:
     else:
         plain = ending[1:].isalnum() and len(ending) <= 9
         kind = f"{ending} files" if plain else "files without an ending"
-        found.left_out[kind] += 1
+        found.other_files[kind] += 1
 
 
 def walk(
@@ -161,7 +163,7 @@ def walk(
                 for folder in listing.folders:
                     (later if folder.linked else batch).append((key, folder))
                 links += [(key, listing.folder, *link) for link in listing.linked_pictures]
-                left_out.update(listing.left_out)
+                left_out.update(listing.left_out + listing.other_files)
                 yield key, listing
     visited -= outside
     taken: set[str] = set()

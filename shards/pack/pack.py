@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from shards import manifest as manifests
 from shards.config import PackConfig, validate
 from shards.datasets.classes import hash_key
-from shards.datasets.dataset import DataSet, SourceImage, read_source
+from shards.datasets.dataset import DataSet, read_source
+from shards.datasets.layouts import SourceImage
 from shards.images import encode_jpeg, load_rgb
 from shards.manifest import SPLITS, ImageSpec, Manifest, PatchSpec, ShardEntry, file_problems
 from shards.objects import FULL, file_sizes

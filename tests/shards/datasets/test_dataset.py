@@ -349,3 +349,9 @@ def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     (root / "cat").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
     with pytest.raises(ValueError, match="is no name of a class; rename the folder"):
         read(f"folder:{root}", unseen_fraction=0.34)
+
+
+def test_a_folder_around_the_data_set_is_named(tmp_path: Path) -> None:
+    flat_tree(tmp_path / "set" / "pictures")
+    with pytest.raises(ValueError, match=r"one class, pictures; .* --source folder:.*set/pictures"):
+        read(f"folder:{tmp_path / 'set'}", unseen_fraction=0.34)

@@ -106,7 +106,11 @@ def test_what_nas_boxes_and_archives_add_is_no_sample_and_no_class(tmp_path: Pat
     write(root / "cat" / "._cat.png", 1)
     data = read(f"folder:{root}")
     assert counts(data) == dict.fromkeys(NAMES, 5)
-    assert data.left_out == {"@eaDir folders": 1, "hidden files and folders": 1}
+    assert data.left_out == {
+        "@eaDir folders": 1,
+        "__MACOSX folders": 1,
+        "hidden files and folders": 1,
+    }
 
 
 def test_pipes_sockets_and_broken_links_are_counted_and_never_opened(

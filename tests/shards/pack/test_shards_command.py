@@ -84,6 +84,31 @@ def test_check_finds_nothing_in_sound_shards(packed: Manifest) -> None:
     assert check(packed) == []
 
 
+def test_check_of_a_folder_that_cannot_be_written_draws_no_picture(
+    packed: Manifest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write everywhere but on a mount that is read-only.
+    monkeypatch.setattr("shards.__main__.os.access", lambda path, mode: False)
+    before = sorted(Path(packed.url).iterdir())
+    assert main(["check", packed.url, "--workers", "1"]) == 0
+    assert "cannot be written: --picture FILE draws" in capsys.readouterr().out
+    assert sorted(Path(packed.url).iterdir()) == before
+
+
+def test_pack_says_what_it_left_out_and_shows_no_control_signs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = flat_tree(tmp_path / "set")
+    (root / "cat" / "notes.md").write_text("x")
+    (root / "cat" / "[red]a\x1b[2Jb\n.png").write_bytes(b"x")
+    more = ["--unseen_fraction", "0.34", "--num_patches", "4", "--max_damaged", "0.1"]
+    assert main(arguments(tmp_path, *more)) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 1 .md files\n" in shown
+    assert "left out: cat/[red]a\\x1b[2Jb\\n.png: no picture" in shown
+    assert load_manifest(str(tmp_path / "new")).left_out == {".md files": 1}
+
+
 def test_check_names_a_shard_that_changed_by_one_bit(
     packed: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
