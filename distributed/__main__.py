@@ -9,7 +9,7 @@ import jsonargparse
 from jsonargparse import ArgumentParser
 
 from distributed.jobs.env_file import find_token
-from vgse.config import RunConfig, default_name
+from vgse.config import RunConfig, config_file_action, default_name
 from vgse.errors import UserError
 
 
@@ -37,7 +37,9 @@ def make_parser() -> ArgumentParser:
         "with the checkout.",
     )
     for parser in (train, submit):
-        parser.add_argument("--config", action="config", help="YAML file with any field below.")
+        parser.add_argument(
+            "--config", action=config_file_action(), help="YAML file with any field below."
+        )
         parser.add_argument(
             "--run-id",
             type=str | None,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shards.config import PackConfig
 from shards.manifest import FILE, SPLITS, Manifest, load_manifest
+from vgse.config import config_file_action
 from vgse.errors import UserError
 
 
@@ -26,7 +27,9 @@ def make_parser() -> jsonargparse.ArgumentParser:
         description="Turn a folder of images into tar shards with patch boxes and a manifest. "
         "Can be stopped and started again: finished shards are kept."
     )
-    pack.add_argument("--config", action="config", help="YAML file with any of these options.")
+    pack.add_argument(
+        "--config", action=config_file_action(), help="YAML file with any of these options."
+    )
     pack.add_class_arguments(PackConfig)
     check = jsonargparse.ArgumentParser(
         description="Read every shard and say what is wrong; exit code 1 if anything is. "

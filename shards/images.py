@@ -48,21 +48,19 @@ def load_rgb(path: str, short_side: int, upscale: bool, max_pixels: int) -> NDAr
 
 
 def is_picture(path: str) -> bool:
-    """Whether a file begins as a picture of a known format, whatever its name."""
-    try:
-        with open(path, "rb") as file:
+    """Whether a file begins as a picture of a known format, whatever its name; OSError where it
+    cannot be opened."""
+    with open(path, "rb") as file:
+        try:
             start = file.read(16)
-            found = [
-                kind
-                for kind in FORMATS
-                if (accept := Image.OPEN[kind][1]) and accept(start) is True
-            ]
-            if not found:
+            accepts = ((kind, Image.OPEN[kind][1]) for kind in FORMATS)
+            fits = [kind for kind, accept in accepts if accept and accept(start) is True]
+            if not fits:
                 return False
-            with Image.open(file, formats=found):
+            with Image.open(file, formats=fits):
                 return True
-    except Exception:  # decoders raise anything on what is no picture
-        return False
+        except Exception:  # decoders raise anything on what is no picture
+            return False
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

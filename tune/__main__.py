@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from distributed.jobs.env_file import find_token
 from tune.config import SearchConfig
-from vgse.config import default_name
+from vgse.config import config_file_action, default_name
 from vgse.errors import UserError
 
 
@@ -30,7 +30,9 @@ def make_parser() -> ArgumentParser:
         "trials that ended are kept.",
         allow_abbrev=False,
     )
-    search.add_argument("--config", action="config", help="YAML file with any of the fields below.")
+    search.add_argument(
+        "--config", action=config_file_action(), help="YAML file with any of the fields below."
+    )
     search.add_argument(
         "--search-id",
         type=str | None,

@@ -351,6 +351,21 @@ def load_config(path: str | Path) -> RunConfig:
     return config
 
 
+def config_file_action() -> Any:
+    """jsonargparse's action for --config, with one line for a file that is no UTF-8 text."""
+    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+
+    class ConfigFile(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+            try:
+                super().__call__(parser, cfg, values, option_string)
+            except UnicodeDecodeError as error:
+                line = error.object.count(b"\n", 0, error.start) + 1
+                parser.error(f"{values}, line {line}: is not UTF-8; save the file as UTF-8")
+
+    return ConfigFile
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain dicts and scalars, ready for YAML or JSON."""
     return asdict(config)

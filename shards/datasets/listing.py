@@ -101,12 +101,11 @@ def _sort_in(entry: os.DirEntry[str], found: Listing) -> None:
         return
     try:
         status = entry.stat()
-    except FileNotFoundError:
-        if linked:  # else deleted at this moment
+    except OSError as error:
+        if linked:
             found.left_out[BROKEN] += 1
-        return
-    except OSError:  # a circle of links
-        found.left_out[BROKEN] += 1
+        elif not isinstance(error, FileNotFoundError):  # which is deleted at this moment
+            raise
         return
     if stat.S_ISDIR(status.st_mode):
         found.folders.append(Folder(entry.path, os.path.realpath(entry.path), linked=True))
@@ -115,7 +114,12 @@ def _sort_in(entry: os.DirEntry[str], found: Listing) -> None:
         found.left_out["pipes, sockets and devices"] += 1
         return
     ending = PurePath(name).suffix.lower()
-    if ending in ENDINGS or (ending not in _CAMERAS and is_picture(entry.path)):
+    try:
+        picture = ending in ENDINGS or (ending not in _CAMERAS and is_picture(entry.path))
+    except OSError:
+        found.left_out["files that cannot be read"] += 1
+        return
+    if picture:
         pictures = found.linked_pictures if linked else found.pictures
         pictures.append((name, stamp_of(status)))
     else:

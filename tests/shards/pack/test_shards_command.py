@@ -50,6 +50,18 @@ def test_a_yaml_file_holds_the_options(tmp_path: Path) -> None:
     assert load_manifest(str(tmp_path / "new")).licence == "CC0"
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_yaml_file_that_is_not_utf8_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    (tmp_path / "pack.yaml").write_text("seed: 1\nlicence: caf\u00e9\n", encoding=encoding)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(tmp_path, "--config", str(tmp_path / "pack.yaml")))
+    assert stopped.value.code == 2
+    line = {"latin-1": 2, "utf-16": 1}[encoding]
+    assert f"pack.yaml, line {line}: is not UTF-8; save" in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
