@@ -15,6 +15,7 @@ from distributed.features.cache import units_of
 from distributed.features.extract import run_features
 from distributed.features.kmeans_init import run_kmeans
 from distributed.logs import driver_log
+from distributed.requirements import check_disk
 from distributed.setup import Prepared, learned, prepare
 from distributed.stages import RunFolder, digest, working_folder
 from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
@@ -83,6 +84,7 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
     prepared = prepare(config)
     url = join_url(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
+    check_disk(config, prepared, url)
     with working_folder(url) as run, driver_log(run.local, verbose=verbose), Display() as display:
         write_config(config, url)
         manifest = prepared.manifest

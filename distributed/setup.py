@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distributed.requirements import check_requirements
 from distributed.storage import absolute
 from distributed.train.loggers import check_tracking
 from shards.manifest import Manifest, load_manifest
@@ -54,11 +55,10 @@ def prepare(config: RunConfig) -> Prepared:
         np.array(indices, np.int64)[np.isin(indices, kept)]
         for indices in (manifest.seen, manifest.unseen, manifest.val)
     )
-    _check_data(config, manifest, len(seen), len(unseen), len(val))
     vectors = np.full((len(row), words.vectors.shape[1]), np.nan)
     vectors[kept] = words.vectors[of_kept]
-    vectors = normalise_words(vectors, seen)
-    return Prepared(
+    vectors = normalise_words(vectors, seen) if len(seen) else vectors
+    prepared = Prepared(
         manifest=manifest,
         seen=seen,
         unseen=unseen,
@@ -70,6 +70,8 @@ def prepare(config: RunConfig) -> Prepared:
         cache=_cache_root(config),
         fingerprint=_fingerprint(config, manifest, vectors),
     )
+    check_requirements(config, prepared)
+    return prepared
 
 
 def _load_knowledge(
@@ -107,41 +109,7 @@ def _check_backbone(config: RunConfig) -> int:
                 f"backbone.{name} is {size}, which {config.backbone.name} does not take "
                 f"({str(error).splitlines()[0]}); vision transformers want 224"
             ) from None
-    if config.model.projection > backbone.num_features:
-        raise UserError(
-            f"model.projection is {config.model.projection}, but {config.backbone.name} gives "
-            f"{backbone.num_features} features; lower it, or set 0 for none"
-        )
     return backbone.num_features
-
-
-def _check_data(config: RunConfig, manifest: Manifest, seen: int, unseen: int, val: int) -> None:
-    for name, count, least in (("seen", seen, 2), ("unseen", unseen, 1), ("validation", val, 1)):
-        if count < least:
-            raise UserError(
-                f"{manifest.url}: {count} {name} classes with word vectors, at least {least} "
-                "needed; pack again with another split, or give words to more classes"
-            )
-    if seen - val < 2:
-        raise UserError(f"{manifest.url}: fewer than 2 seen classes outside the validation split")
-    alpha = config.relations.alpha
-    if alpha * seen > 1:
-        raise UserError(
-            f"relations.alpha is {alpha}, but {seen} weights of at least that size cannot "
-            f"sum to 1; set it to {1 / seen:.3g} or less"
-        )
-    images = manifest.num_images("train")
-    if images < config.cluster.num_workers:
-        raise UserError(
-            f"{manifest.url}: {images} training images for {config.cluster.num_workers} workers; "
-            "lower cluster.num_workers"
-        )
-    patches = images * manifest.num_patches
-    if config.model.num_clusters > patches:
-        raise UserError(
-            f"model.num_clusters is {config.model.num_clusters}, but the training images have "
-            f"{patches} patches; lower it"
-        )
 
 
 def _cache_root(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ import yaml
 
 from shards.objects import is_remote
 from tune.space import Dimension, check_space, default_space
-from vgse.config import RunConfig, bounded, check_fields, check_name, leaves, validate
+from vgse.config import LARGEST_SEED, RunConfig, bounded, check_fields, check_name, leaves, validate
 from vgse.errors import UserError
 from vgse.files import read_mapping, written_whole
 from vgse.zsl.models import find_model
@@ -51,7 +51,7 @@ class SearchConfig:
     max_failures: int = bounded(1, 0)
     """Times that a trial whose process died goes on from its last epoch before it counts as
     failed."""
-    seed: int = 0
+    seed: int = bounded(0, 0, LARGEST_SEED)
     """Seed of the choices of the search."""
 
 

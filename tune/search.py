@@ -25,6 +25,7 @@ from tune.searcher import JournalSearch
 from tune.space import check_space_fits, with_params
 from tune.study import TrialRecord, open_journal, ranked, read_trials, trials_of
 from tune.trial.context import TrialContext, make_context, trial_base
+from tune.trial.objective import check_objective
 from tune.trial.trainable import tune_trial
 from vgse.config import to_dict as run_to_dict
 from vgse.errors import UserError
@@ -52,7 +53,8 @@ def search(
     """Run all trials, or with `resume` what is left, retrain the best, and return the folder."""
     check_search(config)
     prepared = prepare(trial_base(config))
-    check_space_fits(config.space, prepared)
+    check_space_fits(trial_base(config), config.space, prepared)
+    check_objective(config, prepared)
     folder = search_folder(config, search_id)
     check_folder(folder, config, resume=resume)
     with disk_errors_in_one_line(folder):

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -104,13 +104,11 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
             if name.startswith(fixed):
                 raise UserError(f"space.{name}: {why}; set it under run instead")
         _check_dimension(name, dimension, known[name])
-        kind = int if isinstance(known[name], int) else float
-        bounds = [kind(end) for end in (dimension.low, dimension.high) if end is not None]
-        for value in dimension.choices or bounds:
-            try:
-                validate(with_params(config, {name: value}))
-            except UserError as error:
-                raise UserError(f"space.{name}: {error}") from None
+    for name, value in _outermost(config, space):
+        try:
+            validate(with_params(config, {name: value}))
+        except UserError as error:
+            raise UserError(f"space.{name}: {error}") from None
 
 
 def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
@@ -146,23 +144,25 @@ def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
         raise UserError(f"space.{name}: {problem}")
 
 
-def check_space_fits(space: Mapping[str, Dimension], prepared: "Prepared") -> None:
+def check_space_fits(
+    config: RunConfig, space: Mapping[str, Dimension], prepared: "Prepared"
+) -> None:
     """See that every value that can be drawn fits the data."""
-    manifest = prepared.manifest
-    # Patches of the classes that trials train on: k-means has no others.
-    names = [manifest.class_names[index] for index in prepared.trained]
-    patches = manifest.num_patches * sum(manifest.class_counts["train"].get(n, 0) for n in names)
-    limits = {
-        "model.num_clusters": (patches, f"the training classes have {patches} patches"),
-        "model.projection": (
-            prepared.num_features,
-            f"the backbone has {prepared.num_features} features",
-        ),
-        "relations.alpha": (
-            1 / len(prepared.trained),
-            f"{len(prepared.trained)} weights of at least that cannot sum to 1",
-        ),
-    }
-    for name, (limit, why) in limits.items():
-        if name in space and space[name].highest > limit:
-            raise UserError(f"space.{name} goes up to {space[name].highest:g}, but {why}; lower it")
+    from distributed.requirements import check_model
+
+    for name, value in _outermost(config, space):
+        try:
+            check_model(with_params(config, {name: value}), prepared)
+        except UserError as error:
+            raise UserError(f"space.{name}: {error}") from None
+
+
+def _outermost(
+    config: RunConfig, space: Mapping[str, Dimension]
+) -> Iterator[tuple[str, bool | int | float | str]]:
+    """The choices of every field, or both ends of its range."""
+    for name, dimension in space.items():
+        kind = int if isinstance(attrgetter(name)(config), int) else float
+        ends = [kind(end) for end in (dimension.low, dimension.high) if end is not None]
+        for value in dimension.choices or ends:
+            yield name, value

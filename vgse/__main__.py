@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from vgse.config import EvaluationConfig, RelationConfig
+from vgse.config import EvaluationConfig, RelationConfig, check_seed
 from vgse.errors import UserError
 
 Normalisation = Literal["none", "l2", "z"]
@@ -91,6 +91,10 @@ def evaluate(
 
     if (run is None) == (embeddings is None):
         raise UserError("evaluate needs either a run folder or --embeddings with --features")
+    if seed is not None:
+        check_seed("--seed", seed)
+    if num_seeds < 1:
+        raise UserError(f"--num_seeds is {num_seeds}; give 1 or more")
     given = {"models": models, "normalise": normalise, "holdout": holdout}
     config = read_config(run, "evaluation", EvaluationConfig, **given)
     if run is not None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from vgse.errors import UserError
 
 _T = TypeVar("_T")
+LARGEST_SEED = 2**31 - 1  # that every library takes
 
 
 def bounded(default: _T, low: float, high: float = inf, **more: str) -> _T:
@@ -255,7 +256,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     storage: str = "runs"
     """Folder or URL (any fsspec scheme) that holds the run folders."""
-    seed: int = 0
+    seed: int = bounded(0, 0, LARGEST_SEED)
     """Seed of every random choice."""
 
 
@@ -279,6 +280,8 @@ def check_fields(config: Any) -> None:
             words = [word for part in get_args(kind) for word in get_args(part)]
             if value not in words:
                 raise UserError(f"{name} is {value!r}; give a number or {', '.join(words)}")
+        elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{name} is {value!r}; give a whole number")
         elif value is not None:
             _check_range(name, value, *item.metadata.get("range", (-inf, inf)))
 
@@ -303,6 +306,12 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
         raise UserError(f"{name} is {value}; it must be {limit}")
 
 
+def check_seed(name: str, seed: Any) -> None:
+    """See that all libraries take a seed."""
+    if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{name} is {seed!r}; give a whole number in 0..{LARGEST_SEED}")
+
+
 def refuse_passwords(config: RunConfig) -> None:
     """See that no address holds a password: config.yaml, logs and the report would show it."""
     for name, _, _, value in _walk(config):
@@ -322,7 +331,8 @@ _PASSWORD = re.compile(
 
 def default_name(config_files: Sequence[str], otherwise: str) -> str:
     """Name of the last configuration file, or `otherwise`, then date and time."""
-    stem = Path(config_files[-1]).stem if config_files else otherwise
+    stem = Path(config_files[-1]).stem if config_files else ""
+    stem = re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.")[:60] or otherwise
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -330,6 +340,8 @@ def check_name(option: str, name: str) -> None:
     """See that the name of a run, given as `option`, is one folder's name."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise UserError(f"{option} {name}: letters, digits, '.', '-' and '_' only")
+    if len(name) > 100:  # files and folders of longer names hang from it
+        raise UserError(f"{option} {name}: has {len(name)} characters; give 100 at most")
 
 
 def load_config(path: str | Path) -> RunConfig:

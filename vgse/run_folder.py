@@ -9,7 +9,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from vgse.config import EvaluationConfig, RelationConfig, RunConfig, check_fields, load_config
+from vgse.config import (
+    EvaluationConfig,
+    RelationConfig,
+    RunConfig,
+    check_fields,
+    check_seed,
+    load_config,
+)
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
@@ -172,9 +179,8 @@ def read_config(run: Path | None, section: str, kind: type[_Config], **overrides
 def read_seed(run: Path) -> int:
     """The seed of the run's config.yaml; 0 where there is no file."""
     seed = read_mapping(run / "config.yaml").get("seed", 0)
-    if not isinstance(seed, int):
-        raise UserError(f"{run / 'config.yaml'}: seed is {seed!r}; give a whole number")
-    return seed
+    check_seed(f"{run / 'config.yaml'}: seed", seed)
+    return int(seed)
 
 
 def write_knowledge(run: Path, knowledge: Knowledge) -> None:

@@ -16,7 +16,7 @@ from vgse.formats import Indices
 from vgse.zsl.data import ZslData
 
 LOCATIONS = ("trainval_loc", "train_loc", "val_loc", "test_seen_loc", "test_unseen_loc")
-_MAX_BYTES = 2**31 - 1
+MAX_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def write_res101(
     path: Path, features: NDArray[np.floating], labels: Indices, image_files: Sequence[str]
 ) -> None:
     """Writes `features` [M, D_f] as float32 [D_f, M], labels [M, 1] and image_files [M, 1]."""
-    if features.size * 4 > _MAX_BYTES:
+    if features.size * 4 > MAX_BYTES:
         raise UserError(
             f"{path}: {features.shape[0]} x {features.shape[1]} features exceed the 2 GB of a .mat "
             "array; use image_features.npz"

@@ -110,18 +110,19 @@ def prepared(root: Path) -> Prepared:
         (
             "model.num_clusters",
             Dimension(choices=[12, 200]),
-            "up to 200, but .* 192 patches",
+            "num_clusters is 200, but .* 192 patches",
         ),
-        ("model.projection", Dimension(16, 2000), "the backbone has"),
+        ("model.projection", Dimension(16, 2000), "gives 1280 features"),
         ("relations.alpha", Dimension(0, 0.5), "cannot sum to 1"),
     ],
 )
 def test_a_space_that_the_data_has_no_room_for_is_refused(
     root: Path, prepared: Prepared, name: str, dimension: Dimension, told: str
 ) -> None:
-    check_space_fits(make_search(root).space, prepared)
+    config = make_search(root)
+    check_space_fits(trial_base(config), config.space, prepared)
     with pytest.raises(ValueError, match=told):
-        check_space_fits({name: dimension}, prepared)
+        check_space_fits(trial_base(config), {name: dimension}, prepared)
 
 
 @pytest.mark.parametrize(

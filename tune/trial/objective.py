@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.requirements import zero_shot_stand_in
+from distributed.setup import Prepared
+from tune.config import SearchConfig
 from vgse.config import RelationConfig
 from vgse.errors import UserError
 from vgse.health import own_class_mean
@@ -84,6 +87,28 @@ def own_images_accuracy(problem: Problem, assignments: NDArray[np.floating]) -> 
     """Per-class mean accuracy of the validation classes under clusters from their own images, in
     0..1; `assignments` [M, D_v] are a_n of the training images."""
     return own_class_mean(assignments, problem.labels, problem.val)
+
+
+def check_objective(config: SearchConfig, prepared: Prepared) -> None:
+    """UserError where the objective could not be had, or would be the same for all trials."""
+    where, val = prepared.manifest.url, len(prepared.val)
+    if config.objective in ("zsl", "own_images") and val < 2:
+        raise UserError(
+            f"{where}: {val} validation class, among which every trial is right: objective "
+            f"{config.objective} needs at least 2 validation classes; pack again with more, or "
+            "take another objective"
+        )
+    data = zero_shot_stand_in(prepared)
+    try:
+        make_problem(
+            *(data.features[data.train], data.labels[data.train], data.class_names),
+            *(prepared.trained, prepared.val),
+            holdout=config.run.evaluation.holdout,
+            folds=config.run.evaluation.folds,
+            seed=config.run.seed,
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def zero_shot_scores(

@@ -70,11 +70,6 @@ def class_folds(
         drawn = np.random.default_rng((seed, int(label))).permutation(own)
         size = min(max(1, round(holdout * len(own))), len(own) - 1)
         of_class[label], held[label], kept[label] = own, drawn[:size], drawn[size:]
-    if not any(map(len, held.values())):
-        raise UserError(
-            "every seen class has one training image: validation holds some out, so give classes "
-            "two or more"
-        )
     # A group of one class would always be right.
     turns = min(count - 1, max(1, round(len(others) / len(val))), len(others) // 2)
     shuffled = np.random.default_rng((seed, len(others))).permutation(others)
@@ -88,6 +83,11 @@ def class_folds(
         fold = Fold(rest, np.sort(unseen), train, test_seen, test_unseen)
         if len(fold.test_seen):
             folds.append(fold)
+    if not folds:
+        raise UserError(
+            "every seen class has one training image: validation holds some out, so give classes "
+            "two or more"
+        )
     return folds
 
 
