@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.relation_solvers import PEERS, solve_cvxpy
+from benchmarks.relations.solvers import PEERS, solve_cvxpy
 from vgse.relations import solve_relations
 
 F64 = NDArray[np.float64]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 RIDGE = 1e-8
 ALL = 20_841
 CASES = [  # word vectors, seen, unseen, alpha

@@ -1,0 +1,1 @@
+"""Relations beside other solvers."""
