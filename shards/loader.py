@@ -261,7 +261,7 @@ def _shared(selection: Selection) -> tuple[Tensor, Tensor | None, np.dtype[np.vo
     """The selection in memory that other processes read, and the type of the table's records."""
     records, in_use = selection.shards.records, selection.in_use
     used = None if in_use is None else torch.from_numpy(in_use).share_memory_()
-    return torch.from_numpy(records.view(np.uint8)).share_memory_(), used, records.dtype
+    return torch.tensor(records.view(np.uint8)).share_memory_(), used, records.dtype
 
 
 def _selection(shards: Tensor, in_use: Tensor | None, kind: np.dtype[np.void]) -> Selection:

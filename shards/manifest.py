@@ -327,8 +327,10 @@ def _read_array(path: str, sha256: str) -> NDArray[Any]:
         raise UserError(f"{path}: no such file; copy it or pack again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(f"{path}: does not belong to the manifest beside it; pack again")
-    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+    stream = io.BytesIO(data)
+    np.lib.format.read_magic(stream)
+    _, _, kind = np.lib.format.read_array_header_1_0(stream)
+    return np.frombuffer(data, kind, offset=stream.tell())  # np.load would copy it
 
 
 def _parse(content: Any, folder: str, path: str) -> Manifest:

@@ -261,7 +261,10 @@ def select(manifest: Manifest, split: str, classes: Collection[int] | None = Non
         edges = np.concatenate([[0], np.cumsum(manifest.shards.counts)])
         rows = manifest.shards.split_rows(split)
         labels = load_labels(manifest)[edges[rows.start] : edges[rows.stop]]
-        selection = replace(selection, in_use=wanted[labels])
+        in_use = np.empty(len(labels), bool)
+        for start in range(0, len(labels), 1 << 20):  # indexing makes eight bytes of each label
+            in_use[start : start + (1 << 20)] = wanted[labels[start : start + (1 << 20)]]
+        selection = replace(selection, in_use=in_use)
     if not selection.total:
         raise UserError(f"{manifest.url}: no images in split {split} for the classes asked for")
     return selection
