@@ -230,8 +230,9 @@ class Selection:
         """Samples in use of each shard [K]."""
         if self.in_use is None:
             return self.shards.counts
-        counts: NDArray[np.int64] = np.add.reduceat(self.in_use, self._edges[:-1], dtype=np.int64)
-        return counts
+        edges = pairwise(self._edges.tolist())
+        counts = [np.count_nonzero(self.in_use[start:stop]) for start, stop in edges]
+        return np.array(counts, np.int64)
 
     @property
     def total(self) -> int:
