@@ -4,7 +4,6 @@ import functools
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import cv2
@@ -28,19 +27,17 @@ from vgse.config import RunConfig
 from vgse.errors import UserError
 from vgse.images.backbones import Backbone, build_backbone
 from vgse.images.devices import (
+    Passes,
     autocast,
     freed_memory_kept,
-    in_passes,
-    padded_length,
     resolve_precision,
 )
 from vgse.images.patches import cut_patches_opencv
 
 # Larger gains nothing on a CPU: 32 images of 9 patches, and whole pictures.
 _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
-# More fill no GPU better: 8,192 pictures of 64 pixels, 668 of 224.
+# More fill no GPU better: 8,192 pictures of 64 pixels, 668 of 224. A pass ends with its unit.
 _GPU_PIXELS = 1 << 25
-_GPU_ROOM: dict[tuple[FeatureSpec, int], int] = {}  # pictures a pass, where memory ran out
 _ONE_PASS = threading.Lock()  # the threads of a process share its GPU
 _manifest = functools.lru_cache(maxsize=4)(functools.partial(load_manifest, check_files=False))
 _ONE_AT_A_TIME = threading.Lock()  # to load what all threads of a process then use
@@ -198,26 +195,20 @@ def _features(
 ) -> Tensor:
     """float16 [n, D_f] of groups of pictures [m, side, side, 3], several groups a pass: on a CPU
     as soon as there are `least` pictures, on a GPU as many as fill it."""
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        least = _GPU_ROOM.get((spec, side), max(1, _GPU_PIXELS // side**2))
+    passes = None
+    if device.startswith("cuda"):
+        passes = _gpu_passes(spec, side, device)
+        least = passes.most
     features = [torch.empty(0, backbone.num_features, dtype=torch.float16)]
 
     def forward(pictures: Tensor) -> Tensor:
-        count = len(pictures)
-        if on_gpu and (more := padded_length(count) - count):
-            pictures = torch.cat([pictures, pictures.new_zeros(more, *pictures.shape[1:])])
         moved = to_device(pictures, torch.device(device))
         with torch.inference_mode(), autocast(device, spec.precision):
-            return backbone(moved)[:count].to("cpu", torch.float16)
+            return backbone(moved).to("cpu", torch.float16)
 
     def run_pass() -> None:
         stacked = torch.from_numpy(np.concatenate(waiting)).permute(0, 3, 1, 2)
-        with _ONE_PASS if on_gpu else nullcontext():
-            found, fitted = in_passes(forward, stacked, len(stacked))
-            if fitted < len(stacked):
-                _GPU_ROOM[spec, side] = fitted
-        features.append(found)
+        features.append(passes.run(forward, stacked) if passes else forward(stacked))
         waiting.clear()
 
     waiting: list[NDArray[np.uint8]] = []
@@ -228,3 +219,9 @@ def _features(
     if waiting:
         run_pass()
     return torch.cat(features)
+
+
+@functools.lru_cache(maxsize=4)
+def _gpu_passes(spec: FeatureSpec, side: int, device: str) -> Passes:
+    """What the threads of a process share of a GPU."""
+    return Passes(max(1, _GPU_PIXELS // side**2), lock=_ONE_PASS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distributed.features.cache import UNIT, Unit, UnitFeatures, access_of, read_unit
@@ -86,10 +87,16 @@ def epoch_batches(
     device: torch.device,
 ) -> Iterator[StepBatch]:
     """The batches of one rank for the rest of an epoch; every rank gets equally many. A rank whose
-    part of a step is empty gets a blank image of weight 0, to take part in collective calls."""
+    part of a step is empty gets a blank image of weight 0, to take part in collective calls; for
+    an accelerator blank images make all batches of pictures alike in size."""
     order = sampler.order_of(cursor, dataset.selection)
     counts = sampler.batch_counts(plan)
     totals, most = counts.sum(0), counts.max(0)
+    full = 0
+    if dataset.folder is None and dataset.cut.mode == "images":
+        # An accelerator's libraries plan and compile for each size of a batch that they meet.
+        full = int(most.max())
+        most = np.full_like(most, full)
     before = cursor.total - plan.total + np.concatenate([[0], np.cumsum(totals)[:-1]])
     shares = before / cursor.total  # counted through the whole plan, from its step 0
     parts = (
@@ -100,10 +107,10 @@ def epoch_batches(
     for step, (inputs, boxes, labels, images, times) in enumerate(parts, plan.first_step):
         num_images = len(labels)
         weights = torch.ones(num_images)
-        if not num_images:
-            inputs = inputs.new_zeros(1, *inputs.shape[1:])
-            boxes = None if boxes is None else boxes.new_zeros(1, *boxes.shape[1:])
-            labels, images, weights = labels.new_zeros(1), images.new_zeros(1) - 1, torch.zeros(1)
+        if short := max(full, num_images, 1) - num_images:
+            inputs, labels, weights = (_padded(v, short) for v in (inputs, labels, weights))
+            images = F.pad(images, [0, short], value=-1)
+            boxes = None if boxes is None else _padded(boxes, short)
         yield StepBatch(
             inputs,
             labels,
@@ -117,6 +124,10 @@ def epoch_batches(
             done_before=float(shares[step]),
             times=times,
         )
+
+
+def _padded(values: Tensor, count: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(count, *values.shape[1:])])
 
 
 def _pixel_parts(

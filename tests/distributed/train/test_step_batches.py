@@ -45,14 +45,27 @@ def test_pictures_for_an_accelerator_hold_the_patches_that_a_cpu_gets(manifest: 
         assert expected.boxes is None
         assert data.inputs.dtype == torch.uint8
         assert data.inputs.shape[1:] == (3, 64, 64)
-        assert torch.equal(data.labels, expected.labels)
-        assert torch.equal(data.images, expected.images)
-        cut = data.patches(0, len(data.labels))
+        count = len(expected.labels)
+        assert data.num_images == count
+        assert torch.equal(data.labels[:count], expected.labels)
+        assert torch.equal(data.images[:count], expected.images)
+        cut = data.patches(0, count)
         assert cut.shape == expected.inputs.shape
         assert (cut - expected.inputs.float()).abs().max() <= 1.0
         assert data.boxes is not None
-        moved = cut_patches(data.inputs, data.boxes.roll(1, 1), SIDE)
+        moved = cut_patches(data.inputs[:count], data.boxes[:count].roll(1, 1), SIDE)
         assert (moved - expected.inputs.float()).abs().max() > 20  # other boxes, other patches
+
+
+def test_batches_for_an_accelerator_are_alike_in_size_by_blank_images(manifest: Manifest) -> None:
+    found = list(batches_of(manifest, Cut("images", 64), batch_size=15))
+    assert {batch.num_images for batch in found} == {12, 13}
+    assert {len(batch.labels) for batch in found} == {batch.most_images for batch in found} == {13}
+    for batch in found:
+        assert batch.boxes is not None and len(batch.inputs) == len(batch.boxes) == 13
+        assert batch.weights.sum() == batch.num_images == batch.total_images
+        assert (batch.images >= 0).sum() == batch.num_images
+        assert torch.isfinite(batch.patches(0, 13)).all()
 
 
 def test_batches_read_in_a_thread_are_the_same(manifest: Manifest) -> None:
@@ -69,7 +82,7 @@ def test_batches_read_in_a_thread_are_the_same(manifest: Manifest) -> None:
                 assert value == other, name
 
 
-@pytest.mark.parametrize(("mode", "batch_size"), [("patches", 2), ("images", 2), ("images", 4)])
+@pytest.mark.parametrize(("mode", "batch_size"), [("patches", 2), ("images", 2), ("patches", 4)])
 def test_every_worker_knows_the_largest_part_of_a_step(
     manifest: Manifest, mode: str, batch_size: int
 ) -> None:
