@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape, render
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Stage:
         """Set how much is done, with a short note beside the bar and details below it."""
         self.done = done
         self._display.details = details
-        self._display.bars.update(self.task, completed=done, note=escape(note))
+        self._display.bars.update(self.task, completed=done, note=note)
         if self._display.console.is_terminal:
             return
         if time.monotonic() - self._last_plain > self._pause:
@@ -59,14 +59,14 @@ class Stage:
     def say(self, text: str) -> None:
         """Print a line of this stage at once, in a terminal above the bar."""
         self._last_plain = time.monotonic()
-        self._display.line(f"{self._name:<{_NAME}} {escape(' '.join(text.split()))}")
+        self._display.line(f"{self._name:<{_NAME}} {' '.join(text.split())}")
 
 
 class Display:
     """A rich display on the driver; use as a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(markup=False, emoji=False, highlight=False)
         self.details: Details = ()
         self.bars = progress.Progress(
             progress.TextColumn(f"{{task.description:<{_NAME}}}"),
@@ -75,7 +75,7 @@ class Display:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("[dim]{task.fields[note]}"),
+            progress.TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         self._live = Live(console=self.console, transient=True, get_renderable=self._render)
 
@@ -87,10 +87,12 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def line(self, text: str) -> None:
-        """Print one line, of rich markup, above the bar; it is logged as well."""
-        logger.info(render(text).plain)
-        self.console.print(text, soft_wrap=True)
+    def line(self, text: str | Text) -> None:
+        """Print one line, in which brackets and :names: mean nothing, above the bar; it is logged
+        as well."""
+        shown = Text(text) if isinstance(text, str) else text
+        logger.info(shown.plain)
+        self.console.print(shown, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
@@ -105,10 +107,11 @@ class Display:
             if self._live.is_started:
                 self._live.refresh()
         seconds = time.monotonic() - started
-        self.line(f"{name:<{_NAME}} {escape(stage.summary)} [dim]({seconds:.0f} s)[/dim]")
+        said = f"{name:<{_NAME}} {stage.summary} ", (f"({seconds:.0f} s)", "dim")
+        self.line(Text.assemble(*said))
 
     def _render(self) -> RenderableType:
         rows = Table.grid(padding=(0, 2))
         for label, text in self.details:
-            rows.add_row(f"[dim]{escape(label)}[/dim]", escape(text))
+            rows.add_row(Text(label, "dim"), Text(text))
         return Group(self.bars, Padding(rows, (0, 0, 0, _NAME + 1)))

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
-from rich.markup import escape
+from rich.text import Text
 
 from distributed import stages
 from distributed.cluster import ray_cluster, wants_gpu
@@ -89,9 +89,12 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
         write_config(config, url)
         manifest = prepared.manifest
         display.line(
-            f"[bold]{escape(manifest.source or manifest.url)}[/bold]: {len(prepared.seen)} seen "
-            f"and {len(prepared.unseen)} unseen classes, {manifest.num_images('train'):,} training "
-            f"images of {manifest.num_patches} patches"
+            Text.assemble(
+                (manifest.source or manifest.url, "bold"),
+                f": {len(prepared.seen)} seen and {len(prepared.unseen)} unseen classes, "
+                f"{manifest.num_images('train'):,} training images of {manifest.num_patches} "
+                "patches",
+            )
         )
         embedding = learn_and_embed(config, prepared, run, display, verbose)
         write_results(config, prepared, run, embedding, display, redo=finished)

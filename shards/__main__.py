@@ -66,7 +66,7 @@ def _pack(options: jsonargparse.Namespace) -> int:
     config = PackConfig(**values)
     damaged = TextColumn("images, {task.fields[damaged]} damaged,")
     columns = TextColumn("packing"), BarColumn(), MofNCompleteColumn(), damaged
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     with Bar(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("pack", total=None, damaged=0)
 
@@ -77,11 +77,11 @@ def _pack(options: jsonargparse.Namespace) -> int:
         manifest = pack(config, run=choose_run(config.workers, config.ray), on_progress=show)
     console.print(_table(manifest))
     for kind, number in manifest.left_out.items():
-        console.print(f"left out: {number:,} {kind}", markup=False)
+        console.print(f"left out: {number:,} {kind}")
     for line in manifest.damaged[:10]:
         visible = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
-        console.print(f"left out: {visible}", markup=False)
-    console.print(f"{manifest.url}/{FILE}", markup=False)
+        console.print(f"left out: {visible}")
+    console.print(f"{manifest.url}/{FILE}")
     return 0
 
 
@@ -92,10 +92,10 @@ def _check(options: jsonargparse.Namespace) -> int:
 
     manifest = load_manifest(options.folder, check_files=False)
     found = check(manifest, run=choose_run(options.workers))
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     console.print(_table(manifest))
     for problem in found:
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(problem, soft_wrap=True)
     picture = options.picture
     if not picture and not is_remote(manifest.url):
         if os.access(manifest.url, os.W_OK):
@@ -103,7 +103,7 @@ def _check(options: jsonargparse.Namespace) -> int:
         else:
             console.print("the folder cannot be written: --picture FILE draws boxes elsewhere")
     if picture and not found:
-        console.print(f"boxes drawn in {draw_samples(manifest, picture)}", markup=False)
+        console.print(f"boxes drawn in {draw_samples(manifest, picture)}")
     console.print(_count(len(found), "problem") if found else "all shards are sound")
     return 1 if found else 0
 

@@ -114,9 +114,9 @@ def evaluate(
         )
         if out is not None:
             write_json(out, evaluation)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     console.print(evaluation_table(evaluation))
-    console.print(evaluation["summary"], highlight=False)
+    console.print(evaluation["summary"])
     if out is not None:
         print(out)
 

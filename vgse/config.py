@@ -302,7 +302,8 @@ def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any,
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if (low, high) != (-inf, inf) and not low <= value <= high:
-        limit = f"at least {low:g}" if high == inf else f"in {low:g}..{high:g}"
+        low, high = (int(end) if end == round(end, 0) != inf else end for end in (low, high))
+        limit = f"at least {low}" if high == inf else f"in {low}..{high}"
         raise UserError(f"{name} is {value}; it must be {limit}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
+from rich.text import Text
 
 from distributed.display import Display, Stage
 from distributed.embedding.embed import FILES, Embedded, EmbeddedImages, load_embedded
@@ -139,9 +139,10 @@ def write_results(
     download(run, "evaluation.json", "health.json", "report.html")
     evaluated_rows = read_mapping(folder / "evaluation.json")
     display.console.print(evaluation_table(evaluated_rows))
-    display.line(escape(evaluated_rows["summary"]))
+    display.line(evaluated_rows["summary"])
     for finding in read_mapping(folder / "health.json")["findings"]:
-        display.line(f"[yellow]{finding['cause']}[/yellow]: {escape(finding['sentence'])}")
+        cause, sentence = finding["cause"], finding["sentence"]
+        display.line(Text.assemble((cause, "yellow"), f": {sentence}"))
 
 
 def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64]:

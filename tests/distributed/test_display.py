@@ -90,9 +90,19 @@ def test_what_a_cause_holds_is_shown_as_it_is() -> None:
     display, file = display_on(terminal=False)
     with display, display.stage("training") as stage:
         stage.say("a worker was lost ([/closed] [bold]OSError)")
+        display.line("runs/x[bold]y :dog: [/]")
         stage.summary = "[Errno 5]"
     assert "lost ([/closed] [bold]OSError)\n" in file.getvalue()
+    assert "runs/x[bold]y :dog: [/]\n" in file.getvalue()
     assert "[Errno 5]" in file.getvalue()
+
+
+def test_notes_and_details_below_the_bar_are_shown_as_they_are() -> None:
+    display, file = display_on(terminal=True)
+    with display, display.stage("features", 2) as stage:
+        stage.update(1, "of [/a] :dog:", [("[b]", "[/c] :cat:")])
+        time.sleep(0.4)
+    assert all(text in file.getvalue() for text in ("of [/a] :dog:", "[b]", "[/c] :cat:"))
 
 
 def test_a_lost_worker_is_said_with_its_cause_the_restarts_and_the_epoch() -> None:

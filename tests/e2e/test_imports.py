@@ -94,6 +94,15 @@ def test_nothing_loads_a_pickle(path: Path) -> None:
     assert unsafe(path.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_users_wrote_is_no_markup_to_any_terminal(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Console"):
+            said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert (said.get("markup"), said.get("emoji")) == ("False", "False")
+
+
 @pytest.mark.parametrize("path", METHOD, ids=name_of)
 def test_the_method_knows_no_ray_no_tar_and_does_not_print(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ def analyse(folder: Path) -> Path:
     from tune.report.verdict import causes, counts, headline, judge_ranks
     from vgse.report.page import percent
 
-    console = Console(highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     axes = axes_of(search)
     found = importance(search.trials, axes)
     falling = sorted(axes, key=lambda axis: -found.shares[axis.name] if found else 0)

@@ -43,6 +43,13 @@ def test_pack_says_how_many_training_images_of_unseen_classes_it_left_out(
         assert "left out: 8 training images of unseen classes\n" in capsys.readouterr().out
 
 
+def test_a_title_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat_tree(tmp_path / "set")
+    given = ["--unseen_fraction", "0.34", "--num_patches", "4", "--title", "x[/2019] [bold]:dog:"]
+    assert main(arguments(tmp_path, *given)) == 0
+    assert "x[/2019] [bold]:dog: " in capsys.readouterr().out
+
+
 def test_a_yaml_file_holds_the_options(tmp_path: Path) -> None:
     flat_tree(tmp_path / "set")
     (tmp_path / "pack.yaml").write_text("unseen_fraction: 0.34\nnum_patches: 4\nlicence: CC0\n")
