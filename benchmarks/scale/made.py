@@ -150,7 +150,7 @@ def made_images(count: int) -> dict[str, Any]:
 
 def made_embedded(units: Any) -> Any:
     """What embedding some units gives."""
-    from distributed.embedding.embed import Embedded, EmbeddedImages
+    from distributed.embedding.embed import Embedded, EmbeddedImages  # it has both, then as now
     from vgse.embeddings import add_images, empty_sums
 
     count = sum(unit.stop - unit.start for unit in units)
@@ -168,7 +168,7 @@ def made_embedded(units: Any) -> Any:
 
 def make_run(run: Path, images: int) -> None:
     """A run folder as embedding leaves it for the evaluation."""
-    from distributed.embedding.embed import part_of
+    from distributed.embedding.embed import Embedded, EmbeddedImages, part_of
     from vgse.formats import ClassEmbeddings, write_npz
     from vgse.images import image_features as files
 
@@ -184,17 +184,16 @@ def make_run(run: Path, images: int) -> None:
     for number, start in enumerate(range(0, images, size)):
         count = min(size, images - start)
         columns = made_images(count)
-        columns["keys"] = [f"{start + row:08d}-{row:08x}" for row in range(count)]
-        columns["splits"] = [("test_unseen", "train", "test_seen")[row % 3] for row in range(count)]
-        seen_rows = np.arange(count) % 3 > 0
-        columns["labels"] = np.where(seen_rows, columns["labels"] % len(seen), unseen[0])
-        columns["labels"][~seen_rows] += np.arange((~seen_rows).sum()) % UNSEEN
+        places = np.arange(start, start + count)
+        columns["keys"] = [f"{place:08d}-{place:08x}" for place in places]
+        columns["splits"] = [("test_unseen", "train", "test_seen")[place % 3] for place in places]
+        of_seen, of_unseen = places // 3 % len(seen), len(seen) + places // 3 % UNSEEN
+        columns["labels"] = np.where(places % 3 > 0, of_seen, of_unseen)
         labels.append(columns["labels"].astype(np.int32))
         split.append(np.array([files.SPLITS.index(name) for name in columns["splits"]], np.uint8))
-        embedded = made_embedded([])
-        rows = type(embedded.parts[0])(**columns)
+        rows = EmbeddedImages(**columns)
         if size < images:
-            part_of(type(embedded)({}, {}, [rows]), number, str(run))
+            part_of(Embedded({}, {}, [rows]), number, str(run))
         else:
             given = files.ImageFeatures(
                 rows.features,

@@ -268,7 +268,7 @@ def embedding(images: int) -> Values:
             if not run:
                 yield number, embedded
                 continue
-            with mock.patch.object(embed, "_write_npz"):
+            with mock.patch.object(embed, "write_part"):
                 yield embed.part_of(embedded, number, run[0])
 
     model = mock.MagicMock(backbone=None)
