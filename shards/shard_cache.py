@@ -1,4 +1,5 @@
-"""Local copies of remote shards, shared by all processes and runs of a machine.
+"""Local copies of remote shards and of units of the feature cache at a URL, shared by all processes
+and runs of a machine.
 
 A copy appears under the sha256 of its content once it is right. There is no lock: of two processes
 the second replaces it by an equal one. A `.part-` file of a killed process is removed later.
@@ -19,9 +20,11 @@ from vgse.errors import UserError
 
 CHUNK_BYTES = 8 << 20
 _STALE_S = 3600.0  # a part that is being written changes every few seconds
+_PROCESSES = 32  # of a node that may add copies at once, before each looks again
 
 # Threads of one process wait for each other; nothing of it outlives the process.
 _loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+_allowance: dict[str, int] = {}  # bytes that this process may still add to a folder unseen
 
 
 def read_cached(url: str, shard: ShardEntry, start: int, stop: int, access: Access) -> bytes:
@@ -107,29 +110,59 @@ def changed(digest: str, shard: ShardEntry) -> str:
 
 def _make_room(folder: Path, needed: int, limit: int | None) -> bool:
     """Whether a copy of `needed` bytes may be added, after forgetting what is oldest."""
-    copies: list[tuple[float, int, str]] = []
-    total = 0
-    for item in os.scandir(folder):
-        part = item.name.startswith(".part-")
-        if not part and not item.name.endswith(".tar"):
-            continue
-        try:
-            found = item.stat()
-            if part and time.time() - found.st_mtime > _STALE_S:
-                os.unlink(item.path)
-                continue
-        except FileNotFoundError:
-            continue  # another process was faster
-        total += found.st_size
-        if not part:
-            copies.append((found.st_mtime, found.st_size, item.path))
+    copies, total = _copies(folder)
     if limit is None:
         return True
     if needed > limit:
         return False
+    _forget(copies, total + needed - limit)
+    return True
+
+
+def forget_oldest(folder: Path, added: int, limit: int | None) -> None:
+    """Bring shards and units of features below `folder` back under `limit` bytes, now that this
+    process has added some; it looks at them again only when they can have come near the limit."""
+    if limit is None:
+        return
+    with _loading[str(folder)]:
+        left = _allowance.get(str(folder), 0) - added
+        if left < 0:
+            copies, total = _copies(folder)
+            total -= _forget(copies, total - round(0.95 * limit))
+            left = (limit - total) // _PROCESSES
+        _allowance[str(folder)] = left
+
+
+def _copies(folder: Path) -> tuple[list[tuple[float, int, str]], int]:
+    """Time of the last use, bytes and path of each copy, and the bytes of all there is; half
+    copies that nobody goes on with are removed."""
+    copies, total = [], 0
+    features = folder / "features"
+    units = [Path(item.path) for item in os.scandir(features)] if features.is_dir() else []
+    for place, ending in [(folder, ".tar"), *((unit, ".safetensors") for unit in units)]:
+        for item in os.scandir(place):
+            part = item.name.startswith(".part-") or item.name.endswith(".partial")
+            if not part and not item.name.endswith(ending):
+                continue
+            try:
+                found = item.stat()
+                if part and time.time() - found.st_mtime > _STALE_S:
+                    os.unlink(item.path)
+                    continue
+            except FileNotFoundError:
+                continue  # another process was faster
+            total += found.st_size
+            if not part:
+                copies.append((found.st_mtime, found.st_size, item.path))
+    return copies, total
+
+
+def _forget(copies: list[tuple[float, int, str]], excess: int) -> int:
+    """Remove copies, the oldest first, of so many bytes in all; returns what that was."""
+    removed = 0
     for _, size, path in sorted(copies):
-        if total + needed <= limit:
+        if removed >= excess:
             break
         Path(path).unlink(missing_ok=True)  # who reads it now can finish
-        total -= size
-    return True
+        removed += size
+    return removed

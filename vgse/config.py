@@ -37,8 +37,8 @@ class DataConfig:
     """Folder of each node that keeps shards of a store, and copies of a feature cache at a URL,
     shared by all runs; none streams shards, and copies features into the temporary folder."""
     shard_cache_gb: float = bounded(0, 0)
-    """Size above which that folder forgets the shards that were not used for longest; 0 sets no
-    limit."""
+    """Size above which that folder forgets the shards and the copies of features that were not
+    used for longest; 0 sets no limit."""
     max_damaged: float = bounded(0.01, 0, 1)
     """Share of unreadable images, in 0..1, above which a run stops. Where θ learns, each loader
     counts for itself: it may meet its part of them, rounded up, and some more by chance."""

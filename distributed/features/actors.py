@@ -1,52 +1,94 @@
 """Remote calls of one function: in Ray tasks on CPUs, and on GPUs, where Ray ends a task's process
-with every call, in actors that load a backbone once for a whole stage."""
+with every call, in actors that load a backbone once for a whole stage.
 
-import itertools
+The calls of a process that is lost, alone or with its node, go to others; another process starts
+in its place as soon as there is room.
+"""
+
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util import ActorPool
 
-from distributed.cluster import bundle, describe_failure, fitting, least_workers
+from distributed.cluster import Say, describe_failure
 from vgse.config import ClusterConfig
 from vgse.errors import UserError
 
-_REPETITIONS = 3
+# A call that is lost is repeated after so many seconds, longer in all than Ray takes to notice
+# that a node is gone; one that is lost once more ends the stage: it may be what kills.
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+_LOOK_S = 10.0  # between two looks at the room there is
+_FAILED_STARTS = 5
+
+
+@dataclass(eq=False)
+class Process:
+    """What takes calls, `slots` at a time."""
+
+    call: Callable[[Callable[..., Any], tuple[Any, ...]], Any]  # returns a reference
+    slots: int
+    ready: Any = None  # a reference that is there once calls are taken; None: at once
+    end: Callable[[], None] | None = None  # None: Ray starts and ends what runs the calls
+    lost: bool = False
+
+
+@dataclass(eq=False)
+class _Call:
+    arguments: tuple[Any, ...]
+    losses: int = 0
+    due: float = 0.0
 
 
 class _Caller:
+    def ready(self) -> None:
+        """Answers once the process is up."""
+
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
 
 
 def remote_results(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], config: ClusterConfig, gpu: bool
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    config: ClusterConfig,
+    gpu: bool,
+    say: Say = lambda line: None,
 ) -> Iterator[Any]:
-    """Results of calls as they come, from CPUs or from GPUs."""
+    """Results of calls as they come, from CPUs or from GPUs: as many as there are, in a run of
+    `min_workers` to `num_workers` from the latter number at most."""
+    patience = config.wait_for_workers
     if not gpu:
-        return task_results(function, calls)
+        return task_results(function, calls, patience=patience, say=say)
     threads = 1 + max(2, config.loader_workers, round(config.cpus_per_worker))
-    # A search needs no room for all workers of a run; an actor without any would wait for ever.
-    actors = int(min(len(calls), least_workers(config), max(1, fitting(bundle(config, gpu)))))
-    return actor_results(function, calls, actors, cpus=config.cpus_per_worker, threads=threads)
+    count, cpus = config.num_workers, config.cpus_per_worker
+    return actor_results(
+        function, calls, count, cpus=cpus, threads=threads, patience=patience, say=say
+    )
 
 
-def task_results(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results as they come of calls in tasks of a CPU each, at most 64 of them in flight."""
-    task = ray.remote(num_cpus=1, max_retries=_REPETITIONS)(function)
-    flying: list[Any] = []
-    waiting = iter(calls)
-    while True:
-        flying += [task.remote(*call) for call in itertools.islice(waiting, 64 - len(flying))]
-        if not flying:
-            return
-        (done,), flying = ray.wait(flying)
-        with lost_calls():
-            result = ray.get(done)
-        yield result
+def task_results(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    patience: float = math.inf,
+    say: Say = lambda line: None,
+) -> Iterator[Any]:
+    """Results as they come of calls in tasks of a CPU each, two for each CPU in flight."""
+    task = ray.remote(num_cpus=1, max_retries=0)(function)
+
+    def start() -> Process:
+        return Process(lambda function, arguments: task.remote(*arguments), slots=2)
+
+    def room() -> int:
+        return int(ray.cluster_resources().get("CPU", 0))
+
+    return call_results(function, calls, start, room, patience=patience, say=say)
 
 
 def actor_results(
@@ -57,28 +99,133 @@ def actor_results(
     cpus: float,
     threads: int,
     gpus: float = 1,
+    patience: float = math.inf,
+    say: Say = lambda line: None,
 ) -> Iterator[Any]:
-    """Results as they come of calls in `count` actors, each with several calls at a time, so that
-    some read and cut while another computes. One that dies is replaced, its calls are repeated."""
-    caller = ray.remote(_Caller).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_concurrency=threads,
-        max_restarts=_REPETITIONS,
-        max_task_retries=_REPETITIONS,
-    )
-    actors: list[Any] = [caller.remote() for _ in range(count)]
-    pool = ActorPool(actors * threads)
+    """Results as they come of calls in up to `count` actors, each with several calls at a time, so
+    that some read and cut while another computes."""
+    caller = ray.remote(_Caller).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=threads)
+
+    def start() -> Process:
+        actor: Any = caller.remote()
+        return Process(actor.call.remote, threads, actor.ready.remote(), lambda: ray.kill(actor))
+
+    return call_results(function, calls, start, lambda: count, patience=patience, say=say)
+
+
+def call_results(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    start: Callable[[], Process],
+    room: Callable[[], int],
+    *,
+    patience: float = math.inf,
+    say: Say = lambda line: None,
+) -> Iterator[Any]:
+    """Results as they come of calls in up to `room()` processes, which `start` makes.
+
+    UserError where no process takes calls for `patience` seconds, or a call loses its process more
+    often than it is repeated.
+    """
+    waiting = deque(map(_Call, calls))
+    later: list[_Call] = []  # lost ones, until their pause is over
+    starting: dict[Any, Process] = {}
+    flying: dict[Any, tuple[_Call, Process]] = {}
+    alive: set[Process] = set()
+    free: deque[Process] = deque()  # a place for each call that a process could take
+    failed, look, said, alone = 0, 0.0, -math.inf, time.monotonic()
+
+    def lose(process: Process, error: ray.exceptions.RayError) -> None:
+        nonlocal look, said
+        if process.end is not None and not process.lost:
+            process.lost, look = True, 0.0
+            alive.discard(process)
+            process.end()
+        if time.monotonic() > said + _LOOK_S:
+            say(f"a process was lost ({describe_failure(error)}); others do its work")
+            said = time.monotonic()
+
     try:
-        for arguments in calls:
-            pool.submit(lambda actor, given: actor.call.remote(function, given), arguments)
-        while pool.has_next():
-            with lost_calls():
-                result = pool.get_next_unordered()
-            yield result
+        while waiting or later or flying:
+            now = time.monotonic()
+            waiting.extendleft(call for call in later if call.due <= now)
+            later = [call for call in later if call.due > now]
+            if now >= look:
+                look, there = now + _LOOK_S, room()
+                open_calls = len(waiting) + len(later) + len(flying)
+                for _ in range(min(there, open_calls) - len(alive) - len(starting)):
+                    process = start()
+                    if process.ready is None:
+                        alive.add(process)
+                        free.extend([process] * process.slots)
+                    else:
+                        starting[process.ready] = process
+                if alive and there:
+                    alone = now
+                elif now - alone > patience:
+                    raise UserError(
+                        f"there was no room for a process on the cluster within {patience:g} s "
+                        "(cluster.wait_for_workers); add nodes, then run the same command again"
+                    )
+            while waiting and free:
+                process = free.popleft()
+                if not process.lost:
+                    call = waiting.popleft()
+                    flying[process.call(function, call.arguments)] = call, process
+            until = min([look, *(call.due for call in later)], default=look)
+            for reference in _ready([*flying, *starting], until - time.monotonic()):
+                if process := starting.pop(reference, None):
+                    try:
+                        ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        failed, look = failed + 1, 0.0
+                        lose(process, error)
+                        if failed > max(_FAILED_STARTS, len(starting)):
+                            raise _given_up(error) from error
+                        continue
+                    failed, alone = 0, time.monotonic()
+                    alive.add(process)
+                    free.extend([process] * process.slots)
+                    continue
+                call, process = flying.pop(reference)
+                if not process.lost:
+                    free.append(process)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
+                except ray.exceptions.RayError as error:
+                    lose(process, error)
+                    if call.losses == len(_PAUSES_S):
+                        raise _given_up(error) from error
+                    call.due = time.monotonic() + _PAUSES_S[call.losses]
+                    call.losses += 1
+                    later.append(call)
+                else:
+                    yield result
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        for process in (*alive, *starting.values()):
+            if process.end is not None:
+                process.end()
+
+
+def _ready(references: list[Any], seconds: float) -> list[Any]:
+    """Those of some references that are there, at once or after `seconds` at most; one look at
+    all of them serves every result that has come."""
+    if not references:
+        time.sleep(max(0.0, min(seconds, 1.0)))
+        return []
+    done, rest = ray.wait(references, timeout=max(0.0, seconds), fetch_local=False)
+    if done and rest:
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)
+        done += more
+    return done
+
+
+def _given_up(error: ray.exceptions.RayError) -> UserError:
+    return UserError(f"{describe_failure(error)}; run the same command again to go on")
 
 
 @contextmanager
@@ -91,5 +238,4 @@ def lost_calls() -> Iterator[None]:
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        lost = f"{describe_failure(error)}; run the same command again to go on"
-        raise UserError(lost) from error
+        raise _given_up(error) from error

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from distributed.storage import download_file, upload_file
 from shards.manifest import Manifest
 from shards.objects import ACCESS, PATIENT, Access, is_remote, join_url
+from shards.shard_cache import forget_oldest
 from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
 from vgse.files import written_whole
@@ -128,18 +130,23 @@ def _folder(root: str, spec: FeatureSpec, content: list[Any]) -> str:
     )
 
 
+def local_folder(access: Access) -> Path:
+    """Where this node keeps copies of what lies at a URL."""
+    if access.cache is not None:
+        return Path(access.cache).expanduser()
+    root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.is_symlink() or root.stat().st_uid != os.getuid():
+        raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
+    return root
+
+
 def unit_path(folder: str, name: str, access: Access) -> Path:
     """Where this node has a file of the cache, or keeps its copy of one at a URL."""
     if not is_remote(folder):
         return Path(folder) / name
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    if access.cache is not None:
-        return Path(access.cache).expanduser() / "features" / digest / name
-    root = Path(tempfile.gettempdir()) / f"vgse-features-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise UserError(f"{root}: belongs to another user; set data.shard_cache to a folder")
-    return root / digest / name
+    return local_folder(access) / "features" / digest / name
 
 
 def write_unit(
@@ -149,12 +156,15 @@ def write_unit(
     metadata: dict[str, str],
     access: Access = ACCESS,
 ) -> None:
-    """Add a unit's file to the cache; of a cache at a URL a copy stays on this node."""
+    """Add a unit's file to the cache; of a cache at a URL a copy stays on this node as long as
+    there is room for it."""
     path = unit_path(str(folder), unit.file, access)
     with written_whole(path) as stream:
         stream.write(save({k: tensor.contiguous() for k, tensor in tensors.items()}, metadata))
     if is_remote(str(folder)):
+        size = path.stat().st_size
         upload_file(path, join_url(str(folder), unit.file))
+        forget_oldest(local_folder(access), size, access.cache_bytes)
 
 
 def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
@@ -162,17 +172,34 @@ def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFe
     path = unit_path(str(folder), unit.file, access)
     url = join_url(str(folder), unit.file)
     try:
-        if is_remote(url) and not path.is_file():
-            download_file(url, path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            keys = json.loads(metadata["keys"])
-            # Files of earlier versions hold none.
-            sources = json.loads(metadata.get("sources", "null")) or [""] * len(keys)
-            names = ("labels", "images", "patches", "rows")
-            tensors = {name: file.get_tensor(name) for name in names}
+        if not is_remote(url):
+            return _mapped(path)
+        for _ in range(3):  # another process may remove the copy before it is mapped
+            try:
+                content = _mapped(path)
+            except FileNotFoundError:
+                download_file(url, path)
+                with suppress(FileNotFoundError):
+                    content, size = _mapped(path), path.stat().st_size
+                    forget_oldest(local_folder(access), size, access.cache_bytes)
+                    return content
+                continue
+            with suppress(OSError):
+                os.utime(path)  # in use: the last to be forgotten
+            return content
     except FileNotFoundError:
-        raise UserError(f"{url}: missing from the feature cache; run again to compute it") from None
+        pass
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete the file and run again") from None
+    raise UserError(f"{url}: missing from the feature cache; run again to compute it")
+
+
+def _mapped(path: Path) -> UnitFeatures:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        keys = json.loads(metadata["keys"])
+        # Files of earlier versions hold none.
+        sources = json.loads(metadata.get("sources", "null")) or [""] * len(keys)
+        names = ("labels", "images", "patches", "rows")
+        tensors = {name: file.get_tensor(name) for name in names}
     return UnitFeatures(keys=keys, sources=sources, **tensors)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from distributed.train.trainer import TrainingJob
 
 
+# A block of the order lies in two units, or in more where only some classes are trained on; the
+# system allows 65,530 maps a process.
+_MAPPED_UNITS = 64
+
 # Inputs, their boxes, labels, image ids and loading times of one worker's step.
 Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
 
@@ -162,12 +166,12 @@ def _pixel_parts(
 
 
 def _feature_parts(dataset: Dataset, order: Order, plan: Plan, rank: int) -> Iterator[Part]:
-    """Cached features of images that were not damaged. Units are mapped on first use; the system
-    pages them in and out."""
+    """Cached features of images that were not damaged. Units are mapped on first use, and let go
+    when the order has passed them; the system pages them in and out."""
     assert dataset.folder is not None and plan.loader_workers == 0
     folder = dataset.folder
 
-    @functools.cache
+    @functools.lru_cache(maxsize=_MAPPED_UNITS)
     def unit_of(shard: int, number: int) -> UnitFeatures:
         entry, start = dataset.selection.shards[shard], number * UNIT
         unit = Unit(entry.file, "train", start, min(start + UNIT, entry.count))

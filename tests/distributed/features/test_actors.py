@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -13,7 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.features import actors
-from distributed.features.actors import actor_results, remote_results, task_results
+from distributed.features.actors import (
+    Process,
+    _Caller,
+    actor_results,
+    call_results,
+    remote_results,
+    task_results,
+)
 from distributed.features.cache import feature_spec, units_of
 from distributed.features.extract import compute_unit
 from shards.manifest import SPLITS, load_manifest
@@ -95,16 +103,88 @@ def test_without_a_gpu_calls_are_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(remote_results(process_id, [()] * 2, ClusterConfig(), False))) == 2
 
 
-def test_no_more_processes_are_made_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("least", [None, 1])
+def test_a_run_asks_for_a_process_for_each_of_its_workers_and_uses_those_it_gets(
+    least: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def noted(function: object, calls: object, count: int, **options: object) -> Iterator[None]:
         asked.append(count)
         yield
 
-    monkeypatch.setattr(actors, "actor_results", noted)
-    list(remote_results(process_id, [()] * 10, ClusterConfig(num_workers=4), True))
-    assert asked == [1]  # there is no GPU: it waits for the first that comes
+    with monkeypatch.context() as patch:
+        patch.setattr(actors, "actor_results", noted)
+        list(remote_results(process_id, [()] * 10, ClusterConfig(4, least), True))
+    assert asked == [4]
+    # As many as there are CPUs take all calls; the others wait in Ray and end with the stage.
+    found = list(actor_results(process_id, [()] * 8, 50, cpus=2, threads=1, gpus=0))
+    assert 1 <= len(set(found)) <= ray.cluster_resources()["CPU"] // 2
+
+
+def die_or_answer(mark: Path, number: int) -> int:
+    if number == 0 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_calls_of_a_dead_process_go_to_others_where_there_is_no_room_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "_PAUSES_S", (0.0,) * 5)
+    lines: list[str] = []
+    calls = [(tmp_path / "mark", number) for number in range(12)]
+    room = iter([2])  # that of the lost process does not come back
+
+    def started() -> Process:
+        actor: Any = ray.remote(num_cpus=1)(_Caller).options(max_concurrency=2).remote()
+        return Process(actor.call.remote, 2, actor.ready.remote(), lambda: ray.kill(actor))
+
+    found = call_results(die_or_answer, calls, started, lambda: next(room, 0), say=lines.append)
+    assert sorted(found) == list(range(12))
+    assert (tmp_path / "mark").exists()
+    assert lines == [
+        "a process was lost (its process was killed or crashed, or its node died); "
+        "others do its work"
+    ]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_call_that_always_kills_its_process_ends_the_stage_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actors, "_PAUSES_S", (0.0,))
+    with pytest.raises(UserError, match="was killed or crashed.*; run the same command again"):
+        list(task_results(die, [()]))
+
+
+def test_without_room_for_any_process_the_stage_waits_as_configured_and_says_so() -> None:
+    waiting = actor_results(process_id, [()], 1, cpus=1000, threads=1, gpus=0, patience=0)
+    with pytest.raises(UserError, match=r"no room for a process .* within 0 s \(cluster.wait_for"):
+        list(waiting)
+
+
+def test_one_look_at_all_calls_serves_every_result_that_has_come() -> None:
+    looks = 0
+    plain = ray.wait
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return plain(*arguments, **options)
+
+    def started() -> Process:
+        return Process(lambda function, given: ray.put(function(*given)), 5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "wait", counted)
+        calls = [(number,) for number in range(300)]
+        assert sorted(call_results(abs, calls, started, lambda: 20)) == list(range(300))
+    assert looks <= 2 * 300 / (20 * 5)
 
 
 def test_features_computed_in_threads_are_those_computed_alone(tmp_path: Path) -> None:
