@@ -111,8 +111,9 @@ def learn_and_embed(
         checkpoint = str(entry.get("checkpoint"))
     inputs = digest(prepared.fingerprint, checkpoint)
     if checkpoint and stages.is_done(run.url, "embedding", inputs):
-        for stage, files in (("training", [checkpoint]), ("embedding", embed.FILES)):
-            display.line(f"{stage:<11} there already: {', '.join(files)}")
+        display.line(f"training    there already: {checkpoint}")
+        files = stages.finished_stages(run.url)["embedding"]["files"]
+        display.line(f"embedding   there already: {', '.join(files)}")
         return inputs
     with ExitStack() as cluster:
         with display.stage("ray") as stage_:
@@ -130,6 +131,5 @@ def learn_and_embed(
         units = units_of(prepared.manifest, SPLITS)
         embedded = embed.run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
     inputs = digest(prepared.fingerprint, checkpoint)
-    embed.save_embedded(run.local, embedded)
-    stages.finish_stage(run, "embedding", inputs, embed.FILES)
+    stages.finish_stage(run, "embedding", inputs, embed.save_embedded(run.local, embedded))
     return inputs

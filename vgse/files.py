@@ -8,7 +8,7 @@ import os
 import secrets
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -177,12 +177,20 @@ def read_mapping(path: Path, *, remedy: str = "correct it") -> dict[str, Any]:
     return content or {}
 
 
-def read_arrays(path: Path, *names: str, remedy: str = "make it again") -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file, or all; UserError where the file or one is missing."""
+def read_arrays(
+    file: Path | BinaryIO,
+    *names: str,
+    also: Sequence[str] = (),
+    remedy: str = "make it again",
+    name: str = "",
+) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file, and those of `also` that are there, or all; UserError
+    where the file or one of `names` is missing. An open file is called `name`."""
+    path = name or file
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             there = list(archive.files)
-            arrays = {name: archive[name] for name in names or there if name in there}
+            arrays = {name: archive[name] for name in (*names, *also) or there if name in there}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a folder that holds it") from None
     except (OSError, EOFError, ValueError, BadZipFile, zlib.error, AttributeError, TypeError):

@@ -51,14 +51,31 @@ def nearest_class_mean(
 ) -> float:
     """Per-class mean accuracy, in 0..1, of giving images a_n [M, D_v] the class with the nearest
     mean, a row of [C, D_v]; NaN where no image is of one of `classes`."""
+    return mean_accuracy(nearest_class_hits(embeddings, labels, class_means, classes))
+
+
+def nearest_class_hits(
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    class_means: NDArray[np.floating],
+    classes: NDArray[np.integer],
+) -> NDArray[np.int64]:
+    """[2, K]: of each of `classes` the images with the nearest mean, and all; adds up over batches
+    of images."""
     keep = np.isin(labels, classes)
     points, truth = embeddings[keep].astype(np.float64), labels[keep]
     means = class_means[classes].astype(np.float64)
     distances = (means**2).sum(1) - 2 * points @ means.T  # ‖x‖² does not change the order
     distances[:, np.isnan(means).any(1)] = np.inf  # classes without images have no mean
     right = classes[distances.argmin(1)] == truth
-    per_class = [right[truth == c].mean() for c in classes if (truth == c).any()]
-    return float(np.mean(per_class)) if per_class else math.nan
+    size = int(max(classes, default=-1)) + 1
+    return np.stack([np.bincount(t, minlength=size)[classes] for t in (truth[right], truth)])
+
+
+def mean_accuracy(hits: NDArray[np.integer]) -> float:
+    """Mean over the classes of `nearest_class_hits` that have images; NaN where none has."""
+    right, count = hits[:, hits[1] > 0]
+    return float(np.mean(right / count)) if len(count) else math.nan
 
 
 def own_class_mean(

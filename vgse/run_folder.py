@@ -1,6 +1,7 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,16 @@ from vgse.config import (
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping, write_arrays, write_json, written_whole
 from vgse.formats import ClassEmbeddings, Indices, read_npz, write_npz, write_safetensors
+from vgse.images.image_features import (
+    SPLITS,
+    ImageFeatures,
+    image_labels,
+    image_parts,
+    joined,
+    read_image_features,
+    read_index,
+    sample_images,
+)
 from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations import CachedSolver
 from vgse.relations.predict import (
@@ -36,6 +47,7 @@ from vgse.relations.predict import (
 from vgse.relations.select import MAX_CLASSES
 from vgse.xlsa17 import (
     AttSplits,
+    check_res101_size,
     read_att_splits,
     split_locations,
     write_att_splits,
@@ -46,55 +58,10 @@ from vgse.zsl.rows import table_rows
 from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
-SPLITS = ("train", "test_seen", "test_unseen")
 _FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold, several times
 EXPORTED = "VGSE_SMO_splits.mat"
 
 _Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """One row an image of a run."""
-
-    features: NDArray[np.float16]  # [M, D_f] of whole images
-    labels: Indices  # [M] into class_names
-    split: NDArray[np.uint8]  # [M] into SPLITS
-    keys: list[str]
-    assignments: NDArray[np.float16]  # [M, D_v] mean over an image's patches
-    sources: list[str] = field(default_factory=list)
-    """[M] paths in the data set, "" where not known; or none at all."""
-
-
-def write_image_features(run: Path, images: ImageFeatures) -> None:
-    """Writes image_features.npz."""
-    write_arrays(
-        run / "image_features.npz",
-        {
-            "features": np.asarray(images.features, np.float16),
-            "labels": np.asarray(images.labels, np.int64),
-            "split": np.asarray(images.split, np.uint8),
-            "split_names": np.array(SPLITS),
-            "keys": np.array(images.keys),
-            "assignments": np.asarray(images.assignments, np.float16),
-            "sources": np.array(images.sources, np.str_),
-        },
-    )
-
-
-def read_image_features(run: Path) -> ImageFeatures:
-    """What `write_image_features` wrote."""
-    path = run / "image_features.npz"
-    arrays = read_arrays(path, "features", "labels", "split", "split_names", "keys", "assignments")
-    names = [str(name) for name in arrays.pop("split_names")]
-    unknown = sorted(set(names) - set(SPLITS))
-    if unknown:
-        raise UserError(f"{path}: split {', '.join(unknown)} is none of {', '.join(SPLITS)}")
-    arrays["split"] = np.array([SPLITS.index(name) for name in names], np.uint8)[arrays["split"]]
-    keys = [str(key) for key in arrays.pop("keys")]
-    with np.load(path, allow_pickle=False) as archive:  # files of earlier versions hold no sources
-        sources = [str(source) for source in archive["sources"]] if "sources" in archive else []
-    return ImageFeatures(**arrays, keys=keys, sources=sources)
 
 
 def write_classes(run: Path, classes: ClassEmbeddings, related: Related) -> None:
@@ -159,6 +126,23 @@ def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
         classes.unseen,
         classes.val,
     )
+
+
+def evaluated_images(
+    run: Path, most: int, parts: Iterable[ImageFeatures] | None = None
+) -> tuple[ImageFeatures, int | None]:
+    """The images that an evaluation takes, and of how many they are a sample, if they are."""
+    index = read_index(run)
+    if index is None:
+        images = read_image_features(run)
+        counts = np.zeros((len(SPLITS), int(images.labels.max(initial=0)) + 1), np.int64)
+        np.add.at(counts, (images.split, images.labels), 1)
+        total, parts = len(images.labels), [images]
+    else:
+        total, counts = index.num_images, index.counts
+    if total <= most:
+        return joined(parts or image_parts(run)), None
+    return sample_images(parts or image_parts(run), counts, most), total
 
 
 def read_config(run: Path | None, section: str, kind: type[_Config], **overrides: Any) -> _Config:
@@ -278,14 +262,18 @@ def evaluate_run(
     *,
     num_seeds: int = 1,
     clusters: dict[str, Any] | None = None,
+    parts: Iterable[ImageFeatures] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run folder and writes its evaluation.json.
 
     `clusters` are the measures of the clusters; without them those of the file that is there stay.
+    `parts` are the run's images where they are not in the folder. Of more than
+    `config.max_images` images it takes a sample, see `sample_images`.
     """
     path = run / "evaluation.json"
     classes = read_npz(run / "class_embeddings.npz")
-    data = with_validation(zsl_data_of(classes, read_image_features(run)))
+    images, sampled = evaluated_images(run, config.max_images, parts)
+    data = with_validation(zsl_data_of(classes, images))
     words = classes.word_vectors.astype(np.float64)
     own, solve = classes.own_embeddings, CachedSolver()
     knowledge, chosen_by = read_knowledge(run, classes), read_seed(run)
@@ -324,6 +312,9 @@ def evaluate_run(
         name: summary.get(name) for name in ("sources", "weights", "ridge", "criterion", "warning")
     }
     evaluation["summary"] = summary_sentence(evaluation)
+    if sampled is not None:
+        evaluation["sample"] = {"images": len(images.labels), "of": sampled}
+        evaluation["summary"] += f" Measured on {len(images.labels):,} of {sampled:,} images."
     write_json(path, evaluation)
     return evaluation
 
@@ -337,7 +328,7 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
     """
     classes = read_npz(run / "class_embeddings.npz")
     if like is None:
-        locations = split_locations(zsl_data_of(classes, read_image_features(run)))
+        locations = split_locations(zsl_data_of(classes, image_labels(run)))
         names, order = classes.class_names, np.arange(len(classes.class_names))
     else:
         given = read_att_splits(like)
@@ -362,6 +353,9 @@ def export_features(run: Path, out: Path) -> Path:
 
     image_files are paths in the data set, or keys of images whose path is not known.
     """
+    first = next(image_parts(run))
+    if (index := read_index(run)) is not None:
+        check_res101_size(out / "res101.mat", index.num_images, first.features.shape[1])
     images = read_image_features(run)
     pairs = zip(images.sources or images.keys, images.keys, strict=True)
     path = out / "res101.mat"

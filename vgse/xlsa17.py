@@ -54,15 +54,20 @@ def write_att_splits(path: Path, splits: AttSplits) -> None:
     _save(path, content)
 
 
+def check_res101_size(path: Path, rows: int, columns: int) -> None:
+    """UserError where features [rows, columns] do not fit."""
+    if rows * columns * 4 > MAX_BYTES:
+        raise UserError(
+            f"{path}: {rows} x {columns} features exceed the 2 GB of a .mat array; use "
+            "image_features.npz, or its parts in image_features/"
+        )
+
+
 def write_res101(
     path: Path, features: NDArray[np.floating], labels: Indices, image_files: Sequence[str]
 ) -> None:
     """Writes `features` [M, D_f] as float32 [D_f, M], labels [M, 1] and image_files [M, 1]."""
-    if features.size * 4 > MAX_BYTES:
-        raise UserError(
-            f"{path}: {features.shape[0]} x {features.shape[1]} features exceed the 2 GB of a .mat "
-            "array; use image_features.npz"
-        )
+    check_res101_size(path, *features.shape)
     _save(
         path,
         {

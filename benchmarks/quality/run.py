@@ -27,8 +27,9 @@ from vgse.config import RunConfig, to_dict
 from vgse.files import write_json
 from vgse.formats import ClassEmbeddings
 from vgse.images.devices import resolve_precision
+from vgse.images.image_features import ImageFeatures
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge
-from vgse.run_folder import ImageFeatures, zsl_data_of
+from vgse.run_folder import zsl_data_of
 from vgse.zsl.data import Indices, ZslData, with_validation
 from vgse.zsl.rows import Row
 from vgse.zsl.table import evaluate

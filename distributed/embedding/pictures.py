@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.embedding.embed import EmbeddedImages
+from distributed.embedding.embed import Embedded, EmbeddedImages
 from distributed.features.cache import access_of
 from distributed.features.extract import whole_picture
 from distributed.setup import Prepared
@@ -38,78 +39,107 @@ def read_pictures(
     return found
 
 
+@dataclass(frozen=True)
+class Patch:
+    """A patch that the report shows."""
+
+    place: Wanted  # of its image
+    label: int
+    patch: int
+    score: float  # its assignment, in 0..1
+
+
 def nearest_patches(
     images: EmbeddedImages, classes: NDArray[np.integer], clusters: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> list[list[Patch]]:
     """The patches of some classes that each of K clusters holds most strongly, at most one of an
-    image: rows of `images` and numbers of patches, [K, MONTAGE_PATCHES], -1 where there are fewer.
-    """
+    image, K times up to MONTAGE_PATCHES, the strongest first."""
     candidates = np.where(np.isin(images.labels, classes)[:, None], images.scores, -1.0)
-    rows, patches = (np.full((len(clusters), MONTAGE_PATCHES), -1, np.int64) for _ in range(2))
-    for place, cluster in enumerate(clusters):
+    found = []
+    for cluster in clusters:
         own = np.where(images.strongest == cluster, candidates, -1.0)  # [M, N]
         best_patch = own.argmax(1)
         best = own[np.arange(len(own)), best_patch]
         order = np.argsort(-best, kind="stable")[:MONTAGE_PATCHES]
-        order = order[best[order] > 0]
-        rows[place, : len(order)] = order
-        patches[place, : len(order)] = best_patch[order]
-    return rows, patches
+        chosen = order[best[order] > 0]
+        found.append([_patch(images, int(i), int(best_patch[i]), float(best[i])) for i in chosen])
+    return found
+
+
+def _patch(images: EmbeddedImages, row: int, patch: int, score: float = 0.0) -> Patch:
+    return Patch((images.shards[row], int(images.rows[row])), int(images.labels[row]), patch, score)
 
 
 def gather_pictures(
-    config: RunConfig, prepared: Prepared, images: EmbeddedImages
+    config: RunConfig, prepared: Prepared, embedded: Embedded
 ) -> dict[str, NDArray[np.generic]]:
     """The arrays of pictures.npz: montages of the most used clusters, a picture of each class, and
     a sample of patches. Memory is bounded by what the report shows."""
-    manifest, strongest, labels = prepared.manifest, images.strongest, images.labels
-    patches_of = np.bincount(strongest.ravel(), minlength=config.model.num_clusters)
-    usage = patches_of / max(1, strongest.size)
+    manifest = prepared.manifest
+    patches_of = np.sum([own.contingency.sum(0) for own in embedded.sums.values()], axis=0)
+    total = int(patches_of.sum())
+    usage = patches_of / max(1, total)
     shown = np.argsort(-usage, kind="stable")[:MONTAGE_CLUSTERS]
     shown = shown[usage[shown] > 0]
-    montages = {
-        name: nearest_patches(images, classes, shown)
-        for name, classes in (("seen", prepared.seen), ("unseen", prepared.unseen))
-    }
     random = np.random.default_rng(config.seed)
-    portraits = np.full(len(manifest.class_names), -1, np.int64)  # an image of each class
-    present, first = np.unique(labels, return_index=True)
-    portraits[present] = first
-    sampled = np.sort(random.permutation(strongest.size)[:MAP_PATCHES])
-    map_image, map_patch = np.divmod(sampled, strongest.shape[1])
+    sampled = np.sort(random.choice(total, min(total, MAP_PATCHES), replace=False))
 
-    places: list[Wanted] = list(zip(images.shards, images.rows.tolist(), strict=True))
-    needed = np.concatenate(
-        [portraits, map_image, *(rows.ravel() for rows, _ in montages.values())]
-    )
-    wanted = [places[i] for i in needed if i >= 0]
-    samples = read_pictures(manifest, wanted, access_of(config.data))
+    montages: dict[str, list[list[Patch]]] = {}
+    portraits: dict[int, Patch] = {}  # an image of each class
+    mapped: list[Patch] = []
+    mapped_rows: list[tuple[NDArray[np.float32], NDArray[np.int32]]] = []
+    before = 0  # patches of the parts that are done
+    for images in embedded.parts:
+        for name, classes in (("seen", prepared.seen), ("unseen", prepared.unseen)):
+            nearest = nearest_patches(images, classes, shown)
+            pairs = zip(montages.get(name, [[]] * len(shown)), nearest, strict=True)
+            montages[name] = [  # stable: of equal ones the first
+                sorted(old + new, key=lambda patch: -patch.score)[:MONTAGE_PATCHES]
+                for old, new in pairs
+            ]
+        present, first = np.unique(images.labels, return_index=True)
+        for label, row in zip(present.tolist(), first.tolist(), strict=True):
+            portraits.setdefault(label, _patch(images, row, 0))
+        size, number = images.strongest.size, images.strongest.shape[1]
+        own = sampled[(sampled >= before) & (sampled < before + size)] - before
+        rows, patches = np.divmod(own, number)
+        mapped += [_patch(images, int(i), int(n)) for i, n in zip(rows, patches, strict=True)]
+        mapped_rows.append((images.assignments[rows], images.strongest[rows, patches]))
+        before += size
 
-    def picture(image: int, side: int, patch: int | None = None) -> NDArray[np.uint8]:
-        """White where the image is missing or damaged; of the whole image without `patch`."""
-        sample = samples.get(places[image]) if image >= 0 else None
-        if sample is None:
+    needed = [*mapped, *portraits.values()]
+    needed += [patch for rows in montages.values() for row in rows for patch in row]
+    samples = read_pictures(manifest, [patch.place for patch in needed], access_of(config.data))
+
+    def picture(chosen: Patch | None, side: int, *, whole: bool = False) -> NDArray[np.uint8]:
+        """White where the image is missing or damaged."""
+        sample = samples.get(chosen.place) if chosen else None
+        if chosen is None or sample is None:
             return np.full((side, side, 3), 255, np.uint8)
-        if patch is None:
+        if whole:
             return whole_picture(sample.image, side)
-        return cut_patches_opencv(sample.image, sample.boxes[patch : patch + 1], side)[0]
+        boxes = sample.boxes[chosen.patch : chosen.patch + 1]
+        return cut_patches_opencv(sample.image, boxes, side)[0]
 
     names = np.array(manifest.class_names)
     arrays: dict[str, NDArray[np.generic]] = {
         "cluster_ids": shown,
         "cluster_mass": usage[shown].astype(np.float32),
         "cluster_usage": usage.astype(np.float32),
-        "class_pictures": np.stack([picture(int(i), _CLASS_SIDE) for i in portraits]),
-        "tsne_features": images.assignments[map_image],
-        "tsne_cluster": strongest[map_image, map_patch].astype(np.int64),
-        "tsne_class": names[labels[map_image]],
-        "tsne_pictures": np.stack(
-            [picture(int(i), _MAP_SIDE, int(n)) for i, n in zip(map_image, map_patch, strict=True)]
+        "class_pictures": np.stack(
+            [picture(portraits.get(label), _CLASS_SIDE, whole=True) for label in range(len(names))]
         ),
+        "tsne_features": np.concatenate([assignments for assignments, _ in mapped_rows]),
+        "tsne_cluster": np.concatenate([own for _, own in mapped_rows]).astype(np.int64),
+        "tsne_class": names[[patch.label for patch in mapped]],
+        "tsne_pictures": np.stack([picture(patch, _MAP_SIDE) for patch in mapped]),
     }
-    for name, (rows, patches) in montages.items():
-        flat = zip(rows.ravel().tolist(), patches.ravel().tolist(), strict=True)
-        montage = np.stack([picture(image, _PATCH_SIDE, number) for image, number in flat])
-        arrays[f"cluster_{name}"] = montage.reshape(*rows.shape, *montage.shape[1:])
-        arrays[f"cluster_{name}_class"] = np.where(rows >= 0, names[labels[rows]], "")
+    for name, montage in montages.items():
+        full = [[*row, *[None] * (MONTAGE_PATCHES - len(row))] for row in montage]
+        arrays[f"cluster_{name}"] = np.stack(
+            [np.stack([picture(patch, _PATCH_SIDE) for patch in row]) for row in full]
+        )
+        arrays[f"cluster_{name}_class"] = np.array(
+            [[names[patch.label] if patch else "" for patch in row] for row in full]
+        )
     return arrays

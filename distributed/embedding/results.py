@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from distributed.display import Display, Stage
-from distributed.embedding.embed import FILES, Embedded, EmbeddedImages, load_embedded
+from distributed.embedding.embed import (
+    FILES,
+    Embedded,
+    EmbeddedImages,
+    PartFiles,
+    load_embedded,
+)
 from distributed.embedding.pictures import gather_pictures
 from distributed.setup import Prepared
 from distributed.stages import RunFolder, digest, download, run_stage
@@ -18,9 +25,10 @@ from shards.loader import LoadTimes
 from shards.objects import is_remote
 from vgse import health
 from vgse.config import RunConfig, to_dict
-from vgse.embeddings import ClassSums, class_embeddings
+from vgse.embeddings import class_embeddings
 from vgse.files import read_mapping, write_arrays, write_json
-from vgse.formats import ClassEmbeddings
+from vgse.formats import ClassEmbeddings, Indices
+from vgse.images.image_features import INDEX, read_index
 from vgse.relations.predict import selection_line
 from vgse.report import write_report
 from vgse.run_folder import evaluate_run, export_splits, write_knowledge, write_relations
@@ -32,7 +40,7 @@ _RELATIONS = (
 )
 _REPORT_READS = (
     *("config.yaml", "metrics.jsonl", "class_embeddings.npz", "relations.npz", "pictures.npz"),
-    *("image_features.npz", "evaluation.json", "health.json"),
+    *(FILES[0], INDEX, "evaluation.json", "health.json"),
     *("relations.json", "knowledge.npz"),
 )
 
@@ -54,8 +62,8 @@ def write_results(
 
     @functools.cache
     def embedded() -> Embedded:
-        download(run, *FILES)
-        return load_embedded(folder)
+        download(run, *FILES, INDEX)
+        return load_embedded(folder, run.url)
 
     def relations(stage: Stage) -> None:
         own = own_embeddings(prepared, embedded())
@@ -78,7 +86,7 @@ def write_results(
         stage.summary = f"{selection_line(choice)}; duality gap {related.smo.gap.max():.0e}"
 
     def pictures(stage: Stage) -> None:
-        arrays = gather_pictures(config, prepared, embedded().images)
+        arrays = gather_pictures(config, prepared, embedded())
         write_arrays(folder / "pictures.npz", arrays)
         shown, classes = len(arrays["cluster_ids"]), len(prepared.manifest.class_names)
         stage.summary = f"{shown} clusters, {classes} classes"
@@ -107,13 +115,24 @@ def write_results(
         stage.summary = ", ".join(finding["cause"] for finding in found) or "nothing to report"
 
     def evaluation(stage: Stage) -> None:
-        download(run, *_RELATIONS, "image_features.npz", "health.json")
+        download(run, *_RELATIONS, FILES[0], INDEX, "health.json")
         clusters = read_mapping(folder / "health.json")["clusters"]
+        index = read_index(folder)
+        parts = None
+        if index is not None and is_remote(run.url):
+            parts = PartFiles(run.url, index.num_parts).features()
         content = evaluate_run(
-            folder, config.evaluation, config.relations, config.seed, clusters=clusters
+            folder,
+            config.evaluation,
+            config.relations,
+            config.seed,
+            clusters=clusters,
+            parts=parts,
         )
         rows, models = len(content["rows"]), len(content["models"])
         stage.summary = f"{rows} rows by {models} zero-shot models"
+        if sample := content.get("sample"):
+            stage.summary += f", on {sample['images']:,} of {sample['of']:,} images"
 
     def report(stage: Stage) -> None:
         download(run, *_REPORT_READS)
@@ -157,45 +176,58 @@ def own_embeddings(prepared: Prepared, embedded: Embedded) -> NDArray[np.float64
 
 def cluster_measures(prepared: Prepared, embedded: Embedded, num_clusters: int) -> dict[str, Any]:
     """The clusters on held-out images, trained and (with a frozen θ) as k-means left them."""
-    images = embedded.images
-    measures = _measures(prepared, embedded.sums, images.assignments, images)
-    if images.start_assignments is not None:
-        start = _measures(prepared, embedded.start_sums, images.start_assignments, images)
-        measures |= {f"{name}_kmeans": value for name, value in start.items()}
+    heads = {"": (embedded.sums, "assignments")}
+    if embedded.start_sums:
+        heads["_kmeans"] = (embedded.start_sums, "start_assignments")
+    size = (len(prepared.manifest.class_names), num_clusters)
+    means = {name: class_embeddings(sums["train"]) for name, (sums, _) in heads.items()}
+    # An unseen class has no training images: half of its images make the mean, half are scored.
+    halves = {name: np.zeros(size) for name in heads}
+    counts = np.zeros((size[0], 1))
+    hits: dict[str, Any] = dict.fromkeys(heads, 0)
+    for images, held_out, first, _ in _test_images(embedded.parts):
+        np.add.at(counts, images.labels[first], 1)
+        for name, (_, field) in heads.items():
+            points = getattr(images, field)
+            np.add.at(halves[name], images.labels[first], points[first])
+            hits[name] += health.nearest_class_hits(
+                points[held_out], images.labels[held_out], means[name], prepared.seen
+            )
+    unseen_hits: dict[str, Any] = dict.fromkeys(heads, 0)
+    known = prepared.unseen[counts[prepared.unseen, 0] > 0]
+    for images, _, _, second in _test_images(embedded.parts):
+        for name, (_, field) in heads.items():
+            unseen_hits[name] += health.nearest_class_hits(
+                getattr(images, field)[second],
+                images.labels[second],
+                halves[name] / np.maximum(counts, 1),
+                known,
+            )
+    measures: dict[str, Any] = {}
+    for name, (sums, _) in heads.items():
+        if "test_seen" in sums:
+            contingency = sums["test_seen"].contingency
+            measures[f"nmi{name}"] = health.normalised_mutual_information(contingency)
+            measures[f"nearest_class_mean{name}"] = health.mean_accuracy(hits[name])
+        unseen_accuracy = health.mean_accuracy(unseen_hits[name])
+        measures[f"nearest_class_mean_unseen{name}"] = unseen_accuracy
     used, entropy = health.usage(embedded.sums["train"].contingency.sum(0))
     usage = {"used_clusters": used, "usage_entropy": entropy, "num_clusters": num_clusters}
     return measures | usage
 
 
-def _measures(
-    prepared: Prepared,
-    sums: dict[str, ClassSums],
-    assignments: NDArray[np.float32],
-    images: EmbeddedImages,
-) -> dict[str, float]:
-    labels, split = images.labels, np.array(images.splits)
-    means = class_embeddings(sums["train"])
-    measures = {}
-    held_out = split == "test_seen"
-    if held_out.any():
-        measures["nmi"] = health.normalised_mutual_information(sums["test_seen"].contingency)
-        measures["nearest_class_mean"] = health.nearest_class_mean(
-            assignments[held_out], labels[held_out], means, prepared.seen
-        )
-    # An unseen class has no training images: half of its images make the mean, half are scored.
-    unseen = np.flatnonzero(split == "test_unseen")
-    half = np.arange(len(unseen)) % 2 == 0
-    halves = np.full_like(means, np.nan)
-    for label in prepared.unseen:
-        own = unseen[half & (labels[unseen] == label)]
-        if len(own):
-            halves[label] = assignments[own].mean(0, dtype=np.float64)
-    known = prepared.unseen[np.isfinite(halves[prepared.unseen]).all(1)]
-    scored = unseen[~half]
-    measures["nearest_class_mean_unseen"] = health.nearest_class_mean(
-        assignments[scored], labels[scored], halves, known
-    )
-    return measures
+def _test_images(
+    parts: Iterable[EmbeddedImages],
+) -> Iterator[tuple[EmbeddedImages, Indices, Indices, Indices]]:
+    """Each part with its rows of test images of seen classes, and of unseen ones, every other image
+    of them all for each half."""
+    before = 0
+    for images in parts:
+        split = np.array(images.splits)
+        unseen = np.flatnonzero(split == "test_unseen")
+        first = (before + np.arange(len(unseen))) % 2 == 0
+        before += len(unseen)
+        yield images, np.flatnonzero(split == "test_seen"), unseen[first], unseen[~first]
 
 
 def explain_loading(config: RunConfig, row: dict[str, Any]) -> str | None:

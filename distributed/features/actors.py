@@ -174,7 +174,8 @@ def call_results(
                     flying[process.call(function, call.arguments)] = call, process
             until = min([look, *(call.due for call in later)], default=look)
             for reference in _ready([*flying, *starting], until - time.monotonic()):
-                if process := starting.pop(reference, None):
+                if reference in starting:
+                    process = starting.pop(reference)
                     try:
                         ray.get(reference)
                     except ray.exceptions.RayError as error:

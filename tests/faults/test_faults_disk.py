@@ -26,7 +26,7 @@ from shards.__main__ import main as shards_main
 from shards_trees import flat_tree
 from vgse.__main__ import main as vgse_main
 from vgse.files import LOCK, disk_errors_in_one_line, is_full, read_arrays, write_json
-from vgse.run_folder import ImageFeatures, write_image_features
+from vgse.images.image_features import ImageFeatures, write_image_features
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,23 @@ from vgse.config import EvaluationConfig, RelationConfig
 from vgse.errors import UserError
 from vgse.files import write_json, written_whole
 from vgse.formats import ClassEmbeddings, read_npz, read_safetensors, write_npz, write_safetensors
+from vgse.images.image_features import (
+    ImageFeatures,
+    read_image_features,
+    write_image_features,
+)
 from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations.predict import ChosenKnowledge, predict_unseen, relate
 from vgse.relations.select import select_relation
 from vgse.run_folder import (
-    ImageFeatures,
     evaluate_run,
     export_features,
     export_splits,
     read_config,
-    read_image_features,
     read_knowledge,
     read_seed,
     relate_run,
     write_classes,
-    write_image_features,
     write_knowledge,
     zsl_data_of,
 )

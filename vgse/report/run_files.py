@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vgse.errors import UserError
 from vgse.files import read_arrays, read_mapping
+from vgse.images.image_features import SPLITS, read_index
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -64,8 +65,6 @@ def load_run(run: Path) -> RunFiles:
                 f"pictures.npz: class_pictures has {num_rows} rows for {num_names} class_names in "
                 "class_embeddings.npz; write both with the same run"
             )
-    # Of the large file of image features only two small arrays are read.
-    images = arrays("image_features.npz", "split", "split_names")
     config = run / "config.yaml"
     return RunFiles(
         name=run.resolve().name,
@@ -79,11 +78,23 @@ def load_run(run: Path) -> RunFiles:
         choice=mapping("relations.json"),
         knowledge=arrays("knowledge.npz"),
         pictures=pictures,
-        split_counts={
-            str(name): int((images["split"] == index).sum())
-            for index, name in enumerate(images.get("split_names", ()))
-        },
+        split_counts=_split_counts(run),
     )
+
+
+def _split_counts(run: Path) -> dict[str, int]:
+    index = read_index(run)
+    if index is not None:
+        return dict(zip(SPLITS, index.counts.sum(1).tolist(), strict=True))
+    path = run / "image_features.npz"
+    if not path.is_file():
+        return {}
+    # Of the large file of image features only two small arrays are read.
+    images = read_arrays(path, "split", "split_names", remedy=_remedy(path.name))
+    return {
+        str(name): int((images["split"] == index).sum())
+        for index, name in enumerate(images["split_names"])
+    }
 
 
 def need(content: dict[str, Any], file: str, *fields: str) -> None:

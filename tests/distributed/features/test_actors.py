@@ -37,19 +37,25 @@ def process_id() -> int:
     return os.getpid()
 
 
-def test_calls_share_processes_that_last() -> None:
-    found = list(actor_results(process_id, [()] * 24, 2, cpus=1, threads=2, gpus=0))
-    assert len(found) == 24
-    assert len(set(found)) == 2
-
-
-def meet(folder: Path, own: str, other: str) -> bool:
+def meet(folder: Path, own: str, other: str, seconds: float = 3) -> bool:
     (folder / own).touch()
-    for _ in range(30):
+    for _ in range(round(10 * seconds)):
         if (folder / other).exists():
             return True
         time.sleep(0.1)
     return False
+
+
+def meet_in(folder: Path, own: str, other: str) -> tuple[bool, int]:
+    return meet(folder, own, other, seconds=60), os.getpid()
+
+
+def test_calls_share_processes_that_last(tmp_path: Path) -> None:
+    first = [(tmp_path, "a", "b"), (tmp_path, "b", "a")]  # each waits for the other's process
+    calls = [*first, *[(tmp_path, "c", "a")] * 22]
+    found = list(actor_results(meet_in, calls, 2, cpus=1, threads=1, gpus=0))
+    assert [met for met, _ in found] == [True] * 24
+    assert len({process for _, process in found}) == 2
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -115,7 +121,11 @@ def test_a_run_asks_for_a_process_for_each_of_its_workers_and_uses_those_it_gets
 
     with monkeypatch.context() as patch:
         patch.setattr(actors, "actor_results", noted)
-        list(remote_results(process_id, [()] * 10, ClusterConfig(4, least), True))
+        list(
+            remote_results(
+                process_id, [()] * 10, ClusterConfig(num_workers=4, min_workers=least), True
+            )
+        )
     assert asked == [4]
     # As many as there are CPUs take all calls; the others wait in Ray and end with the stage.
     found = list(actor_results(process_id, [()] * 8, 50, cpus=2, threads=1, gpus=0))
@@ -158,7 +168,7 @@ def test_a_call_that_always_kills_its_process_ends_the_stage_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(actors, "_PAUSES_S", (0.0,))
-    with pytest.raises(UserError, match="was killed or crashed.*; run the same command again"):
+    with pytest.raises(UserError, match=r"was killed or crashed.*; run the same command again"):
         list(task_results(die, [()]))
 
 
