@@ -13,7 +13,8 @@ from distributed.embedding import embed
 from distributed.embedding.results import write_results
 from distributed.features.cache import units_of
 from distributed.features.extract import run_features
-from distributed.features.kmeans_init import run_kmeans
+from distributed.features.kmeans_init import has_start, run_kmeans
+from distributed.features.sample import run_sample
 from distributed.logs import driver_log
 from distributed.requirements import check_disk
 from distributed.setup import Prepared, learned, prepare
@@ -120,9 +121,10 @@ def learn_and_embed(
             cluster.enter_context(ray_cluster(config.cluster, verbose=verbose))
             gpu = wants_gpu(config.cluster, stage_.say)
             stage_.summary = f"{config.cluster.num_workers} {'GPU' if gpu else 'CPU'} workers"
-        spec, folder = run_features(config, prepared, gpu, display)
+        sample = None if has_start(run.url) else run_sample(config, prepared)
+        spec, folder = run_features(config, prepared, gpu, display, sample=sample)
         job = training_job(config, prepared, spec, folder, run.url)
-        run_kmeans(job, prepared, gpu, display)
+        run_kmeans(job, prepared, gpu, display, sample)
         if checkpoint and damage(join_url(run.url, checkpoint)) is None:
             display.line(f"training    there already: {checkpoint}")
         else:

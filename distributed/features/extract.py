@@ -3,7 +3,7 @@
 import functools
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -16,6 +16,7 @@ from distributed.display import Display
 from distributed.features import cache
 from distributed.features.actors import remote_results
 from distributed.features.cache import FeatureSpec, Unit, access_of, feature_spec, units_of
+from distributed.features.sample import PatchSample, SamplePart, Sampling, sample_of_units
 from distributed.setup import Prepared
 from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import to_device
@@ -40,6 +41,7 @@ _PATCHES_A_PASS, _PICTURES_A_PASS = 288, 64
 _GPU_PIXELS = 1 << 25
 _ONE_PASS = threading.Lock()  # the threads of a process share its GPU
 _manifest = functools.lru_cache(maxsize=4)(functools.partial(load_manifest, check_files=False))
+_UNITS_A_CALL = 4  # at most, of many
 _ONE_AT_A_TIME = threading.Lock()  # to load what all threads of a process then use
 
 
@@ -49,8 +51,10 @@ def run_features(
     gpu: bool,
     display: Display,
     splits: Sequence[str] = SPLITS,
+    sample: PatchSample | None = None,
 ) -> tuple[FeatureSpec, str]:
-    """Compute what the feature cache lacks of some splits; returns its spec and folder or URL."""
+    """Compute what the feature cache lacks of some splits; returns its spec and folder or URL. What
+    the units that are computed have of a `sample` is added to it."""
     manifest = prepared.manifest
     device = "cuda" if gpu else "cpu"
     spec = feature_spec(config.backbone, resolve_precision(config.backbone.precision, device))
@@ -60,6 +64,8 @@ def run_features(
         images = manifest.num_images("train")
         below = hash_threshold(size, images * manifest.num_patches)
         spec = replace(spec, seed=config.seed, sample_below=below)
+    if sample is not None:
+        sample.sampling = replace(sample.sampling, stored=spec.sample_below)
     folder = cache.cache_folder(prepared.cache, manifest, spec)
     units = units_of(manifest, splits)
     present = file_sizes(folder)
@@ -72,11 +78,20 @@ def run_features(
     missing = missing_units(units, present)
     total, lacking = (sum(unit.stop - unit.start for unit in some) for some in (units, missing))
     url, access = absolute(manifest.url), access_of(config.data)
-    calls = [(url, unit, spec, folder, device, access, unit.damage in present) for unit in missing]
+    sampling = None if sample is None else sample.sampling
+    size = max(1, min(_UNITS_A_CALL, len(missing) // 1000))
+    groups = [missing[i : i + size] for i in range(0, len(missing), size)]
+    calls = [
+        (url, group, spec, folder, device, access, _listed(group, present), sampling)
+        for group in groups
+    ]
     damaged: list[str] = []
     with display.stage("features", lacking) as stage:
-        for count, keys in remote_results(compute_unit, calls, config.cluster, gpu):
+        results = remote_results(compute_units, calls, config.cluster, gpu, stage.say)
+        for count, keys, part, own in results:
             damaged += keys
+            if sample is not None and part is not None:
+                sample.add(part, own)
             stage.advance(count, f"images by {config.backbone.name}")
         if len(damaged) > config.data.max_damaged * total:
             raise UserError(
@@ -90,10 +105,36 @@ def run_features(
     return spec, folder
 
 
+def _listed(units: Sequence[Unit], present: Mapping[str, int]) -> list[str]:
+    return [unit.damage for unit in units if unit.damage in present]
+
+
 def missing_units(units: Sequence[Unit], present: Mapping[str, int]) -> list[Unit]:
     """Units to compute, given the sizes of the cache's files: also those with damaged images,
     whose shards may have been mended since."""
     return [unit for unit in units if unit.file not in present or present.get(unit.damage)]
+
+
+def compute_units(
+    url: str,
+    units: Sequence[Unit],
+    spec: FeatureSpec,
+    folder: str,
+    device: str,
+    access: Access,
+    again: Collection[str],
+    sampling: Sampling | None,
+) -> tuple[int, list[str], SamplePart | None, Sequence[Unit]]:
+    """Compute some units; returns their images, the keys of damaged ones, and what those of the
+    training split have of the sample, with these units."""
+    count, damaged = 0, list[str]()
+    for unit in units:
+        images, keys = compute_unit(url, unit, spec, folder, device, access, unit.damage in again)
+        count, damaged = count + images, damaged + keys
+    train = [unit for unit in units if unit.split == "train"]
+    if sampling is None or not train:
+        return count, damaged, None, []
+    return count, damaged, *sample_of_units(folder, train, sampling, access)
 
 
 @freed_memory_kept()

@@ -2,15 +2,26 @@
 
 import json
 import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from distributed.features.cache import Unit, write_unit
-from distributed.features.kmeans_init import load_start, make_start, sample_patches
+from distributed.features.cache import Unit, UnitFeatures, read_unit, write_unit
+from distributed.features.kmeans_init import complete_sample, load_start, make_start
+from distributed.features.sample import (
+    PatchSample,
+    sample_of_units,
+    sample_patches,
+    sampling_of,
+)
+from shards.objects import ACCESS, Access
 from vgse.clusters import Centroids, fit_projection, hash_threshold, patch_hashes, project
 from vgse.config import ModelConfig, RunConfig
 
@@ -66,6 +77,10 @@ def draw(
 ) -> tuple[NDArray[np.float16], int]:
     config = sampling(size, SEED)
     return sample_patches(str(folder), units, CHOSEN, config, num_patches=PATCHES, below=below)
+
+
+def sampling_config(size: int) -> RunConfig:
+    return sampling(size, SEED)
 
 
 def sampling(size: int, seed: int) -> RunConfig:
@@ -157,7 +172,7 @@ def test_the_start_is_the_same_for_every_order_and_comes_back_from_its_files(
 
     def start(units: list[Unit], init: str) -> Centroids:
         place, count = tmp_path / init, {"num_patches": PATCHES, "below": ALL}
-        return make_start(str(tmp_path), units, CHOSEN, config, init=place, **count)[0]
+        return make_start(str(tmp_path), units, CHOSEN, config, init=place, **count)
 
     centroids, others = start(units, "init"), start(units[::-1], "other")
     np.testing.assert_array_equal(centroids.vectors, others.vectors)
@@ -168,3 +183,51 @@ def test_the_start_is_the_same_for_every_order_and_comes_back_from_its_files(
     if loaded is not None:
         made = fit_projection(features, projection)
         np.testing.assert_array_equal(project(features, loaded), project(features, made))
+
+
+def gathered(size: int, below: int) -> PatchSample:
+    sampling = sampling_of(sampling_config(size), CHOSEN, PATCHES)
+    return PatchSample(replace(sampling, below=below))
+
+
+def test_parts_that_tasks_return_in_any_order_are_the_same_sample(tmp_path: Path) -> None:
+    units = write_cache(tmp_path, by_shards(*range(5, 65, 5)))
+    for size in (10, 30, 143, 1000):
+        below = hash_threshold(size, 36 * PATCHES)
+        for order in (units, units[::-1], units[1::2] + units[::2]):
+            sample = gathered(size, below)
+            for unit in order:  # each sends no more than lies below the threshold
+                part, own = sample_of_units(str(tmp_path), [unit], sample.sampling, ACCESS)
+                assert (part.hashes < below).all()
+                sample.add(part, own)
+            assert not sample.is_short
+            np.testing.assert_array_equal(sample.features(), written_out(size))
+            assert sample.population == 36 * PATCHES
+
+
+def test_units_that_were_just_computed_are_not_read_again_and_the_others_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = write_cache(tmp_path, by_shards(*range(5, 65, 5)))
+    read: list[str] = []
+
+    def noted(folder: str, unit: Unit, access: Access) -> UnitFeatures:
+        read.append(unit.file)
+        return read_unit(folder, unit, access)
+
+    def here(function: Any, calls: list[Any], **options: Any) -> Iterator[Any]:
+        return (function(*call) for call in reversed(calls))
+
+    sample = gathered(30, hash_threshold(30, 36 * PATCHES))
+    sample.add(*sample_of_units(str(tmp_path), units[:7], sample.sampling, ACCESS))
+    monkeypatch.setattr("distributed.features.sample.read_unit", noted)
+    monkeypatch.setattr("distributed.features.kmeans_init.task_results", here)
+    job: Any = SimpleNamespace(folder=str(tmp_path), config=sampling_config(30))
+    complete_sample(sample, job, units, print)
+    assert sorted(read) == sorted(unit.file for unit in units[7:])
+    np.testing.assert_array_equal(sample.features(), written_out(30))
+
+    short = gathered(30, ALL // 100)  # as if nearly all images were missing
+    complete_sample(short, job, units, print)
+    np.testing.assert_array_equal(short.features(), written_out(30))
+    assert short.population == 36 * PATCHES
