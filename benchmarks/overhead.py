@@ -165,13 +165,16 @@ def find_clusters(config: RunConfig) -> None:
     from distributed.cluster import ray_cluster
     from distributed.display import Display
     from distributed.features.extract import run_features
-    from distributed.features.kmeans_init import run_kmeans
+    from distributed.features.kmeans_init import has_start, run_kmeans
+    from distributed.features.sample import run_sample
 
     prepared = prepare(config)
     with ray_cluster(config.cluster), Display() as display:
-        spec, folder = run_features(config, prepared, False, display)
-        job = training_job(config, prepared, spec, folder, start_folder(config))
-        run_kmeans(job, prepared, False, display)
+        start = start_folder(config)
+        sample = None if has_start(str(start)) else run_sample(config, prepared)
+        spec, folder = run_features(config, prepared, False, display, sample=sample)
+        job = training_job(config, prepared, spec, folder, start)
+        run_kmeans(job, prepared, False, display, sample)
 
 
 def start_folder(config: RunConfig) -> Path:

@@ -25,14 +25,14 @@ def node(root: Path, number: int) -> Access:
     return replace(ACCESS, cache=str(root / f"node{number}"))
 
 
-def make(folder: str, access: Access) -> None:
+def make(folder: str, access: Access, unit: Unit = UNIT) -> None:
     tensors = {
         "labels": torch.arange(3),
         "rows": torch.arange(3),
         "images": torch.rand(3, 4).half(),
         "patches": torch.rand(3, 2, 4).half(),
     }
-    write_unit(folder, UNIT, tensors, {"keys": json.dumps(["a", "b", "c"])}, access)
+    write_unit(folder, unit, tensors, {"keys": json.dumps(["a", "b", "c"])}, access)
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +94,45 @@ def test_a_cache_on_a_shared_disk_is_read_in_place(tmp_path: Path) -> None:
     make(str(tmp_path / "cache"), node(tmp_path, 1))
     read_unit(tmp_path / "cache", UNIT, node(tmp_path, 2))
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+
+
+def test_copies_that_were_not_used_for_longest_leave_a_node_and_come_back_when_asked_for(
+    tmp_path: Path,
+) -> None:
+    units = [replace(UNIT, start=3 * number, stop=3 * number + 3) for number in range(8)]
+    for unit in units:
+        make(URL, node(tmp_path, 1), unit)
+    (size,) = {path.stat().st_size for path in (tmp_path / "node1").rglob("*.safetensors")}
+    limited = replace(node(tmp_path, 2), cache_bytes=4 * size)
+
+    def copies() -> set[str]:
+        return {path.name for path in (tmp_path / "node2").rglob("*.safetensors")}
+
+    (tmp_path / "node2").mkdir()
+    shard = tmp_path / "node2" / f"{'0' * 64}.tar"  # copies of shards and units share the room
+    shard.write_bytes(bytes(2 * size))
+    os.utime(shard, (0, 0))
+    found = []
+    for unit in units:
+        found.append(read_unit(URL, unit, limited))
+        os.utime(next((tmp_path / "node2").rglob(unit.file)), (unit.start + 1,) * 2)
+        assert len(copies()) <= 4
+    assert not shard.exists()
+    assert units[-1].file in copies() and units[0].file not in copies()
+    again = read_unit(URL, units[0], limited)
+    torch.testing.assert_close(again.patches, found[0].patches)  # still mapped when it was removed
+    make(URL, limited, replace(UNIT, start=100, stop=103))  # who computes a unit makes room, too
+    assert len(copies()) <= 4
+    free = replace(node(tmp_path, 3), cache_bytes=None)
+    for unit in units:
+        read_unit(URL, unit, free)
+    assert len(list((tmp_path / "node3").rglob("*.safetensors"))) == 8
+
+
+def test_without_a_folder_the_limit_holds_for_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for number in range(4):
+        make(URL, replace(ACCESS, cache_bytes=1000), replace(UNIT, start=number, stop=number + 3))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 1000

@@ -1,12 +1,16 @@
 """Batches read from shards, as a CPU takes them and as an accelerator does."""
 
+import json
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
+from distributed.features.cache import Unit, write_unit
+from distributed.train import data
 from distributed.train.data import Dataset, StepBatch, epoch_batches
 from distributed.train.prefetch import one_ahead
 from shards.loader import Cut
@@ -41,19 +45,18 @@ def test_pictures_for_an_accelerator_hold_the_patches_that_a_cpu_gets(manifest: 
     pictures = list(batches_of(manifest, Cut("images", 64)))
     assert len(patches) == len(pictures) == 4
     for expected, found in zip(patches, pictures, strict=True):
-        data = found
         assert expected.boxes is None
-        assert data.inputs.dtype == torch.uint8
-        assert data.inputs.shape[1:] == (3, 64, 64)
+        assert found.inputs.dtype == torch.uint8
+        assert found.inputs.shape[1:] == (3, 64, 64)
         count = len(expected.labels)
-        assert data.num_images == count
-        assert torch.equal(data.labels[:count], expected.labels)
-        assert torch.equal(data.images[:count], expected.images)
-        cut = data.patches(0, count)
+        assert found.num_images == count
+        assert torch.equal(found.labels[:count], expected.labels)
+        assert torch.equal(found.images[:count], expected.images)
+        cut = found.patches(0, count)
         assert cut.shape == expected.inputs.shape
         assert (cut - expected.inputs.float()).abs().max() <= 1.0
-        assert data.boxes is not None
-        moved = cut_patches(data.inputs[:count], data.boxes[:count].roll(1, 1), SIDE)
+        assert found.boxes is not None
+        moved = cut_patches(found.inputs[:count], found.boxes[:count].roll(1, 1), SIDE)
         assert (moved - expected.inputs.float()).abs().max() > 20  # other boxes, other patches
 
 
@@ -126,3 +129,41 @@ def test_epochs_that_a_thread_reads_ahead_follow_each_other_in_the_same_processe
         assert labels == [batch.labels.tolist() for batch in expected]
         alone.loader = None
     assert len(pids) == 2
+
+
+def test_units_that_the_order_has_passed_are_not_mapped_any_longer(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, shard = manifest.num_images("train"), manifest.shards_of("train")[0]
+    for start in range(0, images, 2):
+        unit = Unit(shard.file, "train", start, start + 2)
+        rows = torch.arange(start, start + 2)
+        tensors = {
+            "labels": rows % len(NAMES),
+            "rows": rows,
+            "images": rows[:, None].half(),
+            "patches": rows[:, None, None].half(),
+        }
+        write_unit(tmp_path, unit, tensors, {"keys": json.dumps(["a", "b"])})
+    monkeypatch.setattr(data, "UNIT", 2)
+    selection = select(manifest, "train")
+    labels = torch.arange(len(NAMES))
+    cut = Cut("patches", SIDE)
+    dataset = Dataset(manifest, selection, labels, str(tmp_path), cut, 4, 0, 0.0)
+    cursor = start_of(manifest, selection, seed=0)
+    plan = split_ranges(cursor.remaining, 1, 0, 4)
+
+    def maps(allowed: int) -> tuple[list[float], int]:
+        """The features of an epoch, and the most units that were mapped at once."""
+        monkeypatch.setattr(data, "_MAPPED_UNITS", allowed)
+        found, most = [], 0
+        for batch in epoch_batches(dataset, cursor, plan, 0, patch_size=SIDE, device=CPU):
+            found += batch.inputs.flatten().tolist()
+            mapped = Path("/proc/self/maps").read_text().splitlines()
+            most = max(most, len({line.split()[-1] for line in mapped if str(tmp_path) in line}))
+        return found, most
+
+    few, many = maps(3), maps(1000)
+    assert few[0] == many[0] and sorted(few[0]) == list(range(images))
+    assert few[1] <= 3 + 1  # and the one at hand
+    assert many[1] == images // 2
