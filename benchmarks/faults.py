@@ -25,6 +25,8 @@ FAULTS = [  # as the tests record them, in the order of the page
     "a node is lost and replaced",
     "a node is lost and not replaced; later the same command",
     "elastic: a node is lost, later one is added",
+    "a node is lost while features are computed",
+    "a node is lost while images are embedded",
     "the driver and its Ray are killed; the same command",
     "a job is stopped and submitted again",
     "the run folder's disk is full in training, and again when results are written; each time the "
@@ -70,6 +72,9 @@ NOTES = """
 - **A lost node** is waited for `cluster.wait_for_workers` seconds. An elastic run goes on with
   fewer workers as soon as Ray has noticed the loss (up to 20 s more), and looks every
   `cluster.resize_interval` seconds whether new ones fit in.
+- **Features and embedding** lose the calls of a lost node, which others do again; each call is
+  repeated up to five times. Processes come back as soon as there is room; a stage ends in one line
+  where there is room for none within `cluster.wait_for_workers` seconds.
 - **The commands beside a run** (`vgse relate|evaluate|export|report`, `shards pack|check`) end on a
   full disk with one `error:` line that names the file or folder, and leave no half-written file.
 - **A store** that does not answer is asked again for more than a minute before the run ends.
