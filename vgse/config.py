@@ -197,7 +197,7 @@ class EvaluationConfig:
     the validation classes play the unseen ones."""
     holdout: float = bounded(0.2, 0.01, 0.9)
     """Share of each seen class's training images held out when choosing hyper-parameters."""
-    max_images: int = bounded(50_000, 1000)
+    max_images: int = bounded(40_000, 1000)
     """Images above which the table is made from a sample: of each class and split those whose
     keys have the smallest hashes, equally many where there are as many."""
 

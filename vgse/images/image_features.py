@@ -166,7 +166,7 @@ def sample_images(
 ) -> ImageFeatures:
     """Features, labels and split of about `most` images: of each class and split those whose keys
     have the smallest hashes, equally many where there are as many. Their order is that of `parts`,
-    whose sizes do not matter; no more than twice as many are held in memory.
+    whose sizes do not matter; little more than these images are held in memory.
 
     `counts` [3, C] are the images of each class in the SPLITS.
     """
@@ -178,7 +178,7 @@ def sample_images(
         hashes = patch_hashes(part.keys, 1, _SEED)[:, 0]
         chosen = np.flatnonzero(hashes <= below[group])
         held.append(_Candidates(group[chosen], hashes[chosen], _rows(part, chosen)))
-        if sum(len(candidates.group) for candidates in held) > 2 * most:
+        if sum(len(candidates.group) for candidates in held) > 1.25 * most:
             held = [_merged(held).smallest(each)]
     return _merged(held).smallest(each).images
 

@@ -1,6 +1,7 @@
 """Image features as zero-shot models get them: unit length, centred, in their principal axes, where
 XᵀX is diagonal: one eigendecomposition a split serves every ridge of every row of the table."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +27,27 @@ class Axes:
     mean: Features  # [D_f]
     rotation: Features  # [D_f, D], D ≤ D_f: axes without variance are left out
 
-    def transform(self, features: Features) -> Features:
-        """[M, D]: rows of `features` [M, D_f] at unit length, minus the mean, in the axes."""
-        out = np.empty((len(features), self.rotation.shape[1]), np.float32)
-        for start in range(0, len(features), _BLOCK):
-            block = unit_rows(features[start : start + _BLOCK]) - self.mean
-            out[start : start + _BLOCK] = block @ self.rotation
+    def transform(self, features: Features, images: Indices | None = None) -> Features:
+        """[M, D]: rows of `features` [M, D_f], or those of some images, at unit length, minus the
+        mean, in the axes."""
+        count, start = len(features if images is None else images), 0
+        out = np.empty((count, self.rotation.shape[1]), np.float32)
+        for block in _blocks(features, images):
+            out[start : start + len(block)] = (unit_rows(block) - self.mean) @ self.rotation
+            start += len(block)
         return out
 
 
-def principal_axes(features: Features) -> Axes:
-    """The axes of the training images `features` [M, D_f], the largest variance first."""
+def _blocks(features: Features, images: Indices | None) -> Iterator[Features]:
+    """Rows of `features`, all or of some images, never all at once."""
+    count = len(features if images is None else images)
+    for start in range(0, count, _BLOCK):
+        chosen = slice(start, start + _BLOCK)
+        yield features[chosen if images is None else images[chosen]]
+
+
+def principal_axes(features: Features, images: Indices | None = None) -> Axes:
+    """The axes of the training images, rows of `features` [M, D_f], the largest variance first."""
     size = features.shape[1]
     if len(features) < size:
         rows = unit_rows(features)
@@ -48,12 +59,12 @@ def principal_axes(features: Features) -> Axes:
         vectors = centred.T @ (left / np.sqrt(len(rows) * values))
         return Axes(mean.astype(np.float32), np.ascontiguousarray(vectors, np.float32))
     total, gram = np.zeros(size), np.zeros((size, size))
-    for start in range(0, len(features), _BLOCK):
-        block = unit_rows(features[start : start + _BLOCK])
+    count = len(features if images is None else images)
+    for block in map(unit_rows, _blocks(features, images)):
         total += block.sum(0, dtype=np.float64)
         gram += block.T @ block
-    mean = total / len(features)
-    values, vectors = np.linalg.eigh(gram / len(features) - np.outer(mean, mean))
+    mean = total / count
+    values, vectors = np.linalg.eigh(gram / count - np.outer(mean, mean))
     varies = values > _NO_VARIANCE * max(values[-1], 1e-30)
     rotation = np.ascontiguousarray(vectors[:, varies][:, ::-1], np.float32)
     return Axes(mean.astype(np.float32), rotation)

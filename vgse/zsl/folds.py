@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vgse.errors import UserError
 from vgse.zsl.data import Features, Indices, ZslData
-from vgse.zsl.features import Training, class_sums, principal_axes, training_set
+from vgse.zsl.features import Training, principal_axes, training_set
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,13 @@ def prepare_images(features: Features, labels: Indices, fold: Fold) -> PreparedF
     classes = np.concatenate([fold.seen, fold.unseen])
     rows = np.full(classes.max() + 1, -1)
     rows[classes] = np.arange(len(classes))
-    train = features[fold.train]
-    axes = principal_axes(train)
+    axes = principal_axes(features, fold.train)
+    train = axes.transform(features, fold.train)
     return PreparedFold(
-        training_set(axes.transform(train), rows[labels[fold.train]], len(fold.seen)),
-        axes.transform(features[fold.test_seen]),
+        training_set(train, rows[labels[fold.train]], len(fold.seen)),
+        axes.transform(features, fold.test_seen),
         rows[labels[fold.test_seen]],
-        axes.transform(features[fold.test_unseen]),
+        axes.transform(features, fold.test_unseen),
         rows[labels[fold.test_unseen]],
         len(fold.seen),
     )
@@ -173,6 +173,7 @@ def class_means(
     features: Features, labels: Indices, images: Indices, num_classes: int
 ) -> NDArray[np.float64]:
     """[C, D_f] mean features of each class over `images`; NaN for a class without one."""
-    counts = np.bincount(labels[images], minlength=num_classes)[:, None]
-    with np.errstate(invalid="ignore"):
-        return class_sums(features[images], labels[images], num_classes) / counts
+    means = np.full((num_classes, features.shape[1]), np.nan)
+    for label in np.unique(labels[images]):
+        means[label] = features[images[labels[images] == label]].mean(0, dtype=np.float64)
+    return means

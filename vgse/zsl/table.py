@@ -101,6 +101,7 @@ def evaluate(
             f"{len(choices)} choices of hyper-parameters on {len(folds)} folds of the seen classes"
         )
 
+        prepared.clear()  # as large as the images, for each fold
         fold = guard.open("final table")
         final = prepare(data, fold)
         of_final = inputs_of(fold)
