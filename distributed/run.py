@@ -9,7 +9,8 @@ from rich.text import Text
 from distributed import stages
 from distributed.cluster import ray_cluster, wants_gpu
 from distributed.display import Display
-from distributed.embedding import embed
+from distributed.embedding.embed import run_embedding
+from distributed.embedding.files import save_embedded
 from distributed.embedding.results import write_results
 from distributed.features.cache import units_of
 from distributed.features.extract import run_features
@@ -131,7 +132,7 @@ def learn_and_embed(
             checkpoint = run_training(job, gpu, display).rpartition("/")[2]
             stages.finish_stage(run, "training", prepared.fingerprint, [], checkpoint=checkpoint)
         units = units_of(prepared.manifest, SPLITS)
-        embedded = embed.run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
+        embedded = run_embedding(job, join_url(run.url, checkpoint), gpu, display, units)
     inputs = digest(prepared.fingerprint, checkpoint)
-    stages.finish_stage(run, "embedding", inputs, embed.save_embedded(run.local, embedded))
+    stages.finish_stage(run, "embedding", inputs, save_embedded(run.local, embedded))
     return inputs

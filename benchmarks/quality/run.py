@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.controls import shuffle_labels
 from benchmarks.quality.settings import Setting, relation_rows
-from distributed.embedding.embed import Embedded, Encoder, embed_units
+from distributed.embedding.embed import Encoder, embed_units
+from distributed.embedding.files import Embedded
 from distributed.embedding.results import cluster_measures, own_embeddings
 from distributed.features.cache import FeatureSpec, access_of, cache_folder, feature_spec, units_of
 from distributed.features.extract import compute_unit

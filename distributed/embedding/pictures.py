@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.embedding.embed import Embedded, EmbeddedImages
+from distributed.embedding.files import Embedded, EmbeddedImages
 from distributed.features.cache import access_of
 from distributed.features.extract import whole_picture
 from distributed.setup import Prepared

@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from distributed.display import Display, Stage
-from distributed.embedding.embed import (
-    FILES,
-    Embedded,
-    EmbeddedImages,
-    PartFiles,
-    load_embedded,
-)
+from distributed.embedding.files import FILES, Embedded, EmbeddedImages, PartFiles, load_embedded
 from distributed.embedding.pictures import gather_pictures
 from distributed.setup import Prepared
 from distributed.stages import RunFolder, digest, download, run_stage

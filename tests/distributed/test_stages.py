@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from distributed.display import Display, Stage
-from distributed.embedding.embed import (
+from distributed.embedding.files import (
     FILES,
     Embedded,
     EmbeddedImages,

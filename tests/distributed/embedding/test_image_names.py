@@ -15,13 +15,8 @@ import webdataset
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from distributed.embedding.embed import (
-    Embedded,
-    Encoder,
-    embed_units,
-    load_embedded,
-    save_embedded,
-)
+from distributed.embedding.embed import Encoder, embed_units
+from distributed.embedding.files import Embedded, load_embedded, save_embedded
 from distributed.features.cache import feature_spec, units_of, write_unit
 from distributed.features.extract import compute_unit, whole_picture
 from distributed.train.trainer import TrainingJob

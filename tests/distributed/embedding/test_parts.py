@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 
 from distributed.embedding import embed, pictures
-from distributed.embedding.embed import (
-    Embedded,
-    EmbeddedImages,
-    EmbeddedPart,
-    collect,
-    load_embedded,
-    part_of,
-    save_embedded,
-)
+from distributed.embedding.embed import EmbeddedPart, collect, part_of
+from distributed.embedding.files import Embedded, EmbeddedImages, load_embedded, save_embedded
 from distributed.embedding.pictures import gather_pictures
 from distributed.embedding.results import cluster_measures
 from vgse.config import RunConfig
