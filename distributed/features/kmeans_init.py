@@ -46,10 +46,13 @@ def run_kmeans(
     with display.stage("clusters") as stage:
         units = units_of(prepared.manifest, ["train"])
         complete_sample(sample, job, units, stage.say)
-        features, population = sample.features(), sample.population
+        features = sample.features()
+        count = len(features)
+        shared = ray.put(features)
+        del features  # as large as a copy in the store
         task: Any = ray.remote(start_from)  # type: ignore[arg-type]  # takes keywords
         call = task.options(num_cpus=1, num_gpus=int(gpu), max_retries=3).remote(
-            ray.put(features),
+            shared,
             job.config,
             init=join_url(job.run, "init"),
             device="cuda" if gpu else "cpu",
@@ -57,7 +60,7 @@ def run_kmeans(
         with lost_calls():
             centroids = ray.get(call)
         stage.summary = (
-            f"k-means of {len(features):,} of {population:,} patches into "
+            f"k-means of {count:,} of {sample.population:,} patches into "
             f"{len(centroids.vectors)} on {centroids.device}, mean distance "
             f"{centroids.objective:.3f}"
         )

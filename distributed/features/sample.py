@@ -74,21 +74,39 @@ class PatchSample:
         self._parts.clear()
 
     def features(self) -> NDArray[np.float16]:
-        """[k, D_f] in the order of the patches' names."""
-        chosen = self.smallest()
-        return chosen.features[np.argsort(chosen.names, kind="stable")]
+        """[k, D_f] in the order of the patches' names; the parts are gone afterwards."""
+        chosen = self._chosen()
+        names = np.concatenate([part.names for part in self._parts])[chosen]
+        features = self._rows(chosen[np.argsort(names, kind="stable")])
+        self._parts.clear()
+        return features
 
     def smallest(self) -> SamplePart:
-        """The sample, in no order."""
-        hashes, names, features = (
-            np.concatenate([getattr(part, name) for part in self._parts])
-            for name in ("hashes", "names", "features")
+        """The sample as one part."""
+        chosen = self._chosen()
+        hashes, names = (
+            np.concatenate([getattr(part, name) for part in self._parts])[chosen]
+            for name in ("hashes", "names")
         )
-        size = self.sampling.size
-        if len(hashes) > size:
-            chosen = np.argpartition(hashes, size - 1)[:size]
-            hashes, names, features = hashes[chosen], names[chosen], features[chosen]
-        return SamplePart(hashes, names, features, 0)
+        return SamplePart(hashes, names, self._rows(chosen), self.population)
+
+    def _chosen(self) -> NDArray[np.int64]:
+        """The smallest hashes among those of all parts, one after another."""
+        hashes, size = np.concatenate([part.hashes for part in self._parts]), self.sampling.size
+        if len(hashes) <= size:
+            return np.arange(len(hashes))
+        return np.sort(np.argpartition(hashes, size - 1)[:size])
+
+    def _rows(self, chosen: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Features of some patches, counted through all parts, which are never joined."""
+        rows = np.empty((len(chosen), self._parts[0].features.shape[1]), np.float16)
+        order = np.argsort(chosen, kind="stable")
+        starts = np.cumsum([0, *(len(part.hashes) for part in self._parts)])
+        edges = np.searchsorted(chosen[order], starts)
+        for part, start, first, last in zip(self._parts, starts, edges, edges[1:], strict=False):
+            places = order[first:last]
+            rows[places] = part.features[chosen[places] - start]
+        return rows
 
 
 def run_sample(config: RunConfig, prepared: Prepared) -> PatchSample:
@@ -131,7 +149,7 @@ def sample_of_units(
     sample = PatchSample(sampling)
     for unit in units:
         sample.add(unit_sample(read_unit(folder, unit, access), sample.sampling), [unit])
-    return replace(sample.smallest(), population=sample.population), units
+    return sample.smallest(), units
 
 
 def sample_patches(
