@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from vgse.zsl.data import Indices
 
 Floats = NDArray[np.floating]
+_BLOCK = 1024
 
 
 def per_class_top1(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -55,8 +56,13 @@ def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
     """Accuracies where `gamma`, in the unit of the scores, is subtracted for seen classes."""
     penalty = np.zeros(scores.of_seen.shape[1])
     penalty[: scores.num_seen] = gamma
-    seen = per_class_top1((scores.of_seen - penalty).argmax(1), scores.labels_seen)
-    unseen = per_class_top1((scores.of_unseen - penalty).argmax(1), scores.labels_unseen)
+
+    def predictions(rows: Floats) -> Indices:
+        blocks = range(0, max(1, len(rows)), _BLOCK)  # no second copy of all scores
+        return np.concatenate([(rows[i : i + _BLOCK] - penalty).argmax(1) for i in blocks])
+
+    seen = per_class_top1(predictions(scores.of_seen), scores.labels_seen)
+    unseen = per_class_top1(predictions(scores.of_unseen), scores.labels_unseen)
     return Generalised(seen, unseen, harmonic_mean(seen, unseen))
 
 
