@@ -102,7 +102,9 @@ class ShardTable(Sequence[ShardEntry]):
         match = _SHARD_NAME.fullmatch(file)
         assert match, file
         key = np.uint64(SPLITS.index(match[1]) << 32 | int(match[2]))
-        return self[int(np.searchsorted(self.keys, key))]
+        found = self[int(np.searchsorted(self.keys, key))]
+        assert found.file == file, (found.file, file)
+        return found
 
 
 def shard_table(entries: Sequence[ShardEntry]) -> ShardTable:
@@ -292,11 +294,11 @@ def write_table(folder: Path, entries: Sequence[ShardEntry]) -> str:
     return _write_array(folder / SHARDS, shard_table(entries).records)
 
 
-def write_labels(folder: Path, labels: Sequence[int], num_classes: int) -> str:
+def write_labels(folder: Path, labels: NDArray[np.integer], num_classes: int) -> str:
     """Write labels.npy, the label of every sample in the order of the shards; returns its sha256
     (hex)."""
     small = np.uint16 if num_classes <= 1 << 16 else np.uint32
-    return _write_array(folder / LABELS, np.array(labels, small))
+    return _write_array(folder / LABELS, labels.astype(small))
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> str:
@@ -315,8 +317,13 @@ def load_labels(manifest: Manifest) -> NDArray[np.unsignedinteger]:
 def _load_table(manifest: Manifest) -> ShardTable:
     path = join_url(manifest.url, SHARDS)
     records = _read_array(path, manifest.shards_sha256)
-    if not records.dtype.names or records.dtype != _record_type(records.dtype["offsets"].shape[0]):
-        raise UserError(f"{path}: holds no shards; pack again")
+    named = records.dtype.names and "offsets" in records.dtype.names
+    if (
+        not named
+        or records.dtype != _record_type(records.dtype["offsets"].shape[0])
+        or (records["split"] >= len(SPLITS)).any()
+    ):
+        raise UserError(f"{path}: holds no table of shards; pack again")
     return ShardTable(records)
 
 
@@ -344,7 +351,7 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
         if version == 1:
             content = _of_version_1(content, path)
         else:
-            content["fingerprint"] = _digest(content)
+            content = {**content, "fingerprint": _digest(content), "table": None}
         parsed = {
             **content,
             "url": folder,

@@ -71,7 +71,7 @@ def make_manifest(folder: Path, shards: int, version: int) -> None:
         "source": "made",
         "licence": "",
         "damaged": [],
-        "labels_sha256": write_labels(folder, np.concatenate(all_labels), CLASSES),  # type: ignore[arg-type]
+        "labels_sha256": write_labels(folder, np.concatenate(all_labels), CLASSES),
     }
     if version == 1:
         content["shards"] = rows

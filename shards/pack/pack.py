@@ -5,8 +5,9 @@ import json
 import os
 import secrets
 import shutil
+from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import BufferedRandom
@@ -59,7 +60,7 @@ class PackedShard:
     """A finished shard: labels [count] of its samples, and images left out, with causes."""
 
     entry: ShardEntry
-    labels: list[int]
+    labels: Sequence[int]
     damaged: list[str]
     largest: int
 
@@ -228,7 +229,8 @@ def _pack_all(
     damaged = [line for shard in kept.values() for line in shard.damaged]
     done = sum(shard.entry.count for shard in kept.values()) + len(damaged)
     for shard in run(pack_shard, [spec for spec in specs if spec.file not in kept]):
-        packed[shard.entry.file] = shard
+        # Four bytes a label, not the forty of an integer in a list.
+        packed[shard.entry.file] = replace(shard, labels=array("I", shard.labels))
         damaged += shard.damaged
         done += shard.entry.count + len(shard.damaged)
         report(done, len(damaged))
@@ -259,7 +261,7 @@ def _finish(
         split: Counter(n for s in kept if s.entry.split == split for n in s.labels)
         for split in SPLITS
     }
-    labels = [label for shard in kept for label in shard.labels]
+    labels = np.concatenate([np.empty(0, np.uint32), *(shard.labels for shard in kept)])
     manifest = Manifest(
         url=config.out,
         version=manifests.VERSION,
