@@ -45,7 +45,7 @@ from distributed.setup import prepare
 from distributed.train.ray_trainer import ddp_options, training_job
 from distributed.train.trainer import TrainingJob, train_epochs
 from vgse.config import BackboneConfig, ClusterConfig, DataConfig, RunConfig, TrainingConfig
-from vgse.images.devices import resolve_precision
+from vgse.images.devices import cpu_precision
 from vgse.training.model import TrainingModel
 
 RESULTS = Path(__file__).parent / "results"
@@ -184,7 +184,7 @@ def start_folder(config: RunConfig) -> Path:
 
 def make_job(config: RunConfig) -> TrainingJob:
     """The job of both sides; a backbone that learns reads no features from a cache."""
-    precision = resolve_precision(config.backbone.precision, "cpu")
+    precision = cpu_precision(config.backbone.precision)
     spec = feature_spec(config.backbone, precision)
     run = start_folder(config)
     return training_job(config, prepare(config), spec, Path("unused"), run)

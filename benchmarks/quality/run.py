@@ -27,7 +27,7 @@ from shards.manifest import SPLITS
 from vgse.config import RunConfig, to_dict
 from vgse.files import write_json
 from vgse.formats import ClassEmbeddings
-from vgse.images.devices import resolve_precision
+from vgse.images.devices import cpu_precision
 from vgse.images.image_features import ImageFeatures
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge
 from vgse.run_folder import zsl_data_of
@@ -99,7 +99,7 @@ def fill_cache(
 ) -> tuple[FeatureSpec, Path]:
     """Compute what the feature cache lacks, in this process; returns its spec and folder."""
     manifest = prepared.manifest
-    spec = feature_spec(config.backbone, resolve_precision(config.backbone.precision, "cpu"))
+    spec = feature_spec(config.backbone, cpu_precision(config.backbone.precision))
     folder = Path(cache_folder(prepared.cache, manifest, spec))
     missing = [u for u in units_of(manifest, SPLITS) if not (folder / u.file).is_file()]
     started = time.monotonic()

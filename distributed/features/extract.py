@@ -17,6 +17,7 @@ from distributed.features import cache
 from distributed.features.actors import remote_results
 from distributed.features.cache import FeatureSpec, Unit, access_of, feature_spec, units_of
 from distributed.features.sample import PatchSample, SamplePart, Sampling, sample_of_units
+from distributed.gpus import gpu_precision
 from distributed.setup import Prepared
 from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import to_device
@@ -30,8 +31,9 @@ from vgse.images.backbones import Backbone, build_backbone
 from vgse.images.devices import (
     Passes,
     autocast,
+    cpu_precision,
     freed_memory_kept,
-    resolve_precision,
+    memory_errors_in_one_line,
 )
 from vgse.images.patches import cut_patches_opencv
 
@@ -57,7 +59,8 @@ def run_features(
     the units that are computed have of a `sample` is added to it."""
     manifest = prepared.manifest
     device = "cuda" if gpu else "cpu"
-    spec = feature_spec(config.backbone, resolve_precision(config.backbone.precision, device))
+    format_of = gpu_precision if gpu else cpu_precision
+    spec = feature_spec(config.backbone, format_of(config.backbone.precision))
     if config.backbone.train != "none":
         # θ will move: only the sample that starts the clusters is worth computing.
         size = config.model.num_clusters * config.model.max_points_per_centroid
@@ -249,7 +252,11 @@ def _features(
 
     def run_pass() -> None:
         stacked = torch.from_numpy(np.concatenate(waiting)).permute(0, 3, 1, 2)
-        features.append(passes.run(forward, stacked) if passes else forward(stacked))
+        with memory_errors_in_one_line(
+            f"{spec.name} takes not even one picture of {side} pixels; lower backbone.patch_size "
+            "or backbone.image_size, or set cluster.use_gpu to no"
+        ):
+            features.append(passes.run(forward, stacked) if passes else forward(stacked))
         waiting.clear()
 
     waiting: list[NDArray[np.uint8]] = []

@@ -23,6 +23,7 @@ from vgse import clusters
 from vgse.clusters import Centroids, Projection
 from vgse.config import RunConfig
 from vgse.errors import UserError
+from vgse.images.devices import memory_errors_in_one_line
 
 if TYPE_CHECKING:
     from distributed.train.trainer import TrainingJob
@@ -116,13 +117,14 @@ def start_from(
         projection = clusters.fit_projection(features, config.model.projection)
         joined = np.concatenate([projection.weight, projection.bias[:, None]], 1)
         _write_array(join_url(str(init), "projection.npy"), joined)
-    centroids = clusters.fit_centroids(
-        clusters.project(features, projection),
-        config.model.num_clusters,
-        seed=config.seed,
-        max_points_per_centroid=config.model.max_points_per_centroid,
-        device=device,
-    )
+    with memory_errors_in_one_line("lower model.max_points_per_centroid or model.num_clusters"):
+        centroids = clusters.fit_centroids(
+            clusters.project(features, projection),
+            config.model.num_clusters,
+            seed=config.seed,
+            max_points_per_centroid=config.model.max_points_per_centroid,
+            device=device,
+        )
     # Last: its presence says that the start is complete.
     _write_array(join_url(str(init), "centroids.npy"), centroids.vectors)
     return centroids

@@ -31,6 +31,7 @@ from distributed.train.prefetch import prefetch
 from vgse.config import RunConfig
 from vgse.files import disk_errors_in_one_line
 from vgse.images.backbones import build_backbone
+from vgse.images.devices import memory_errors_in_one_line
 from vgse.training.losses import world_size
 from vgse.training.model import ClusterHead, TrainingModel
 from vgse.training.optimizer import make_optimizer, match_layout
@@ -131,7 +132,8 @@ def train_epochs(
     worker = Worker(job, model, wrapped, optimizer, dataset, device, rank, report)
     while position.cursor.epoch < config.epochs:
         seed_step(seed, position, rank)
-        worker.finish_epoch(position, sums)
+        with memory_errors_in_one_line(_remedy(job)):
+            worker.finish_epoch(position, sums)
         epoch, step = position.cursor.epoch + 1, worker.step
         rate = optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": step, **sums.row(job.config.loss), "learning_rate": rate}
@@ -140,6 +142,14 @@ def train_epochs(
         due = epoch % config.checkpoint_epochs == 0 or epoch == config.epochs
         worker.save_and_report(row, position if due else None, None)
     return model
+
+
+def _remedy(job: TrainingJob) -> str:
+    """What makes a step smaller."""
+    batch, accumulate = job.config.training.batch_size, job.config.training.accumulate
+    if job.config.backbone.train == "none":
+        return f"lower training.batch_size (now {batch}) or loss.queue_size, or add workers"
+    return f"raise training.accumulate (now {accumulate}) or lower training.batch_size ({batch})"
 
 
 def seed_step(seed: int, position: Position, rank: int) -> None:

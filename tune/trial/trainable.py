@@ -28,6 +28,7 @@ from tune.trial.checkpoints import latest_checkpoint, store_checkpoint
 from tune.trial.context import TrialContext, ensure_start
 from tune.trial.evaluator import Evaluator
 from vgse.errors import UserError
+from vgse.images.devices import context_is_broken
 
 
 class Collapsed(Exception):
@@ -36,7 +37,8 @@ class Collapsed(Exception):
 
 def tune_trial(config: dict[str, Any], context: list[Any]) -> None:
     """One trial; what goes wrong in it is reported as its last row, not raised: the process serves
-    the next trial. `context` holds one reference, to the TrialContext in Ray's object store."""
+    the next trial, unless its GPU can no longer be used. `context` holds one reference, to the
+    TrialContext in Ray's object store."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     epoch = 0
@@ -51,6 +53,8 @@ def tune_trial(config: dict[str, Any], context: list[Any]) -> None:
     except ControllerError:
         raise  # the cluster's failure, not the trial's: Ray Tune tries again
     except Exception as error:
+        if context_is_broken():
+            raise  # ends this process, which could serve no other; Ray Tune tries again
         tune.report({"epoch": epoch, "failed": cause_of(error)})
 
 

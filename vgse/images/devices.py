@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vgse.errors import UserError
 
-def resolve_precision(wanted: str, device: str) -> str:
-    """The number format; "auto" becomes "bfloat16" where the hardware multiplies in it."""
+
+def cpu_precision(wanted: str) -> str:
+    """The number format of θ; "auto" becomes "bfloat16" where this CPU multiplies in it."""
     if wanted != "auto":
         return wanted
-    if device.startswith("cuda"):
-        # A head without a GPU decides for its GPU workers, and cannot ask theirs.
-        known = torch.cuda.is_available()
-        return "bfloat16" if not known or torch.cuda.is_bf16_supported() else "float32"
     # torch 2.13 and newer
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
@@ -29,6 +27,30 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.partition(":")[0], torch.bfloat16)
+
+
+@contextmanager
+def memory_errors_in_one_line(remedy: str) -> Iterator[None]:
+    """A GPU that runs out of memory is the user's to mend, by `remedy`: starting again would only
+    repeat it."""
+    try:
+        yield
+    except RuntimeError as error:  # FAISS has no kind of its own
+        text = " ".join(str(error).split())
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in text.lower():
+            raise
+        raise UserError(f"out of GPU memory: {remedy} ({text[:160]})") from error
+
+
+def context_is_broken() -> bool:
+    """Whether an error of CUDA in this process, such as a failed assertion or a GPU that fell off
+    its bus, makes every later call fail as well."""
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+    return False
 
 
 @contextmanager

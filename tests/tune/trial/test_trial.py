@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from safetensors.torch import load_file, save_file
 
 from distributed.features.cache import units_of
 from distributed.features.kmeans_init import load_start
+from distributed.train import trainer
 from shards.manifest import load_manifest
 from tune.space import with_params
+from tune.trial import trainable
 from tune.trial.checkpoints import delete_checkpoints, latest_checkpoint, store_checkpoint
 from tune.trial.context import TrialContext, ensure_start, start_key
 from tune.trial.evaluator import Evaluator
 from tune.trial.objective import MEASURES
 from tune.trial.trainable import cause_of, run_trial, trial_job
 from tune_tiny import EPOCHS, make_search, make_trial_context
+from vgse.errors import UserError
 
 PARAMS = {"loss.entropy": 0.5, "model.num_clusters": 12, "training.learning_rate": 1e-2}
 
@@ -96,6 +100,41 @@ def test_a_loss_that_is_not_finite_has_a_cause_in_one_line(context: TrialContext
     assert cause_of(MemoryError()) == "out of memory: MemoryError"
     assert cause_of(RuntimeError("CUDA out of memory.\nTried")).startswith("out of memory: CUDA")
     assert cause_of(KeyError("x")) == "KeyError: 'x'"
+
+
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
+
+
+def test_a_step_that_does_not_fit_is_the_users_to_mend_by_a_setting(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "run_step", out_of_memory)
+    with pytest.raises(UserError, match=r"^out of GPU memory: lower training.batch_size") as raised:
+        rows_of(context, "0007")
+    assert "Tried to allocate 2.00 GiB" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_process_whose_gpu_is_lost_serves_no_other_trial(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def synchronize() -> None:
+        if broken:
+            fail()
+
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(trainable.tune, "report", rows.append)
+    monkeypatch.setattr(trainable.ray, "get", lambda reference: None)
+    monkeypatch.setattr(trainable, "run_trial", fail)
+    with pytest.raises(RuntimeError, match="device-side") if broken else nullcontext():
+        trainable.tune_trial({"trial": "0001", "params": {}}, [None])
+    assert len(rows) == (0 if broken else 1)
 
 
 def test_a_trial_whose_clusters_die_ends_as_collapsed(context: TrialContext) -> None:
