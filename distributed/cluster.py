@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,11 @@ from torch.distributed import DistError
 from distributed.display import plural
 from vgse.config import ClusterConfig
 from vgse.errors import UserError
+from vgse.files import folder_for_sockets
 
 Say = Callable[[str], None]
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest
+_ANSWER_S = 10.0
 _FIRST_LINE_S = 5.0
 _NEXT_LINE_S = 60.0
 
@@ -99,22 +103,54 @@ _QUIET = {
 
 
 def _private_token() -> None:
-    """See that Ray's token is this user's alone; Ray itself would make it readable to all."""
+    """See that Ray's token is this user's alone; Ray itself would make it readable to all. A user
+    without a home gets one for this process and its children."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.touch(0o600, exist_ok=False)
-        path.write_text(secrets.token_hex(32))
-    except FileExistsError:
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
+        path = Path.home() / ".ray" / "auth_token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(0o600, exist_ok=False)
+            path.write_text(secrets.token_hex(32))
+        except FileExistsError:
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+    except (OSError, RuntimeError):  # RuntimeError: the user is in no list of users
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _address(config: ClusterConfig) -> str:
     """Where a cluster is; "local" for one that is started here, to which no node comes."""
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _await_answer(address: str, name: str) -> None:
+    """See that something listens at an address, for which Ray waits a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UserError(
+            f"{name} is {address!r}; give the head's HOST:PORT, such as 10.0.0.1:6379, or auto for "
+            "a cluster on this machine"
+        )
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+            return
+        except (OSError, OverflowError) as error:  # a head may be starting, its name may be new
+            if time.monotonic() > deadline:
+                raise _no_answer(address, name, error) from None
+        time.sleep(0.5)
+
+
+def _no_answer(address: str, name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    instead = "leave it out" if name == "cluster.address" else f"unset {name}"
+    return UserError(
+        f"{name}: no Ray cluster answers at {address} ({reason}); start one with 'ray start "
+        f"--head', or {instead} for a cluster on this machine alone"
+    )
 
 
 @contextmanager
@@ -149,9 +185,16 @@ def ray_cluster(
                     "on this machine's loopback alone; import `distributed` first",
                     here,
                 )
+        given = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        if folder := folder_for_sockets(given, _SOCKET):
+            own["_temp_dir"] = f"{folder}/ray"
+    name = "cluster.address" if config.address else "RAY_ADDRESS"
+    if address not in ("auto", "local"):
+        _await_answer(address, name)
+        lent["RAY_gcs_server_port_wait_time_s"] = "1"  # attempts, each of which takes long
     with environment(lent):
         try:
-            _start_ray(address, verbose, own)
+            _start_ray(address, name, verbose, own)
             yield
         finally:
             ray.shutdown()
@@ -169,7 +212,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
+def _start_ray(address: str, name: str, verbose: bool, own: dict[str, object]) -> None:
     try:
         ray.init(
             address=address,
@@ -178,10 +221,7 @@ def _start_ray(address: str, verbose: bool, own: dict[str, object]) -> None:
             **own,  # type: ignore[arg-type]
         )
     except ConnectionError as error:
-        raise UserError(
-            f"cluster.address: no Ray cluster answers at {address} ({error}); "
-            "start one with 'ray start --head', or leave the address out"
-        ) from None
+        raise _no_answer(address, name, error) from None
     except Exception as error:
         if type(error) is not Exception:  # Ray has no kind of its own for a node that is too slow
             raise

@@ -31,6 +31,7 @@ from shards.objects import ACCESS, Access
 from shards.sampler import Order, Plan, Selection
 from shards.samples import DamagedImage, Part, RawSample, decode_sample, plan_parts, read_parts
 from vgse.errors import UserError
+from vgse.files import keep_sockets_short
 from vgse.images.patches import cut_patches_opencv
 
 # Below, the allocator hands out memory that it has used before, and filling that and copying
@@ -319,6 +320,7 @@ def _lean_start() -> Iterator[None]:
     They are forked from a server that has imported this module alone. A new process imports its
     parent's main module, which could start the training again: they are shown an empty one.
     """
+    keep_sockets_short()
     main, path = sys.modules["__main__"], os.environ.get("PYTHONPATH")
     sys.modules["__main__"] = types.ModuleType("__main__")
     # The server does not take over sys.path.

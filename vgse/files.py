@@ -4,8 +4,10 @@ import codecs
 import errno
 import json
 import math
+import multiprocessing.util
 import os
 import secrets
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,6 +97,35 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+_LONGEST_SOCKET = 107  # bytes of its path
+
+
+def folder_for_sockets(given: str, below: str) -> str | None:
+    """A folder for temporary files if a socket at `given` + `below` had too long a path, as where
+    batch systems set TMPDIR; None if it has not."""
+    room = _LONGEST_SOCKET - len(below)
+    if len(os.fsencode(given.rstrip("/"))) <= room:
+        return None
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise UserError(
+        f"TMPDIR is {given}, too long for sockets below it; set it to a folder whose path has "
+        f"{room} characters at most"
+    )
+
+
+def keep_sockets_short() -> None:
+    """Give multiprocessing a folder for the sockets of this process and its children, where TMPDIR
+    is too long for them."""
+    if folder := folder_for_sockets(tempfile.gettempdir(), "/pymp-01234567/listener-01234567"):
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            multiprocessing.util.get_temp_dir()  # made once, and handed on
+        finally:
+            tempfile.tempdir = before
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -69,7 +69,18 @@ def one_line(address: str) -> Iterator[None]:
         ) from None
     except RuntimeError as error:  # its text may hold the server's traceback, and ends with a dot
         last = str(error).rstrip(".\n ").splitlines()[-1]
-        raise UserError(f"--address {address}: {last}") from None
+        raise UserError(f"--address {address}: {explained(last)}") from None
+
+
+def explained(reason: str) -> str:
+    """What Ray says of a job, and what it leaves out."""
+    if "No available agent" not in reason:
+        return reason
+    return (
+        "no node of the cluster takes jobs: the port of its agent, 52365 unless it was changed, is "
+        "taken, as by another Ray on that machine; stop the other one, or start this one with "
+        "'ray start --dashboard-agent-listen-port PORT'"
+    )
 
 
 def list_jobs(client: JobSubmissionClient, name: str | None = None) -> list[JobDetails]:
@@ -180,5 +191,5 @@ def _exit_status(job: JobDetails) -> int:
     code = job.driver_exit_code
     if code is None:  # it never ran: only Ray knows why
         reason = (job.message or "no message").strip().splitlines()
-        sys.stderr.write(f"error: job {job.submission_id} failed: {reason[0]}\n")
+        sys.stderr.write(f"error: job {job.submission_id} failed: {explained(reason[0])}\n")
     return code if code and 0 < code < 256 else 1

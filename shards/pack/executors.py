@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from vgse.errors import UserError
+from vgse.files import keep_sockets_short
 
 Work = Callable[[Any], Any]
 Run = Callable[[Work, Iterable[Any]], Iterator[Any]]
@@ -33,6 +34,7 @@ def run_here(work: Work, pieces: Iterable[Any]) -> Iterator[Any]:
 def run_in_processes(workers: int, work: Work, pieces: Iterable[Any]) -> Iterator[Any]:
     """In a pool of processes; what has not begun is dropped when the caller stops."""
     # A fork would copy the locks of a progress display's thread in whatever state.
+    keep_sockets_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.pack.pack"])
     pool = ProcessPoolExecutor(workers, mp_context=context)

@@ -1,6 +1,7 @@
 """Joining a cluster, waiting for room on it, and what a cluster of ours lets in."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -235,3 +236,31 @@ def test_a_new_token_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> N
     assert run_code(PRIVATE, env | {"HOME": str(tmp_path)}).strip() == "0o600"
     (tmp_path / ".ray" / "auth_token").chmod(0o644)
     assert run_code(PRIVATE, env | {"HOME": str(tmp_path)}).strip() == "0o600"
+
+
+@pytest.mark.parametrize("home", ["/proc/no-home", "/dev/null"])
+def test_a_user_without_a_home_gets_a_token_for_the_process(
+    monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    cluster._private_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_an_address_where_nothing_listens_is_named_with_its_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        cluster._await_answer(address, "RAY_ADDRESS")
+        cluster._await_answer(f"ray://{address}", "RAY_ADDRESS")
+    with pytest.raises(ValueError, match=rf"RAY_ADDRESS: no .* {address} .* or unset RAY_ADDRESS"):
+        cluster._await_answer(address, "RAY_ADDRESS")
+    with pytest.raises(ValueError, match=r"cluster\.address: no .* or leave it out"):
+        cluster._await_answer(address, "cluster.address")
+    for odd in ("head", "http://head:8265", ":6379", "head:port"):
+        with pytest.raises(ValueError, match=r"RAY_ADDRESS is .* give the head's HOST:PORT"):
+            cluster._await_answer(odd, "RAY_ADDRESS")

@@ -4,6 +4,7 @@ import codecs
 import errno
 import fcntl
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vgse.errors import UserError
-from vgse.files import read_mapping, read_text, sole_user, written_whole
+from vgse.files import folder_for_sockets, read_mapping, read_text, sole_user, written_whole
 
 HOLD = """
 import sys
@@ -127,3 +128,42 @@ def test_bytes_that_are_no_text_are_named_by_their_line(
         read_text(tmp_path / "list.txt")
     with pytest.raises(UserError, match=r"none\.txt: no such file; correct the path"):
         read_text(tmp_path / "none.txt")
+
+
+LONG = "/scratch/local/some.user.name/slurm_job_12345678/some.array.task.0001/tmp"
+
+
+def test_sockets_go_elsewhere_where_the_folder_of_temporary_files_is_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    below = "/" + 40 * "x"
+    assert folder_for_sockets("/scratch/short", below) is None
+    assert folder_for_sockets(LONG, below) == "/tmp"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"TMPDIR is /scratch/.* path has 66 characters at most"):
+        folder_for_sockets(LONG, below)
+
+
+PROCESSES = """
+import multiprocessing, os, tempfile
+from vgse.files import keep_sockets_short
+if {short}:
+    keep_sockets_short()
+assert tempfile.gettempdir() == os.environ["TMPDIR"]
+print(multiprocessing.connection.arbitrary_address("AF_UNIX"))
+"""
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_sockets_of_processes_are_short_and_temporary_files_stay(
+    tmp_path: Path, short: bool
+) -> None:
+    folder = tmp_path / LONG[1:]
+    folder.mkdir(parents=True)
+    code = "import multiprocessing.connection\n" + PROCESSES.format(short=short)
+    env = os.environ | {
+        "TMPDIR": str(folder),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert (len(done.stdout.strip()) <= 107) == short

@@ -69,6 +69,17 @@ def test_an_address_without_a_dashboard_is_named(head: Head) -> None:
     assert "not the dashboard's URL" in refused(head.run("status", "--address", "head:8265"))
 
 
+def test_a_cluster_without_a_job_agent_says_that_its_port_is_taken() -> None:
+    from distributed.jobs.client import one_line
+
+    answer = "Request failed with status code 500: No available agent to submit job."
+    told = r"http://head: no node .* 52365 .* is taken, .* another"
+    with pytest.raises(ValueError, match=told), one_line("http://head"):
+        raise RuntimeError(answer)
+    with pytest.raises(ValueError, match=r"http://head: no such job"), one_line("http://head"):
+        raise RuntimeError("no such job.")
+
+
 def test_a_missing_and_a_wrong_token_are_told_apart(head: Head) -> None:
     env = without_token(head)
     status = ("status", "--address", head.address)

@@ -47,7 +47,7 @@ def test_a_title_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
     flat_tree(tmp_path / "set")
     given = ["--unseen_fraction", "0.34", "--num_patches", "4", "--title", "x[/2019] [bold]:dog:"]
     assert main(arguments(tmp_path, *given)) == 0
-    assert "x[/2019] [bold]:dog: " in capsys.readouterr().out
+    assert "x[/2019] [bold]:dog:" in capsys.readouterr().out
 
 
 def test_a_yaml_file_holds_the_options(tmp_path: Path) -> None:
