@@ -79,8 +79,7 @@ def _pack(options: jsonargparse.Namespace) -> int:
     for kind, number in manifest.left_out.items():
         console.print(f"left out: {number:,} {kind}")
     for line in manifest.damaged[:10]:
-        visible = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
-        console.print(f"left out: {visible}")
+        console.print(f"left out: {line}")
     console.print(f"{manifest.url}/{FILE}")
     return 0
 

@@ -221,3 +221,8 @@ def file_finder() -> Callable[[str], tuple[str, bytes] | None]:
 def as_utf8(text: str) -> str:
     """A path's text, with bytes that are not UTF-8 as \\xNN."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def visible(text: str) -> str:
+    """`text` in one line, with line breaks and what else steers a terminal as escapes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

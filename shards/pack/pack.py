@@ -23,6 +23,7 @@ from shards.config import PackConfig, validate
 from shards.datasets.classes import hash_key
 from shards.datasets.dataset import DataSet, read_source
 from shards.datasets.layouts import SourceImage
+from shards.datasets.listing import visible
 from shards.images import encode_jpeg, load_rgb
 from shards.manifest import SPLITS, ImageSpec, Manifest, PatchSpec, ShardEntry, file_problems
 from shards.objects import FULL, file_sizes
@@ -354,7 +355,7 @@ def _write_tar(spec: ShardSpec, file: BufferedRandom) -> PackedShard:
             try:
                 sample, side = _encode(image, number, spec)
             except UserError as error:
-                damaged.append(f"{image.source}: {error}")
+                damaged.append(visible(f"{image.source}: {error}"))
                 continue
             if len(found) % STRIDE == 0:
                 offsets.append(writer.tarstream.offset)
