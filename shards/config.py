@@ -12,8 +12,8 @@ class PackConfig:
     """Turn a folder of images into tar shards with patch boxes and a manifest."""
 
     source: str
-    """The images: folder:PATH (a folder a class, or train/ and test/ with a folder a class),
-    awa2:PATH, cub:PATH or sun:PATH (the data sets as their authors publish them)."""
+    """The images: folder:PATH (a folder a class, or train/ and test/ or val/ with a folder a
+    class), awa2:PATH, cub:PATH or sun:PATH (the data sets as their authors publish them)."""
     out: str
     """Folder to write: <split>-000000.tar, shards.npy, labels.npy and, last, manifest.json."""
     unseen: str | None = None

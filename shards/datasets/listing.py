@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import PurePath
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from vgse.errors import UserError
 Key = TypeVar("Key")
 
 THREADS = 32  # of a network's file system the answers are waited for, most of the time
+_CHUNK = 256
 BROKEN = "broken links"
 READ_ALREADY = "links to what is read elsewhere"
 # What NAS boxes, archives and file systems put between pictures: thumbnails and deleted files.
@@ -71,20 +72,34 @@ def size_of(stamp: bytes) -> int:
     return int(struct.unpack_from("<q", stamp)[0])
 
 
-def scan(folder: Folder) -> Listing:
-    """The listing of a folder: one call for it and one for each picture. Files without a
-    picture's ending are opened, to see whether they are one all the same."""
+def scan(folder: Folder, pool: ThreadPoolExecutor | None = None) -> Listing:
+    """The listing of a folder: one call for it and one for each picture, in `pool` where there are
+    many. Files without a picture's ending are opened, to see whether they are one all the same."""
     found = Listing(folder)
     try:
         with os.scandir(folder.path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                _sort_in(entry, found)
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        chunks = [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]
+        work = pool.map if pool and len(chunks) > 1 else map
+        for part in work(partial(_listing_of, folder), chunks):
+            found.pictures += part.pictures
+            found.linked_pictures += part.linked_pictures
+            found.folders += part.folders
+            found.left_out.update(part.left_out)
+            found.other_files.update(part.other_files)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
             f"{error.filename or folder.path}: cannot be read ({reason}); change its permissions, "
             "or take it out"
         ) from None
+    return found
+
+
+def _listing_of(folder: Folder, entries: list[os.DirEntry[str]]) -> Listing:
+    found = Listing(folder)
+    for entry in entries:
+        _sort_in(entry, found)
     return found
 
 
@@ -150,7 +165,7 @@ def walk(
     outside -= {folder.real for _, folder in batch}  # the root itself may be the top
     outside |= {os.path.realpath(folder) for folder in skip}
     visited = set(outside)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(THREADS) as inner:
         while batch or later:
             if not batch:
                 batch, later = later, []
@@ -162,7 +177,7 @@ def walk(
                 elif folder.linked:
                     left_out[READ_ALREADY] += 1
             batch = []
-            listings = pool.map(scan, [folder for _, folder in fresh])
+            listings = pool.map(partial(scan, pool=inner), [folder for _, folder in fresh])
             for (key, _), listing in zip(fresh, listings, strict=True):
                 for folder in listing.folders:
                     (later if folder.linked else batch).append((key, folder))
