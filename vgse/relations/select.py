@@ -5,13 +5,19 @@ other seen classes, and compared with their own. No unseen class and no zero-sho
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from threading import current_thread, main_thread
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
+from threadpoolctl import threadpool_limits
 
 from vgse.relations.pivoting import Mask, solve_simplex
 from vgse.relations.smo import solve_relations
@@ -30,6 +36,7 @@ _FIRST_RIDGE = 0.1
 _PATIENCE = 2  # ridges that are worse, before a search along them ends
 _MAX_ROUNDS = 4
 _FULL_SPECTRUM = 400
+_THREADS_FROM = 400  # classes; with fewer, most of the time is Python's own
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +127,7 @@ def select_relation(
     ]
     # lambda_max grows with the classes, and the ridge is relative to that of all of them.
     scale = num_classes / len(sample)
-    supports: list[Mask | None] = [None] * len(folds)
+    supports: dict[tuple[Weights, float], list[NDArray[np.uint8]]] = {}  # of each fold, in bits
     problems: dict[Weights, list[_Problem]] = {}
     curve: list[Setting] = []
     chance: list[F64] = []  # [P] criterion of each setting with names permuted
@@ -129,11 +136,18 @@ def select_relation(
     def evaluate(candidate: Weights, ridge: float) -> float:
         if candidate not in problems:
             problems.clear()
-            problems[candidate] = [_problem(grams, candidate, fold, scale) for fold in folds]
+            problems[candidate] = list(run(partial(_problem, grams, candidate, scale), folds))
+        starts: Sequence[Mask | None] = [None] * len(folds)
+        if supports:
+            nearest = min(supports, key=lambda other: _distance(other, (candidate, ridge)))
+            starts = [
+                np.unpackbits(bits, axis=1, count=len(fold.train)).view(np.bool_)
+                for fold, bits in zip(folds, supports[nearest], strict=True)
+            ]
+        relations = list(run(partial(_solve, ridge, alpha), problems[candidate], folds, starts))
+        supports[candidate, ridge] = [np.packbits(found > alpha, axis=1) for found in relations]
         cosines, permuted, others = np.zeros(len(sample)), np.zeros(_NUM_PERMUTATIONS), 0.0
-        for i, (fold, problem) in enumerate(zip(folds, problems[candidate], strict=True)):
-            relation = _solve(problem, fold, ridge, alpha, supports[i])
-            supports[i] = relation > alpha
+        for fold, relation in zip(folds, relations, strict=True):
             matrix = _cosines(relation @ fold.scores[fold.train], fold.scores[fold.held])
             cosines[fold.held] += matrix.diagonal() / _NUM_REPEATS
             permuted += matrix[np.arange(len(matrix)), fold.permutations].sum(1) / _NUM_REPEATS
@@ -144,7 +158,13 @@ def select_relation(
         elsewhere.append(others / len(sample))
         return curve[-1].criterion
 
-    _climb(evaluate, fixed, ridges)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
+    if len(sample) < _THREADS_FROM or current_thread() is not main_thread():
+        threads = 1  # little to do, or a caller that shares out the cores itself
+    # One thread of BLAS a fold: matrices are too small for more.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(threads, len(folds))) as pool:
+        run = pool.map if threads > 1 else map
+        _climb(evaluate, fixed, ridges)
     best = max(range(len(curve)), key=lambda i: curve[i].criterion)
     permuted_best = float(np.quantile(np.max(chance, axis=0), 1 - _CHANCE))
     warning = None
@@ -243,7 +263,13 @@ def _fold(phi: F64, held: Indices, rng: np.random.Generator) -> _Fold:
     return _Fold(train, held, scores, permutations)
 
 
-def _problem(grams: Sequence[F64], weights: Weights, fold: _Fold, scale: float) -> _Problem:
+def _distance(one: tuple[Weights, float], other: tuple[Weights, float]) -> float:
+    """How far apart the supports of two settings may be: to start from the nearest saves pivots."""
+    shares = [np.square(weights) / np.square(weights).sum() for weights, _ in (one, other)]
+    return float(abs(np.log(one[1] / other[1])) + np.abs(shares[0] - shares[1]).sum())
+
+
+def _problem(grams: Sequence[F64], weights: Weights, scale: float, fold: _Fold) -> _Problem:
     """What `combine_blocks` does to rows, done to their Gram matrices, with `train` as seen."""
     summed = np.zeros_like(grams[0])
     for gram, weight in zip(grams, weights, strict=True):
@@ -279,7 +305,7 @@ def _largest_eigenvalue(gram: F64) -> float:
     return float(eigsh(gram, k=1, v0=start, return_eigenvectors=False)[0])
 
 
-def _solve(problem: _Problem, fold: _Fold, ridge: float, alpha: float, support: Mask | None) -> F64:
+def _solve(ridge: float, alpha: float, problem: _Problem, fold: _Fold, support: Mask | None) -> F64:
     """Relations [H, T] of the held-out classes; those of `solve_relations`, r <= 1 left out."""
     share = 1.0 - len(problem.gram) * alpha  # r = alpha + share q, q on the simplex
     if share <= 0 or problem.largest <= 1e-12:  # nothing to choose, or classes all alike

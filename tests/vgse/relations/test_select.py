@@ -171,11 +171,11 @@ def test_other_lower_bounds_are_those_of_the_final_relations(alpha: float) -> No
     embeddings, sources = made(0.5)
     fold = select._fold(embeddings[SEEN], np.arange(10), np.random.default_rng(0))
     rows = combine_blocks(source_blocks(knowledge_of(sources), fold.train), [1.0], fold.train)
-    problem = select._problem([sources[0][SEEN] @ sources[0][SEEN].T], (1.0,), fold, 1.0)
-    relation = select._solve(problem, fold, 0.1, alpha, None)
+    problem = select._problem([sources[0][SEEN] @ sources[0][SEEN].T], (1.0,), 1.0, fold)
+    relation = select._solve(0.1, alpha, problem, fold, None)
     wanted = solve_relations(rows[fold.held], rows[fold.train], alpha=alpha, ridge=0.1).weights
     np.testing.assert_allclose(relation, wanted, atol=1e-7)
-    assert np.abs(relation - select._solve(problem, fold, 0.1, 0.0, None)).max() > 1e-3
+    assert np.abs(relation - select._solve(0.1, 0.0, problem, fold, None)).max() > 1e-3
 
 
 def test_too_few_classes_are_not_chosen_by() -> None:
