@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from vgse.config import RunConfig, leaves, to_dict, validate
 from vgse.errors import UserError
@@ -45,7 +45,7 @@ class Dimension:
         if self.choices is not None:
             return value in self.choices
         assert self.low is not None and self.high is not None, "check_space comes first"
-        return self.low <= value <= self.high
+        return not isinstance(value, str) and self.low <= value <= self.high
 
 
 def default_space() -> dict[str, Dimension]:
@@ -103,7 +103,7 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
         for fixed, why in _FIXED.items():
             if name.startswith(fixed):
                 raise UserError(f"space.{name}: {why}; set it under run instead")
-        _check_dimension(name, dimension, known[name])
+        _check_dimension(name, dimension, known[name], _words_for(name))
     for name, value in _outermost(config, space):
         try:
             validate(with_params(config, {name: value}))
@@ -111,16 +111,25 @@ def check_space(config: RunConfig, space: Mapping[str, Dimension]) -> None:
             raise UserError(f"space.{name}: {error}") from None
 
 
-def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
+def _words_for(name: str) -> tuple[str, ...]:
+    """The words that a field of numbers takes as well, such as auto."""
+    section, _, field = name.rpartition(".")
+    owner = get_type_hints(RunConfig)[section] if section else RunConfig
+    parts = get_args(get_type_hints(owner)[field])
+    return tuple(word for part in parts for word in get_args(part)) if float in parts else ()
+
+
+def _check_dimension(name: str, dimension: Dimension, value: Any, words: tuple[str, ...]) -> None:
     low, high, choices = dimension.low, dimension.high, dimension.choices
-    kind = type(value).__name__
+    kind = "float" if words else type(value).__name__
     problem = None
     if choices is not None:
         kinds: Any = (int, float) if kind == "float" else type(value)
         wrong = [
             choice
             for choice in choices
-            if not isinstance(choice, kinds) or isinstance(choice, bool) != (kind == "bool")
+            if choice not in words
+            and (not isinstance(choice, kinds) or isinstance(choice, bool) != (kind == "bool"))
         ]
         if low is not None or high is not None:
             problem = "has choices and a range; keep one of them"
@@ -129,7 +138,7 @@ def _check_dimension(name: str, dimension: Dimension, value: Any) -> None:
         elif len(set(choices)) != len(choices):
             problem = "choices hold a value twice; keep one"
         elif wrong:
-            problem = f"{wrong[0]!r} is no {kind}; the field takes {kind}"
+            problem = f"{wrong[0]!r} is no {kind}; the field takes {' or '.join([kind, *words])}"
     elif low is None or high is None:
         problem = "give low and high, or choices"
     elif kind not in ("int", "float"):

@@ -1,7 +1,12 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
+<<<<<<< HEAD
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+=======
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+>>>>>>> 562eaea (A search over relations.ridge; a ridge of 1e-8 in a run's config.yaml is a number; tests of what reaches the choice)
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +160,10 @@ def read_config(run: Path | None, section: str, kind: type[_Config], **overrides
     unknown = sorted(set(given) - {field.name for field in fields(kind)})
     if unknown:
         raise UserError(f"{path}: {section} has no field {', '.join(unknown)}; remove it")
+    for name, value in given.items():
+        if isinstance(value, str):
+            with suppress(ValueError):  # YAML takes 1e-8 for a word
+                given[name] = float(value)
     config = kind(**given | {name: v for name, v in overrides.items() if v is not None})
     check_fields(config)
     return config

@@ -70,6 +70,8 @@ def test_the_default_space_is_valid_and_covers_what_the_issue_names() -> None:
         ("model.num_clusters", Dimension(choices=[10, True]), "True is no int"),
         ("model.init", Dimension(0, 1), "is not a number"),
         ("relations.alpha", Dimension(-2, 0), "relations.alpha is -2"),
+        ("relations.ridge", Dimension(choices=["best", 0.1]), "takes float or auto"),
+        ("relations.ridge", Dimension(0, 1), "relations.ridge is 0"),
     ],
 )
 def test_a_space_that_no_run_can_have_is_refused_in_one_line(
@@ -90,6 +92,22 @@ def test_whole_numbers_stay_whole_and_choices_keep_their_type() -> None:
     changed = with_params(RUN, {"model.num_clusters": 11, "model.train_projection": False})
     assert (changed.model.num_clusters, changed.model.train_projection) == (11, False)
     assert RUN.model.num_clusters == 150 and RUN.model.train_projection
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [("{choices: [1e-8, 0.1, auto]}", {1e-8, 0.1, "auto"}), ("{low: 0.01, high: 1}", None)],
+)
+def test_the_ridge_is_searched_over_numbers_and_auto(
+    spec: str, values: set[float | str] | None
+) -> None:
+    given = ["search", "--space", f"{{relations.ridge: {spec}}}"]
+    space = make_parser().instantiate(make_parser().parse_args(given)).search.space
+    check_space(RUN, space)
+    drawn = draw_params(optuna.create_study().ask(), RUN, space)["relations.ridge"]
+    assert drawn in values if values else 0.01 <= drawn <= 1
+    assert space["relations.ridge"].holds("auto") == bool(values)
+    assert with_params(RUN, {"relations.ridge": drawn}).relations.ridge == drawn
 
 
 @pytest.fixture(scope="module")
@@ -210,4 +228,26 @@ def test_resuming_without_a_configuration_takes_that_of_the_search(
     completed = with_stored_config(given)
     options = make_parser().parse_args(completed).search
     assert options.trials == 7 and options.space["loss.entropy"].high == 2
+    assert options.run.relations.ridge == "auto"
     assert with_stored_config([*given, "--config", "x.yaml"]) == [*given, "--config", "x.yaml"]
+
+
+def test_a_search_from_before_the_ridge_was_chosen_goes_on_with_its_own(
+    root: Path, tmp_path: Path
+) -> None:
+    config = make_search(root)
+    config.run.storage, config.run.relations.ridge = str(tmp_path), 1e-8
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    stored = to_dict(config)
+    del stored["run"]["knowledge"]  # as before there was the field
+    (folder / "search.yaml").write_text(yaml.safe_dump(stored))
+    given = ["search", "--search-id=mine", "--run.storage", str(tmp_path), "--resume"]
+    parser = make_parser()
+    options = parser.instantiate(parser.parse_args(with_stored_config(given))).search
+    resumed = replace(config, run=options.run)
+    assert resumed.run.relations.ridge == 1e-8
+    check_folder(folder, resumed, resume=True)
+    resumed.run.relations.ridge = "auto"
+    with pytest.raises(ValueError, match=r"run\.relations\.ridge was another when"):
+        check_folder(folder, resumed, resume=True)

@@ -358,6 +358,11 @@ def test_the_runs_configuration_counts_where_nothing_else_is_said(run):
     (run / "config.yaml").write_text("relations: {alpha: -1.0}\nseed: 3\n")
     assert read_config(run, "relations", RelationConfig).alpha == -1.0
     assert read_config(run, "evaluation", EvaluationConfig) == EvaluationConfig()
+    (run / "config.yaml").write_text("relations: {ridge: 1e-8}\n")  # a word to YAML
+    assert read_config(run, "relations", RelationConfig).ridge == 1e-8
+    (run / "config.yaml").write_text("relations: {ridge: some}\n")
+    with pytest.raises(ValueError, match="ridge is 'some'; give a number or auto"):
+        read_config(run, "relations", RelationConfig)
 
 
 def test_a_misspelt_field_of_the_runs_configuration_is_named(run):

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vgse.config import RelationConfig
 from vgse.knowledge.sources import Knowledge, Source, combine_blocks, source_blocks
 from vgse.relations import select
 from vgse.relations.pivoting import solve_simplex
+from vgse.relations.predict import choose_knowledge
 from vgse.relations.select import Selection, select_relation
 from vgse.relations.smo import solve_relations
 
@@ -87,6 +89,24 @@ def test_no_unseen_class_reaches_the_choice() -> None:
     assert chosen(embeddings, sources) == before
     sources[0][:NUM_SEEN] = rng.permutation(sources[0][:NUM_SEEN])
     assert chosen(embeddings, sources) != before
+
+
+def test_the_choice_of_a_run_stays_when_unseen_classes_change() -> None:
+    embeddings, (words, _) = made(0.3, 1.0)
+    ancestors = (np.random.default_rng(1).random((NUM_ALL, 20)) < 0.3).astype(np.float64)
+
+    def choice() -> Selection | None:
+        sources = [Source("words", words, None), Source("tree", ancestors, None, True)]
+        knowledge = Knowledge([f"class{i}" for i in range(NUM_ALL)], sources)
+        config = RelationConfig()
+        return choose_knowledge(knowledge, words, SEEN, embeddings[SEEN], config, 0).selection
+
+    before = choice()
+    words[NUM_SEEN:] += 5
+    ancestors[NUM_SEEN:] = 1
+    assert before is not None and choice() == before
+    ancestors[0] = 1
+    assert choice() != before
 
 
 def test_fixed_weights_and_a_fixed_ridge_stay() -> None:
@@ -176,6 +196,14 @@ def test_other_lower_bounds_are_those_of_the_final_relations(alpha: float) -> No
     wanted = solve_relations(rows[fold.held], rows[fold.train], alpha=alpha, ridge=0.1).weights
     np.testing.assert_allclose(relation, wanted, atol=1e-7)
     assert np.abs(relation - select._solve(0.1, 0.0, problem, fold, None)).max() > 1e-3
+
+
+def test_folds_side_by_side_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, sources = made(0.3, 1.0)
+    before = chosen(embeddings, sources)
+    monkeypatch.setattr(select, "_THREADS_FROM", 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert chosen(embeddings, sources) == before
 
 
 def test_too_few_classes_are_not_chosen_by() -> None:
