@@ -1,12 +1,8 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
-<<<<<<< HEAD
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-=======
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
->>>>>>> 562eaea (A search over relations.ridge; a ridge of 1e-8 in a run's config.yaml is a number; tests of what reaches the choice)
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
