@@ -16,8 +16,14 @@ FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000"),
     *("DIB", "ICO", "PCX", "QOI", "SGI", "TGA"),
 )
+# As Pillow registers them, which takes it a while.
 ENDINGS = frozenset(
-    ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS
+    [
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".avifs"),
+        *(".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".qoi"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pcx", ".tga", ".icb", ".vda", ".vst"),
+        *(".sgi", ".rgb", ".rgba", ".bw"),
+    ]
 )
 MAX_ASPECT = 50
 _JPEG_LIMIT = 65500
@@ -52,6 +58,7 @@ def is_picture(path: str) -> bool:
     cannot be opened."""
     with open(path, "rb") as file:
         try:
+            Image.init()
             start = file.read(16)
             accepts = ((kind, Image.OPEN[kind][1]) for kind in FORMATS)
             fits = [kind for kind, accept in accepts if accept and accept(start) is True]

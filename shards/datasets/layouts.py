@@ -117,10 +117,13 @@ def _part_folders(listing: Listing) -> list[tuple[Folder, str]]:
 
 def class_of(folder: Folder) -> str:
     """The class of a folder's name: é may be one sign or two, blanks around it do not count."""
-    name = os.path.basename(folder.path)
+    return _plain(os.path.basename(folder.path))
+
+
+def _plain(name: str) -> str:
     plain = unicodedata.normalize("NFC", name).strip()
     if not plain or as_utf8(plain) != plain or any(map(_is_control, plain)):
-        raise UserError(f"{folder.path!a}: is no name of a class; rename the folder")
+        raise UserError(f"folder {name!a}: is no name of a class; rename the folder")
     return plain
 
 
@@ -176,7 +179,7 @@ def read_sun(root: Path) -> Layout:
     names: dict[str, str] = {}
     for listing in listings:  # apartment_building_outdoor of a/apartment_building/outdoor
         path = listing.folder.path
-        first, *rest = path.removeprefix(f"{base}/").split("/")
+        first, *rest = _plain(path.removeprefix(f"{base}/")).split("/")
         names[path] = "_".join(rest if rest and len(first) == 1 else [first, *rest])
         images += _images_of(listing, root, names[path])
     classes = _unique(list(names.values()), "class folders")

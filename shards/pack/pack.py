@@ -257,6 +257,8 @@ def _finish(
     if damaged:
         with written_whole(out / manifests.DAMAGED) as stream:
             stream.writelines(f"{line}\n".encode() for line in damaged)
+    else:  # which an earlier pack may have left
+        (out / manifests.DAMAGED).unlink(missing_ok=True)
     names = [entry.name for entry in data.classes]
     counts = {
         split: Counter(n for s in kept if s.entry.split == split for n in s.labels)

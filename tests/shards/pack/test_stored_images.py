@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images import decode_jpeg, encode_jpeg, load_rgb
+from shards.images import ENDINGS, FORMATS, decode_jpeg, encode_jpeg, is_picture, load_rgb
 from shards_trees import picture
 
 OPTIONS: dict[str, Any] = {"short_side": 0, "upscale": False, "max_pixels": 1_000_000}
@@ -100,3 +100,30 @@ def test_stored_pictures_come_back_nearly_the_same() -> None:
 def test_a_jpeg_is_bounded_before_decoding() -> None:
     with pytest.raises(ValueError, match="more than max_pixels=100"):
         decode_jpeg(encode_jpeg(picture(6), 90), max_pixels=100)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_its_picture_of_several_the_first(tmp_path: Path, kind: str) -> None:
+    first, second = Image.fromarray(picture(7)), Image.fromarray(picture(8))
+    several = kind in ("GIF", "WEBP", "TIFF", "PNG", "AVIF")
+    more: dict[str, Any] = {"save_all": True, "append_images": [second]} if several else {}
+    first.save(tmp_path / "x", kind, **more)
+    pixels = load(tmp_path / "x").astype(int)
+    if kind == "ICO":  # squeezed to a square by Pillow
+        pixels = np.asarray(Image.fromarray(pixels.astype(np.uint8)).resize(first.size)).astype(int)
+    assert pixels.shape == (30, 40, 3)
+    near, far = (np.abs(pixels - np.asarray(image)).mean() for image in (first, second))
+    assert near < 20 < far
+    assert is_picture(str(tmp_path / "x")) is (kind != "TGA")  # which has no mark at its start
+
+
+def test_the_endings_are_those_that_pillow_knows_of_the_formats() -> None:
+    known = Image.registered_extensions().items()
+    assert {ending for ending, kind in known if kind in FORMATS} == ENDINGS
+
+
+def test_a_format_whose_decoder_runs_a_program_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(picture(7)).save(tmp_path / "x.eps")
+    assert not is_picture(str(tmp_path / "x.eps"))
+    with pytest.raises(ValueError, match="no picture, or of an unknown format"):
+        load(tmp_path / "x.eps")
