@@ -1,4 +1,5 @@
-"""Quality on CIFAR-100: the commands a user types, for two splits, against bars and controls.
+"""Quality on CIFAR-100: the commands a user types, for two splits of the classes on one packed set,
+against bars and controls.
 
     python -m benchmarks.cifar100 --images PATH/cifar100
 
@@ -18,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from scipy.optimize import minimize
 
 from benchmarks.quality.run import run as train_setting
 from benchmarks.quality.run import task_of
 from benchmarks.quality.settings import Setting
+from distributed.__main__ import make_parser
 from vgse.config import RunConfig
 from vgse.formats import read_npz
 
@@ -38,20 +39,21 @@ def command(*words: str) -> None:
 
 
 def run_split(images: Path, work: Path, split: str) -> dict[str, Any]:
-    """Pack, train and evaluate one split; returns evaluation.json with the control's measures."""
-    shards, runs = work / f"shards-{split}", work / "runs"
-    unseen = f"configs/cifar100/unseen-{split}.txt"
+    """Train and evaluate one split; returns evaluation.json with the control's measures."""
+    shards, runs = work / "shards", work / "runs"
+    unseen = "configs/cifar100/unseen-{}.txt"
     if not (shards / "manifest.json").is_file():
         command(
             *("shards", "pack", "--source", f"folder:{images}", "--out", str(shards)),
-            *("--unseen", unseen, "--patches", "grid", "--short_side", "128", "--upscale", "true"),
-            *("--title", "CIFAR-100"),
+            *("--unseen", unseen.format(SPLIT_NAMES[0]), "--patches", "grid"),
+            *("--short_side", "128", "--upscale", "true", "--title", "CIFAR-100"),
+            *("--synsets", "configs/cifar100/synsets.yaml"),
         )
     run = runs / split
     if not (run / "evaluation.json").is_file():
         command(
             *("distributed", "train", "--config", CONFIG, "--data.shards", str(shards)),
-            *("--storage", str(runs), "--run-id", split),
+            *("--data.unseen", unseen.format(split), "--storage", str(runs), "--run-id", split),
         )
     evaluation: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
     evaluation["shuffled"] = shuffled_control(run)
@@ -61,14 +63,10 @@ def run_split(images: Path, work: Path, split: str) -> dict[str, Any]:
 
 def load_config(run: Path) -> RunConfig:
     """The configuration of a run folder."""
-    sections = yaml.safe_load((run / "config.yaml").read_text())
-    kinds = RunConfig.__dataclass_fields__
-    return RunConfig(
-        **{
-            name: kinds[name].default_factory(**value) if isinstance(value, dict) else value  # type: ignore[misc]
-            for name, value in sections.items()
-        }
-    )
+    parser = make_parser()
+    given = parser.parse_args(["train", "--config", str(run / "config.yaml")])
+    options = vars(parser.instantiate(given).train)
+    return RunConfig(**{name: options[name] for name in RunConfig.__dataclass_fields__})
 
 
 def shuffled_control(run: Path) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def shuffled_control(run: Path) -> dict[str, Any]:
     config = load_config(run)
     setting = Setting("shuffled", "shuffled labels", "training", config, shuffled=True)
     work = run.parent / "quality"
-    task = task_of(setting, config.data.shards, work)
+    task = task_of(setting, config.data.split_seed, work)
     result = task.result() if task.done else train_setting(task, work, print)
     clusters: dict[str, Any] = result["clusters"]
     return clusters
@@ -88,7 +86,7 @@ def difference_to_slsqp(run: Path) -> float:
     words = classes.word_vectors.astype(np.float64)
     seen, unseen = words[classes.seen], words[classes.unseen]
     with np.load(run / "relations.npz", allow_pickle=False) as file:
-        ours = file["smo"]
+        ours = file["paper_smo"]
     worst = 0.0
     for target, r in zip(unseen, ours, strict=True):
         reference = minimize(

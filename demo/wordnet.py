@@ -6,8 +6,10 @@ senses of the names and all their ancestors, as vgse.knowledge.wordnet reads the
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import yaml
 
 from vgse.knowledge.wordnet import (
     NUM_SENSES,
@@ -22,13 +24,17 @@ from vgse.knowledge.words import words_of
 DEBIAN = "/usr/share/wordnet"  # package wordnet-base
 
 
-def write_wordnet(names: Iterable[str], folder: str, out: Path) -> int:
-    """Write the part that the names need and return how many synsets it has.
+def write_wordnet(
+    names: Iterable[str], folder: str, out: Path, synsets: Mapping[str, str] | None = None
+) -> int:
+    """Write the part that the names need and return how many synsets it has; `synsets`, such as
+    maple.n.02, are those of names that are to be looked up otherwise.
 
     Raises ValueError for names that WordNet lacks.
     """
     wordnet = read_wordnet(folder)
     words = {name: words_of(name) for name in names}
+    words |= {synset: [synset.split(".")[0]] for synset in (synsets or {}).values()}
     lemmas = {name: find_lemma(wordnet, of_name) for name, of_name in words.items()}
     lost = [name for name, lemma in lemmas.items() if lemma is None]
     if lost:
@@ -38,8 +44,8 @@ def write_wordnet(names: Iterable[str], folder: str, out: Path) -> int:
         for name, lemma in lemmas.items()
         if lemma is not None
     }
-    synsets = sorted({n for senses in kept.values() for n in synset_weights(wordnet, senses)})
-    data = [_synset_line(wordnet, number) for number in synsets]
+    numbers = sorted({n for senses in kept.values() for n in synset_weights(wordnet, senses)})
+    data = [_synset_line(wordnet, number) for number in numbers]
     index = [
         f"{lemma} n {len(senses)} 0 {len(senses)} 0 {' '.join(f'{n:08d}' for n in senses)}"
         for lemma, senses in sorted(kept.items())
@@ -57,7 +63,7 @@ def write_wordnet(names: Iterable[str], folder: str, out: Path) -> int:
         (out / name).unlink(missing_ok=True)
         if lines:
             (out / name).write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    return len(synsets)
+    return len(numbers)
 
 
 def _synset_line(wordnet: WordNet, number: int) -> str:
@@ -85,10 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", type=Path, required=True, help="class names, one a line")
     parser.add_argument("--wordnet", default=DEBIAN, help="folder of data.noun and index.noun")
+    parser.add_argument("--synsets", type=Path, help="YAML file {name: synset}")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     names = options.names.read_text("utf-8").split()
-    print(f"{write_wordnet(names, options.wordnet, options.out)} synsets in {options.out}")
+    synsets = yaml.safe_load(options.synsets.read_text("utf-8")) if options.synsets else {}
+    count = write_wordnet(names, options.wordnet, options.out, synsets)
+    print(f"{count} synsets in {options.out}")
 
 
 if __name__ == "__main__":

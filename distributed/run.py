@@ -18,7 +18,7 @@ from distributed.features.kmeans_init import has_start, run_kmeans
 from distributed.features.sample import run_sample
 from distributed.logs import driver_log
 from distributed.requirements import check_disk
-from distributed.setup import Prepared, learned, prepare
+from distributed.setup import Prepared, learned, prepare, record_roles
 from distributed.stages import RunFolder, digest, working_folder
 from distributed.storage import absolute, file_sizes, read_bytes, write_bytes
 from distributed.train.checkpoint import damage
@@ -62,9 +62,13 @@ def _difference(run: str, config: RunConfig) -> str:
     """What a run was made with, in comparison."""
     try:
         content = yaml.safe_load(read_bytes(join_url(run, "config.yaml"), retry=FIRST))
-        old, new = (dict(leaves(learned(tree))) for tree in (content, to_dict(config)))
+        trees = content, to_dict(config)
+        old, new = (dict(leaves(learned(tree))) for tree in trees)
+        before, now = ([tree["data"].get(n) for n in ("unseen", "split_seed")] for tree in trees)
     except (FileNotFoundError, yaml.YAMLError, AttributeError, TypeError):
         return "made with another configuration or other data"
+    if before != now:
+        return "made with other roles of classes (data.unseen or data.split_seed was another)"
     changed = [
         f"{name} was {old.get(name, 'unknown')!r} and is {new.get(name, 'unknown')!r}"
         for name in sorted(old.keys() | new.keys())
@@ -84,6 +88,7 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
     embedding pass. Returns the run folder, or a local one with the report where it is at a URL."""
     check_name("--run-id", run_id)
     prepared = prepare(config)
+    config = record_roles(config, prepared)
     url = join_url(absolute(config.storage), run_id)
     finished = check_run_folder(url, config, prepared.fingerprint, resume=resume)
     check_disk(config, prepared, url)

@@ -15,6 +15,7 @@ from distributed.storage import absolute
 from distributed.train.loggers import check_tracking
 from shards.manifest import Manifest, load_manifest
 from shards.objects import is_remote, join_url
+from shards.roles import Roles, asked_roles, with_roles
 from vgse.config import RunConfig, SourceConfig, to_dict, validate
 from vgse.errors import UserError
 from vgse.images.backbones import build_backbone, weights_content, weights_file
@@ -26,7 +27,8 @@ from vgse.knowledge.words import WordVectors, load_word_vectors, normalise_words
 class Prepared:
     """A run's data, checked. Class indices count along manifest.class_names."""
 
-    manifest: Manifest
+    manifest: Manifest  # with the roles of this run
+    roles: Roles | None  # None: the shards' own
     seen: NDArray[np.int64]  # [S]
     unseen: NDArray[np.int64]  # [U]
     val: NDArray[np.int64]  # validation classes, part of seen
@@ -43,6 +45,8 @@ def prepare(config: RunConfig) -> Prepared:
     validate(config)
     check_tracking(config.tracking)
     manifest = load_manifest(config.data.shards)
+    roles = asked_roles(manifest, config.data.unseen, config.data.split_seed)
+    manifest = with_roles(manifest, roles)
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words
     )
@@ -60,6 +64,7 @@ def prepare(config: RunConfig) -> Prepared:
     vectors = normalise_words(vectors, seen) if len(seen) else vectors
     prepared = Prepared(
         manifest=manifest,
+        roles=roles,
         seen=seen,
         unseen=unseen,
         val=val,
@@ -72,6 +77,13 @@ def prepare(config: RunConfig) -> Prepared:
     )
     check_requirements(config, prepared)
     return prepared
+
+
+def record_roles(config: RunConfig, prepared: Prepared) -> RunConfig:
+    """The configuration with the names of the unseen classes in place of a file or a draw."""
+    if prepared.roles is None:
+        return config
+    return replace(config, data=replace(config.data, unseen=list(prepared.roles.unseen)))
 
 
 def _load_knowledge(

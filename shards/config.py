@@ -32,6 +32,9 @@ class PackConfig:
     """att_splits.mat of xlsa17: takes its classes, validation classes and image splits."""
     features_file: str | None = None
     """res101.mat of xlsa17, whose image_files and labels --splits counts in."""
+    synsets: str | None = None
+    """JSON or YAML file {class: synset}, such as maple_tree: maple.n.02, for names that WordNet
+    lacks or means otherwise."""
     class_words: str | None = None
     """JSON or YAML file {class: words} for names that do not split into words by themselves."""
     patches: Literal["grid", "watershed"] = "grid"

@@ -178,6 +178,9 @@ class Manifest:
     left_out: dict[str, int] = field(default_factory=dict)  # files that were not packed, by kind
     fingerprint: str = ""  # sha256 (hex) of all but the url: equal for copies of the same shards
     table: ShardTable | None = field(default=None, compare=False, repr=False)  # read already
+    splits: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    """Where roles were given anew (`shards.roles`): the split of every sample [T], as a number in
+    SPLITS, in the order of the shards."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "shards"}
@@ -232,7 +235,8 @@ class Manifest:
         return self.patches.num_patches
 
     def shards_of(self, split: str) -> ShardTable:
-        """The shards of "train", "test_seen" or "test_unseen", in the order of their names."""
+        """The shards that were packed as "train", "test_seen" or "test_unseen", in the order of
+        their names."""
         if split not in SPLITS:
             raise UserError(f"{self.url}: no split {split!r}; take one of {', '.join(SPLITS)}")
         return self.shards[self.shards.split_rows(split)]
@@ -274,8 +278,8 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
 def manifest_json(manifest: Manifest) -> str:
     """The manifest as text, one class a line so that changes show in a diff."""
     lines = []
-    content = asdict(replace(manifest, table=None))
-    for key in ("url", "fingerprint", "table"):
+    content = asdict(replace(manifest, table=None, splits=None))
+    for key in ("url", "fingerprint", "table", "splits"):
         del content[key]
     for entry in content["classes"]:
         if entry["synset"] is None:
@@ -355,6 +359,7 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
         parsed = {
             **content,
             "url": folder,
+            "splits": None,
             "classes": [_entry(ClassEntry, row) for row in content["classes"]],
             "patches": _entry(PatchSpec, content["patches"]),
             "image": _entry(ImageSpec, content["image"]),

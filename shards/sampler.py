@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.manifest import Manifest, ShardTable, load_labels
+from shards.manifest import SPLITS, Manifest, ShardTable, load_labels
 from vgse.errors import UserError
 
 BLOCK_SIZE = 256
@@ -46,8 +46,8 @@ def epoch_order(
         raise UserError(f"block_size is {block_size}; it must be at least 1")
     counts = np.asarray(shard_counts, np.int64)
     indices = np.arange(len(counts))
-    heads = 1 + (_hash(seed, epoch, 1, indices) % block_size).astype(np.int64)
-    drawn = np.argsort(_hash(seed, epoch, 0, indices), kind="stable")
+    heads = 1 + (hash_values(seed, epoch, 1, indices) % block_size).astype(np.int64)
+    drawn = np.argsort(hash_values(seed, epoch, 0, indices), kind="stable")
     counts, heads = counts[drawn], heads[drawn]
     blocks = np.where(counts > 0, 1 + np.maximum(0, -(-(counts - heads) // block_size)), 0)
     row = np.repeat(indices, blocks)
@@ -66,14 +66,16 @@ def pieces(order: Order, start: int, stop: int) -> Iterator[tuple[int, NDArray[n
         begin, end = int(order.start[block]), int(order.start[block + 1])
         indices = order.first[block] + np.arange(end - begin)
         shard = int(order.shard[block])
-        draws = _hash(order.seed, order.epoch, 2 + shard, indices)
+        draws = hash_values(order.seed, order.epoch, 2 + shard, indices)
         indices = indices[np.argsort(draws, kind="stable")]
         yield shard, indices[start - begin : min(stop, end) - begin]
         start = min(stop, end)
         block += 1
 
 
-def _hash(seed: int, epoch: int, stream: int, values: NDArray[np.int64]) -> NDArray[np.uint64]:
+def hash_values(
+    seed: int, epoch: int, stream: int, values: NDArray[np.int64]
+) -> NDArray[np.uint64]:
     """Well-mixed 64 bits for each value: the same on every machine and NumPy release."""
     state = np.zeros_like(values, np.uint64)
     mask = (1 << 64) - 1
@@ -243,28 +245,44 @@ class Selection:
     def _edges(self) -> NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum(self.shards.counts)])
 
+    def places(self, shard: int) -> NDArray[np.int64] | None:
+        """Places in a shard of its samples in use; None where all are."""
+        if self.in_use is None:
+            return None
+        start, stop = self._edges[shard : shard + 2]
+        return np.flatnonzero(self.in_use[start:stop])
+
     def stored(self, shard: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places in a shard of some of its samples in use, given by their numbers among those."""
-        if self.in_use is None:
-            return indices
-        start, stop = self._edges[shard : shard + 2]
-        return np.flatnonzero(self.in_use[start:stop])[indices]
+        places = self.places(shard)
+        return indices if places is None else places[indices]
+
+
+def samples_of(manifest: Manifest, split: str) -> Selection:
+    """All samples of a split, if there are any."""
+    if manifest.splits is None:
+        return Selection(manifest.shards_of(split))
+    return Selection(manifest.shards, manifest.splits == SPLITS.index(split))
 
 
 def select(manifest: Manifest, split: str, classes: Collection[int] | None = None) -> Selection:
     """All samples of a split, or those whose label is among `classes` (by labels.npy)."""
-    selection = Selection(manifest.shards_of(split))
+    selection = samples_of(manifest, split)
     names = None if classes is None else {manifest.class_names[index] for index in classes}
     counts = manifest.class_counts[split]
     if names is not None and any(n for name, n in counts.items() if name not in names):
         wanted = np.zeros(len(manifest.classes), bool)
         wanted[list(classes or ())] = True
-        edges = np.concatenate([[0], np.cumsum(manifest.shards.counts)])
-        rows = manifest.shards.split_rows(split)
-        labels = load_labels(manifest)[edges[rows.start] : edges[rows.stop]]
+        labels = load_labels(manifest)
+        if selection.in_use is None:
+            edges = np.concatenate([[0], np.cumsum(manifest.shards.counts)])
+            rows = manifest.shards.split_rows(split)
+            labels = labels[edges[rows.start] : edges[rows.stop]]
         in_use = np.empty(len(labels), bool)
         for start in range(0, len(labels), 1 << 20):  # indexing makes eight bytes of each label
             in_use[start : start + (1 << 20)] = wanted[labels[start : start + (1 << 20)]]
+        if selection.in_use is not None:
+            in_use &= selection.in_use
         selection = replace(selection, in_use=in_use)
     if not selection.total:
         raise UserError(f"{manifest.url}: no images in split {split} for the classes asked for")

@@ -1,4 +1,4 @@
-"""Search for a configuration: `python -m tune search --config configs/search-demo.yaml`."""
+"""Many runs: `python -m tune search --config FILE`, `python -m tune repeat --config FILE`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from distributed.jobs.env_file import find_token
 from tune.config import SearchConfig
-from vgse.config import config_file_action, default_name
+from vgse.config import RunConfig, config_file_action, default_name
 from vgse.errors import UserError
 
 
@@ -18,7 +18,8 @@ def make_parser() -> ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m tune",
-        description="Search loss weights, numbers of clusters and learning rates on a Ray cluster.",
+        description="Search loss weights, numbers of clusters and learning rates on a Ray cluster, "
+        "or repeat one configuration.",
         allow_abbrev=False,
     )
     search = ArgumentParser(
@@ -42,6 +43,33 @@ def make_parser() -> ArgumentParser:
     search.add_argument("--resume", action="store_true", help="Go on with a search that is there.")
     search.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
     search.add_class_arguments(SearchConfig, as_group=False, sub_configs=True)
+    repeat = ArgumentParser(
+        usage="python -m tune repeat --config FILE (--splits N | --seeds N) [--repeat-id NAME] "
+        "[--resume] [--section.field VALUE …]",
+        description="Do one run for each of several class splits, or seeds, and show mean and "
+        "standard deviation of every row of the zero-shot table, with differences paired by run. "
+        "What was interrupted goes on with --repeat-id NAME --resume, also with a larger N.",
+        allow_abbrev=False,
+    )
+    repeat.add_argument(
+        "--config", action=config_file_action(), help="YAML file of a run's configuration."
+    )
+    repeat.add_argument(
+        "--splits",
+        type=int,
+        default=0,
+        help="Class splits: data.split_seed (or 0) and those that follow draw unseen classes.",
+    )
+    repeat.add_argument("--seeds", type=int, default=0, help="Seeds: `seed` and those that follow.")
+    repeat.add_argument(
+        "--repeat-id",
+        type=str | None,
+        help="Name of the folder of the runs below storage; by default the configuration's name "
+        "and the time.",
+    )
+    repeat.add_argument("--resume", action="store_true", help="Go on with a repeat that is there.")
+    repeat.add_argument("--verbose", action="store_true", help="Let Ray's own log through.")
+    repeat.add_class_arguments(RunConfig, as_group=False)
     analyse = ArgumentParser(
         description="Write search.html of a search folder again: trials, importance of each field, "
         "learning curves, validation beside test.",
@@ -50,6 +78,7 @@ def make_parser() -> ArgumentParser:
     analyse.add_argument("folder", type=Path, metavar="SEARCH", help="Search folder.")
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("search", search, help="run a search, or go on with one")
+    commands.add_subcommand("repeat", repeat, help="one configuration over class splits or seeds")
     commands.add_subcommand("analyse", analyse, help="write the page of a search")
     return parser
 
@@ -73,6 +102,23 @@ def _search(options: Any) -> int:
     return 0
 
 
+def _repeat(options: Any) -> int:
+    files = [str(file) for file in options.pop("config", None) or []]
+    repeat_id = options.pop("repeat_id") or default_name(files, "repeat")
+    how = {name: options.pop(name) for name in ("splits", "seeds", "resume", "verbose")}
+    from tune.repeat import repeat
+
+    try:
+        print(repeat(RunConfig(**vars(options)), repeat_id, **how))
+    except KeyboardInterrupt:
+        print(
+            f"stopped; the same command with --repeat-id {repeat_id} --resume goes on from here",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit status 2."""
     parser = make_parser()
@@ -85,23 +131,26 @@ def main(arguments: list[str] | None = None) -> int:
             print(analyse(chosen.analyse.folder))
             return 0
         find_token()
-        return _search(chosen.search)
+        return _search(chosen.search) if chosen.command == "search" else _repeat(chosen.repeat)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def with_stored_config(arguments: list[str]) -> list[str]:
-    """`search --search-id NAME --resume` without --config: with the search's own search.yaml."""
+    """`search --search-id NAME --resume` without --config: with the search's own search.yaml, and
+    so for a repeat."""
     flat = [part for argument in arguments for part in argument.split("=", 1)]
-    if flat[:1] != ["search"] or "--resume" not in flat or "--config" in flat:
+    command = flat[0] if flat else ""
+    if command not in ("search", "repeat") or "--resume" not in flat or "--config" in flat:
         return arguments
     values = dict(zip(flat, [*flat[1:], ""], strict=True))
-    storage = values.get("--run.storage", SearchConfig().run.storage)
-    path = Path(storage) / values.get("--search-id", "") / "search.yaml"
-    if "--search-id" not in values or not path.is_file():
+    option = "--run.storage" if command == "search" else "--storage"
+    folder = Path(values.get(option, RunConfig().storage)) / values.get(f"--{command}-id", "")
+    path = folder / f"{command}.yaml"
+    if f"--{command}-id" not in values or not path.is_file():
         return arguments
-    return ["search", "--config", str(path), *arguments[1:]]
+    return [command, "--config", str(path), *arguments[1:]]
 
 
 if __name__ == "__main__":

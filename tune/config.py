@@ -88,27 +88,47 @@ def search_folder(config: SearchConfig, search_id: str) -> Path:
 
 def check_folder(folder: Path, config: SearchConfig, *, resume: bool) -> None:
     """See that a search may be made there, or resumed."""
-    path = folder / "search.yaml"
+    changeable = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
+    check_unchanged(
+        *(folder / "search.yaml", to_dict(config), {"run": asdict(RunConfig())}),
+        ("run.tracking.", *changeable),
+        resume=resume,
+        what="search",
+        option="--search-id",
+    )
+
+
+def check_unchanged(
+    path: Path,
+    content: dict[str, Any],
+    defaults: dict[str, Any],
+    changeable: tuple[str, ...],
+    *,
+    resume: bool,
+    what: str,
+    option: str,
+) -> None:
+    """See that there is no file of a configuration yet, or to resume, that it holds the same but
+    for fields that begin with one of `changeable`."""
+    folder = path.parent
     if not resume:
         if path.is_file():
             raise UserError(
-                f"{folder}: this search is there already; add --resume to go on with it, or choose "
-                "another --search-id"
+                f"{folder}: this {what} is there already; add --resume to go on with it, or choose "
+                f"another {option}"
             )
         return
     if not path.is_file():
-        raise UserError(f"{folder}: there is no search to resume; check --search-id and storage")
+        raise UserError(f"{folder}: there is no {what} to resume; check {option} and storage")
     # Fields that there were not yet when it was written had their defaults.
-    was = dict(leaves({"run": asdict(RunConfig())}))
-    was |= leaves(read_mapping(path, remedy="delete the folder and search again"))
-    now = dict(leaves(to_dict(config)))
-    changeable = ("trials", "max_concurrent", "gpus_per_trial", "finalists", "max_failures")
+    was = dict(leaves(defaults))
+    was |= leaves(read_mapping(path, remedy=f"delete the folder and {what} again"))
+    now = dict(leaves(content))
     for name in sorted(was.keys() | now.keys()):
-        fixed = not name.startswith(("run.tracking.", *changeable))
-        if fixed and was.get(name) != now.get(name):
+        if not name.startswith(changeable) and was.get(name) != now.get(name):
             raise UserError(
-                f"{path}: {name} was another when this search began; resume it with the same "
-                "configuration (or none: --search-id alone), or choose another --search-id"
+                f"{path}: {name} was another when this {what} began; resume it with the same "
+                f"configuration (or none: {option} alone), or choose another {option}"
             )
 
 

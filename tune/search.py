@@ -16,7 +16,7 @@ from ray import tune
 from distributed.cluster import ray_cluster, wants_gpu
 from distributed.display import Display
 from distributed.features.extract import run_features
-from distributed.setup import prepare
+from distributed.setup import prepare, record_roles
 from tune.callbacks import TrialCallback
 from tune.config import SearchConfig, check_folder, check_search, search_folder, to_dict, write_yaml
 from tune.finalists import score_finalists
@@ -55,6 +55,7 @@ def search(
     prepared = prepare(trial_base(config))
     check_space_fits(trial_base(config), config.space, prepared)
     check_objective(config, prepared)
+    config = replace(config, run=record_roles(config.run, prepared))
     folder = search_folder(config, search_id)
     check_folder(folder, config, resume=resume)
     with disk_errors_in_one_line(folder):

@@ -28,6 +28,13 @@ class DataConfig:
     """Folder or URL (any fsspec scheme) that holds manifest.json and the tar shards."""
     words: str = "demo/words.txt"
     """Word vectors: word2vec .txt or .bin, fastText .vec, GloVe .txt, .npz or .mat."""
+    unseen: list[str] | str | None = None
+    """The unseen classes, in place of those of the shards: a file with their names (one a line, or
+    a JSON or YAML list; FILE#a.b) or the names. Images of a class that changes sides are divided
+    anew; shards and cached features stay."""
+    split_seed: int | None = field(default=None, metadata={"range": (0, 2**63 - 1)})
+    """Draws as many unseen classes as the shards have, unless `unseen` names them, and the
+    validation classes."""
     missing_words: Literal["error", "drop"] = "error"
     """A class without a word vector stops the run ("error") or is left out ("drop")."""
     cache: str | None = None

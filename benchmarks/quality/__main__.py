@@ -1,11 +1,12 @@
 """The ablation: what each part of the method adds, on any packed data sets, beside controls.
 
-    python -m benchmarks.quality --shards A B --config configs/cifar100.yaml
+    python -m benchmarks.quality --config configs/cifar100.yaml --splits 5 --work data/quality
 
-Each of --shards is a packed folder, one split of the classes; figures are means over them. Heads
-are trained on cached features of the frozen backbone, in one process and without Ray. Every
-hyper-parameter of the zero-shot models is chosen on validation classes. Each result is stored in
---work, so that an interrupted run goes on where it stopped.
+Draws of the unseen classes from data.split_seed (or 0) upwards are whole runs by `python -m tune
+repeat`: all rows, each source of knowledge, the ridge, and the choice of both. Beside them the
+ablation trains heads on cached features of the frozen backbone, in this process. Every
+hyper-parameter of the zero-shot models is chosen on seen classes. Each result is stored in --work,
+so that an interrupted run goes on where it stopped.
 """
 
 import importlib.metadata
@@ -19,12 +20,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from benchmarks.quality.knowledge import evaluate_variants
 from benchmarks.quality.page import page
-from benchmarks.quality.run import Task, run, task_of
+from benchmarks.quality.run import Task, run, store, task_of
 from benchmarks.quality.settings import DEFAULT, SHUFFLED, Setting, settings_of
 from benchmarks.quality.values import Ablation, Outcome
 from vgse.config import RunConfig, to_dict
-from vgse.files import write_json, written_whole
+from vgse.files import read_mapping, write_json, written_whole
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 QUICK_EPOCHS = 8
@@ -37,8 +39,12 @@ def make_parser() -> ArgumentParser:
         description=__doc__.splitlines()[0] if __doc__ else "",
         allow_abbrev=False,
     )
+    parser.add_argument("--splits", type=int, default=5, help="Draws of the unseen classes.")
     parser.add_argument(
-        "--shards", type=str, nargs="+", required=True, help="Packed folders, one a split."
+        "--settings",
+        type=str,
+        nargs="*",
+        help="Those of the ablation, such as kmeans shuffled; all by default.",
     )
     parser.add_argument("--config", action="config", help="YAML file of a run's configuration.")
     parser.add_argument(
@@ -47,7 +53,11 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("data/quality"))
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.md")
     parser.add_argument("--note", default="", help="A sentence for the page, such as on the words.")
-    parser.add_argument("--quick", action="store_true", help="Few rows and epochs.")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="Few settings and epochs, on the classes that were packed as unseen; no whole runs.",
+    )
     parser.add_argument(
         "--stored",
         action="store_true",
@@ -57,19 +67,16 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def tasks_of(settings: list[Setting], shards: list[str], work: Path) -> list[list[Task]]:
-    """The tasks of each setting, one a split; settings that do not fit a data set are left out.
+def tasks_of(settings: list[Setting], seeds: list[int | None], work: Path) -> list[list[Task]]:
+    """The tasks of each setting, one a split; settings that do not fit the data are left out.
 
     Raises:
-        ValueError: a data set that cannot be used, or two of one name.
+        ValueError: data that cannot be used.
     """
-    names = [Path(url).name for url in shards]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--shards: two folders are called {max(names, key=names.count)}; rename")
     found = []
     for setting in settings:
         try:
-            found.append([task_of(setting, url, work) for url in shards])
+            found.append([task_of(setting, seed, work) for seed in seeds])
         except ValueError as error:
             if setting.group != "clusters":
                 raise
@@ -90,7 +97,7 @@ def measure(tasks: list[list[Task]], work: Path) -> None:
     print(f"{len(missing) - len(todo)} of {len(missing)} results are stored in {work}", flush=True)
     started = time.monotonic()
     for number, task in enumerate(todo, 1):
-        split, label = Path(task.config.data.shards).name, task.setting.label
+        split, label = task.split, task.setting.label
         result = run(task, work, lambda text: print(f"    {text}", flush=True))
         clusters = result["clusters"]
         left = (time.monotonic() - started) / number * (len(todo) - number)
@@ -100,6 +107,27 @@ def measure(tasks: list[list[Task]], work: Path) -> None:
             f"about {left / 60:.0f} min left",
             flush=True,
         )
+
+
+def whole_runs(
+    config: RunConfig, tasks: list[list[Task]], splits: int, work: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Do what is left of the repeat and of the rows on knowledge; the runs are the results of the
+    default setting, too. Returns repeat.json, and a RunResult for each run."""
+    from tune.repeat import FILE, repeat
+
+    folder = work / "splits"
+    config = replace(config, storage=str(work))
+    repeat(config, folder.name, splits=splits, resume=(folder / FILE).is_file())
+    content = read_mapping(folder / "repeat.json")
+    known = []
+    for name in content["runs"]:
+        known.append(vars(evaluate_variants(folder / name, work / "knowledge" / f"{name}.json")))
+        print(f"{name}: sources and ridge are measured", flush=True)
+    (default,) = [row for row in tasks if row[0].setting.name == DEFAULT]
+    for task in default:
+        store(task, read_mapping(folder / task.split / "evaluation.json"), 0.0)
+    return content, known
 
 
 def check_stored(tasks: list[list[Task]], work: Path) -> None:
@@ -125,7 +153,7 @@ def gather(tasks: list[list[Task]], config: RunConfig, note: str) -> Ablation:
         ],
         splits=[
             {
-                "name": Path(task.config.data.shards).name,
+                "name": task.split,
                 "source": p.manifest.source,
                 "seen": len(p.seen),
                 "unseen": len(p.unseen),
@@ -156,16 +184,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the ablation and write the page; a user's mistake is one line and exit status 2."""
     options: Any = make_parser()
     options = options.instantiate(options.parse_args(arguments))
-    shards, words, work, out, note, quick, stored = (
-        options.pop(name) for name in ("shards", "words", "work", "out", "note", "quick", "stored")
+    splits, names, words, work, out, note, quick, stored = (
+        options.pop(name)
+        for name in ("splits", "settings", "words", "work", "out", "note", "quick", "stored")
     )
     options.pop("config", None)
     config = RunConfig(**vars(options))
+    first = config.data.split_seed or 0
+    seeds: list[int | None] = [None] if quick else list(range(first, first + splits))
     if quick:
         epochs = min(config.training.epochs, QUICK_EPOCHS)
         config = replace(config, training=replace(config.training, epochs=epochs))
     try:
-        tasks = tasks_of(settings_of(config, words, quick=quick), shards, work)
+        settings = settings_of(config, words, quick=quick)
+        if names is not None:
+            settings = [s for s in settings if s.name in (DEFAULT, SHUFFLED, *names)]
+        tasks = tasks_of(settings, seeds, work)
+        spread, known = None, []
+        if not quick:
+            spread, known = whole_runs(config, tasks, splits, work)
         if stored:
             tasks = [row for row in tasks if all(task.done for task in row)]
             check_stored(tasks, work)
@@ -175,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     ablation = gather(tasks, config, note)
+    if spread is not None:
+        ablation = replace(ablation, repeat=spread, knowledge=known)
     text = page(ablation)
     with written_whole(out) as stream:
         stream.write(text.encode())

@@ -1,9 +1,12 @@
 """The page of the ablation, as Markdown."""
 
 from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any
 
 from benchmarks.quality.compare import compare, difference, spread, usual_of_relations
 from benchmarks.quality.findings import findings, steps
+from benchmarks.quality.knowledge import RunResult, knowledge_section
 from benchmarks.quality.settings import alpha_rows, chosen_rows
 from benchmarks.quality.values import Ablation, Outcome
 
@@ -28,7 +31,14 @@ WORD_ROWS = (
 
 def page(ablation: Ablation) -> str:
     """The whole page."""
-    lines = [*_head(ablation), "", "## What this says", "", *findings(ablation)]
+    lines = _head(ablation)
+    if ablation.repeat is not None:
+        lines += ["", *_repeat(ablation.repeat)]
+    if ablation.knowledge:
+        sources = [source["kind"] for source in ablation.config["knowledge"]] or ["words"]
+        results = [RunResult(**result) for result in ablation.knowledge]
+        lines += ["", *knowledge_section(sources, results)]
+    lines += ["", "## What the ablation says", "", *findings(ablation)]
     for group, title in GROUPS:
         outcomes = ablation.of_group(group)
         if outcomes:
@@ -80,6 +90,51 @@ def _head(ablation: Ablation) -> list[str]:
         for s in ablation.splits
     ]
     return lines
+
+
+def _repeat(content: dict[str, Any]) -> list[str]:
+    """Every row of the zero-shot table over whole runs."""
+
+    def difference(row: dict[str, Any], reference: str, measure: str) -> str:
+        found = (row[reference] or {}).get(measure)
+        if found is None:
+            return ""
+        return f"{100 * found['mean']:+.1f} ± {100 * found['standard_error']:.1f}"
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        shares = [row["zsl"], row["harmonic_mean"]]
+        means = [f"{100 * share['mean']:.1f} ± {100 * share['std']:.1f}" for share in shares]
+        pairs = product(("minus_words", "minus_paper_smo"), ("zsl", "harmonic_mean"))
+        return [row["label"], *means, *(difference(row, *pair) for pair in pairs)]
+
+    against = [
+        f"{symbol} minus {other}" for other in ("words", "paper's SMO") for symbol in ("T1", "H")
+    ]
+    (smo,) = [row for row in content["rows"] if row["name"] == "smo"]
+    least = {
+        (reference, measure): 100 * (found["mean"] - found["standard_error"])
+        for reference in ("minus_words", "minus_paper_smo")
+        for measure, found in (smo[reference] or {}).items()
+        if found is not None
+    }
+    sentence = "VGSE-SMO, mean of the difference minus its standard error: " + ", ".join(
+        f"{value:+.1f} in {'T1' if measure == 'zsl' else 'H'} against "
+        f"{'word vectors' if reference == 'minus_words' else 'the paper'}"
+        for (reference, measure), value in least.items()
+    )
+    models = ", ".join(content["models"])
+    return [
+        "## Every row",
+        "",
+        f"Whole runs by `python -m tune repeat`, one for each of {len(content['runs'])} draws "
+        f"of the unseen classes; T1 and H are means of {models}. Mean ± standard deviation over "
+        "the runs; differences are taken run by run and stand with their standard "
+        f"error. Chance is {100 * content['chance']:.1f}.",
+        "",
+        *_table(["", "T1", "H", *against], map(cells, content["rows"])),
+        "",
+        f"{sentence}.",
+    ]
 
 
 def _table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -35,7 +35,7 @@ from vgse.zsl.data import Indices, ZslData, with_validation
 from vgse.zsl.rows import Row
 from vgse.zsl.table import evaluate
 
-VERSION = 2  # of what a stored result means: a new one computes everything anew
+VERSION = 3  # of what a stored result means: a new one computes everything anew
 KEPT = ("zsl", "seen", "unseen", "harmonic_mean", "val_zsl")
 
 
@@ -44,9 +44,14 @@ class Task:
     """A setting on one split, and the file of its result."""
 
     setting: Setting
-    config: RunConfig  # the setting's, with the split's shards
+    config: RunConfig  # the setting's, with the roles of the split
     prepared: Prepared
     file: Path
+
+    @property
+    def split(self) -> str:
+        """What the split is called, as a run of a repeat is."""
+        return split_name(self.config.data.split_seed)
 
     @property
     def done(self) -> bool:
@@ -59,13 +64,18 @@ class Task:
         return found
 
 
-def task_of(setting: Setting, shards: str, work: Path) -> Task:
-    """The task of a setting on a packed data set.
+def split_name(split_seed: int | None) -> str:
+    """What a draw of the unseen classes is called."""
+    return "packed" if split_seed is None else f"split-{split_seed}"
+
+
+def task_of(setting: Setting, split_seed: int | None, work: Path) -> Task:
+    """The task of a setting on a draw of the unseen classes; None: on those that were packed.
 
     Two settings that come to the same share a file. Raises ValueError for a data set or words
     that cannot be used.
     """
-    config = replace(setting.config, data=replace(setting.config.data, shards=shards))
+    config = replace(setting.config, data=replace(setting.config.data, split_seed=split_seed))
     prepared = prepare(config)
     content = to_dict(config)
     content = {name: content[name] for name in ("relations", "evaluation", "seed")} | {
@@ -84,7 +94,8 @@ def task_of(setting: Setting, shards: str, work: Path) -> Task:
         "every_row": setting.every_row,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    return Task(setting, config, prepared, work / "results" / f"{Path(shards).name}-{key}.json")
+    file = work / "results" / f"{split_name(split_seed)}-{key}.json"
+    return Task(setting, config, prepared, file)
 
 
 def _start_key(config: RunConfig, prepared: Prepared) -> str:
@@ -101,7 +112,8 @@ def fill_cache(
     manifest = prepared.manifest
     spec = feature_spec(config.backbone, cpu_precision(config.backbone.precision))
     folder = Path(cache_folder(prepared.cache, manifest, spec))
-    missing = [u for u in units_of(manifest, SPLITS) if not (folder / u.file).is_file()]
+    units = {unit.file: unit.whole for unit in units_of(manifest, SPLITS)}
+    missing = [unit for file, unit in units.items() if not (folder / file).is_file()]
     started = time.monotonic()
     for number, unit in enumerate(missing, 1):
         url, access = absolute(manifest.url), access_of(config.data)
@@ -126,8 +138,14 @@ def run(task: Task, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     _start(job, prepared, start)
     embedded = _embed(job, _train(task, job, work), prepared)
     evaluation = _evaluate(task, embedded)
+    evaluation["clusters"] = cluster_measures(prepared, embedded, config.model.num_clusters)
+    return store(task, evaluation, time.monotonic() - started)
+
+
+def store(task: Task, evaluation: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Keep what the page needs of an evaluation as a task's result."""
     result = {
-        "clusters": cluster_measures(prepared, embedded, config.model.num_clusters),
+        "clusters": evaluation["clusters"],
         "chance": evaluation["chance"],
         "rows": {
             row["name"]: {
@@ -140,7 +158,7 @@ def run(task: Task, work: Path, say: Callable[[str], None]) -> dict[str, Any]:
             }
             for row in evaluation["rows"]
         },
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
     }
     write_json(task.file, result)
     return result
@@ -167,7 +185,7 @@ def _train(task: Task, job: TrainingJob, work: Path) -> Any:
         return build_model(job).head
     if task.setting.shuffled:
         units = units_of(task.prepared.manifest, ["train"])
-        lie = work / "shuffled" / f"{Path(job.folder).name}-{job.config.seed}"
+        lie = work / "shuffled" / _start_key(task.config, task.prepared)
         if not all((lie / unit.file).is_file() for unit in units):
             shuffle_labels(job.folder, units, lie, job.config.seed)
         job = replace(job, folder=str(lie))

@@ -1,7 +1,7 @@
 """Results of the ablation as numbers: the measures of settings and rows on every split."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Ablation:
     config: dict[str, Any]
     machine: str
     note: str = ""
+    repeat: dict[str, Any] | None = None  # repeat.json of whole runs of the configuration
+    knowledge: list[dict[str, Any]] = field(default_factory=list)  # a RunResult each run
 
     def find(self, name: str) -> Outcome | None:
         """The outcome of a setting; None where it was not run."""

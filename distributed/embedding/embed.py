@@ -72,7 +72,7 @@ def run_embedding(
     gpu = gpu and model.backbone is not None  # a head alone on cached features needs none
     encoder = Encoder(job, model.head, start, model.backbone, "cuda" if gpu else "cpu")
     shared = [ray.put(encoder)]  # in a list: a reference, which processes look up once
-    num_images = sum(unit.stop - unit.start for unit in units)
+    num_images = sum(unit.count for unit in units)
     run = job.run if 2 * job.num_features * num_images > in_memory else None
     size = min(_UNITS_A_TASK[1], max(_UNITS_A_TASK[0], len(units) // 1000))
     groups = [units[i : i + size] for i in range(0, len(units), size)]

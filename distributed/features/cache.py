@@ -10,10 +10,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,6 +24,7 @@ from torch import Tensor
 from distributed.storage import download_file, upload_file
 from shards.manifest import Manifest
 from shards.objects import ACCESS, PATIENT, Access, is_remote, join_url
+from shards.sampler import samples_of
 from shards.shard_cache import forget_oldest
 from vgse.config import BackboneConfig, DataConfig
 from vgse.errors import UserError
@@ -52,6 +56,22 @@ class Unit:
     split: str
     start: int
     stop: int
+    rows: NDArray[np.int64] | None = field(default=None, compare=False)
+    """The images [n] of the split where others lie between them, by their place in the shard."""
+
+    @property
+    def whole(self) -> "Unit":
+        """All images from start to stop, as the cache holds them."""
+        return replace(self, rows=None)
+
+    @property
+    def count(self) -> int:
+        """Images of the split."""
+        return self.stop - self.start if self.rows is None else len(self.rows)
+
+    def holds(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some places in the shard are of the split."""
+        return np.ones(len(rows), bool) if self.rows is None else np.isin(rows, self.rows)
 
     @property
     def file(self) -> str:
@@ -90,12 +110,19 @@ def feature_spec(config: BackboneConfig, precision: str) -> FeatureSpec:
 
 def units_of(manifest: Manifest, splits: Sequence[str]) -> list[Unit]:
     """All units of some splits, in the order of the shards' names."""
-    return [
-        Unit(shard.file, split, start, min(start + UNIT, shard.count))
-        for split in splits
-        for shard in manifest.shards_of(split)
-        for start in range(0, shard.count, UNIT)
-    ]
+    units = []
+    for split in splits:
+        samples = samples_of(manifest, split)
+        for number, shard in enumerate(samples.shards):
+            rows = samples.places(number)
+            for start in range(0, shard.count, UNIT):
+                unit = Unit(shard.file, split, start, min(start + UNIT, shard.count))
+                if rows is not None:
+                    own = rows[(rows >= start) & (rows < unit.stop)]
+                    unit = unit if len(own) == unit.count else replace(unit, rows=own)
+                if unit.count:
+                    units.append(unit)
+    return units
 
 
 def access_of(config: DataConfig) -> Access:
@@ -168,7 +195,26 @@ def write_unit(
 
 
 def read_unit(folder: str | Path, unit: Unit, access: Access = ACCESS) -> UnitFeatures:
-    """A unit of the cache, mapped rather than read, of a cache at a URL by way of a copy."""
+    """A unit of the cache, mapped rather than read, of a cache at a URL by way of a copy.
+
+    Where the unit names its `rows`, those alone; sampled patches stay those of the whole unit.
+    """
+    whole = _read_whole(folder, unit, access)
+    if unit.rows is None:
+        return whole
+    kept = np.flatnonzero(unit.holds(whole.rows.numpy()))
+    chosen = torch.from_numpy(kept)
+    return UnitFeatures(
+        keys=[whole.keys[i] for i in kept],
+        labels=whole.labels[chosen],
+        images=whole.images[chosen],
+        patches=whole.patches[chosen] if whole.patches.dim() == 3 else whole.patches,
+        rows=whole.rows[chosen],
+        sources=[whole.sources[i] for i in kept],
+    )
+
+
+def _read_whole(folder: str | Path, unit: Unit, access: Access) -> UnitFeatures:
     path = unit_path(str(folder), unit.file, access)
     url = join_url(str(folder), unit.file)
     try:

@@ -64,13 +64,15 @@ def run_features(
     if config.backbone.train != "none":
         # θ will move: only the sample that starts the clusters is worth computing.
         size = config.model.num_clusters * config.model.max_points_per_centroid
-        images = manifest.num_images("train")
+        # Those that were packed as such: the same sample for all roles.
+        images = int(manifest.shards_of("train").counts.sum())
         below = hash_threshold(size, images * manifest.num_patches)
         spec = replace(spec, seed=config.seed, sample_below=below)
     if sample is not None:
         sample.sampling = replace(sample.sampling, stored=spec.sample_below)
     folder = cache.cache_folder(prepared.cache, manifest, spec)
-    units = units_of(manifest, splits)
+    units = list({unit.file: unit.whole for unit in units_of(manifest, splits)}.values())
+    of_training = {unit.file: unit for unit in units_of(manifest, ["train"])}
     present = file_sizes(folder)
     if not present and spec.weights != "none":  # whose earlier features are of several networks
         earlier = cache.earlier_cache_folder(
@@ -85,7 +87,10 @@ def run_features(
     size = max(1, min(_UNITS_A_CALL, len(missing) // 1000))
     groups = [missing[i : i + size] for i in range(0, len(missing), size)]
     calls = [
-        (url, group, spec, folder, device, access, _listed(group, present), sampling)
+        (
+            *(url, group, spec, folder, device, access, _listed(group, present), sampling),
+            [of_training[unit.file] for unit in group if unit.file in of_training],
+        )
         for group in groups
     ]
     damaged: list[str] = []
@@ -127,14 +132,14 @@ def compute_units(
     access: Access,
     again: Collection[str],
     sampling: Sampling | None,
+    train: Sequence[Unit],
 ) -> tuple[int, list[str], SamplePart | None, Sequence[Unit]]:
-    """Compute some units; returns their images, the keys of damaged ones, and what those of the
-    training split have of the sample, with these units."""
+    """Compute some units; returns their images, the keys of damaged ones, and what their training
+    images, the units `train`, have of the sample, with these units."""
     count, damaged = 0, list[str]()
     for unit in units:
         images, keys = compute_unit(url, unit, spec, folder, device, access, unit.damage in again)
         count, damaged = count + images, damaged + keys
-    train = [unit for unit in units if unit.split == "train"]
     if sampling is None or not train:
         return count, damaged, None, []
     return count, damaged, *sample_of_units(folder, train, sampling, access)
@@ -197,6 +202,8 @@ def patch_features(
     """Features of all patches of a unit from its pixels, float32 [n, N, D_f]."""
     manifest = _manifest(url)
     samples, _ = read_samples(manifest, unit.shard, unit.start, unit.stop, access)
+    inside = unit.holds(np.array([sample.index for sample in samples], np.int64))
+    samples = [sample for sample, own in zip(samples, inside, strict=True) if own]
     side = spec.patch_size
     patches = (cut_patches_opencv(sample.image, sample.boxes, side) for sample in samples)
     flat = _features(backbone, spec, device, patches, side, _PATCHES_A_PASS)

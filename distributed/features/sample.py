@@ -125,10 +125,10 @@ def sampling_of(config: RunConfig, labels: Collection[int], num_patches: int) ->
     return Sampling(tuple(sorted(labels)), size, num_patches, config.seed)
 
 
-def unit_sample(content: UnitFeatures, sampling: Sampling) -> SamplePart:
-    """What a unit has of the sample."""
+def unit_sample(content: UnitFeatures, unit: Unit, sampling: Sampling) -> SamplePart:
+    """What a unit has of the sample, given the content of the whole unit."""
     count = sampling.num_patches
-    chosen = np.isin(content.labels.numpy(), sampling.labels)
+    chosen = np.isin(content.labels.numpy(), sampling.labels) & unit.holds(content.rows.numpy())
     drawn = patch_hashes(content.keys, count, sampling.seed)
     below = np.uint64(min(sampling.below, sampling.stored))
     flat = np.flatnonzero((chosen[:, None] & (drawn < below)).ravel())
@@ -148,7 +148,8 @@ def sample_of_units(
     """What some units of a cache have of the sample; each is read once."""
     sample = PatchSample(sampling)
     for unit in units:
-        sample.add(unit_sample(read_unit(folder, unit, access), sample.sampling), [unit])
+        content = read_unit(folder, unit.whole, access)
+        sample.add(unit_sample(content, unit, sample.sampling), [unit])
     return sample.smallest(), units
 
 

@@ -17,6 +17,7 @@ from shards import sampler
 from shards.loader import Batch, Batches, Cut, LoadTimes, make_loader
 from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
+from shards.roles import with_roles
 from shards.sampler import Cursor, Order, Plan, Selection
 from vgse.training.step import StepData
 
@@ -59,7 +60,7 @@ class Dataset:
 
 def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
     """The data of a job; reads the manifest and, to leave classes out, the labels."""
-    manifest = load_manifest(job.url, check_files=False)
+    manifest = with_roles(load_manifest(job.url, check_files=False), job.roles)
     label_of = torch.full((len(manifest.class_names),), -1)
     label_of[job.classes] = torch.arange(len(job.classes))
     config = job.config

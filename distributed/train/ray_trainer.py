@@ -148,6 +148,7 @@ def training_job(
         num_features=prepared.num_features,
         fingerprint=prepared.fingerprint,
         num_images=sum(manifest.class_counts["train"].get(name, 0) for name in names),
+        roles=prepared.roles,
     )
 
 

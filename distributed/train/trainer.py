@@ -28,6 +28,7 @@ from distributed.train.data import (
 )
 from distributed.train.metrics import EpochSums
 from distributed.train.prefetch import prefetch
+from shards.roles import Roles
 from vgse.config import RunConfig
 from vgse.files import disk_errors_in_one_line
 from vgse.images.backbones import build_backbone
@@ -59,6 +60,7 @@ class TrainingJob:
     num_features: int
     fingerprint: str  # of configuration and data
     num_images: int = 0  # of an epoch
+    roles: Roles | None = None  # of classes, where they are not the shards' own
     progress: Any = None  # actor of distributed.train.callbacks.TrainingProgress
 
 

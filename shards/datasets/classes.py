@@ -73,13 +73,15 @@ def make_entries(
     unseen: Collection[str],
     val: Collection[str],
     words: dict[str, list[str]],
+    synsets: dict[str, list[str]],
     *,
     where: str,
 ) -> list[ClassEntry]:
-    """The classes, sorted by name, with roles and words."""
-    _require_known(unseen, names, f"{where}: unseen classes")
-    _require_known(val, names, f"{where}: validation classes")
-    _require_known(words, names, "class_words")
+    """The classes, sorted by name, with roles, words and the synsets that are named."""
+    require_known(unseen, names, f"{where}: unseen classes")
+    require_known(val, names, f"{where}: validation classes")
+    require_known(words, names, "class_words")
+    require_known(synsets, names, "synsets")
     both = sorted(set(unseen) & set(val))
     if both:
         raise UserError(f"{where}: {some(both)} both unseen and for validation; keep one role")
@@ -90,12 +92,18 @@ def make_entries(
     roles = {**dict.fromkeys(names, "train"), **dict.fromkeys(val, "val")}
     roles |= dict.fromkeys(unseen, "unseen")
     return [
-        ClassEntry(name, roles[name], words.get(name) or words_of(name) or [name.lower()])
+        ClassEntry(
+            name,
+            roles[name],
+            words.get(name) or words_of(name) or [name.lower()],
+            " ".join(synsets.get(name, ())) or None,
+        )
         for name in sorted(names)
     ]
 
 
-def _require_known(wanted: Iterable[str], known: Collection[str], what: str) -> None:
+def require_known(wanted: Iterable[str], known: Collection[str], what: str) -> None:
+    """UserError where a name is none of the known classes'."""
     strange = sorted(set(wanted) - set(known))
     if strange:
         near = difflib.get_close_matches(strange[0], known, 1)

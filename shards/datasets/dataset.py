@@ -45,7 +45,8 @@ def read_source(config: PackConfig) -> DataSet:
     words = read_words(config.class_words) if config.class_words else {}
     unseen = _unseen(config, layout, root)
     val = _val(config, layout, unseen)
-    classes = make_entries(layout.class_names, unseen, val, words, where=str(root))
+    synsets = read_words(config.synsets) if config.synsets else {}
+    classes = make_entries(layout.class_names, unseen, val, words, synsets, where=str(root))
     images = assign_parts(layout.images, set(unseen), config.test_fraction)
     _require_images(classes, images, root)
     title = config.title or f"{kind}:{as_utf8(root.resolve().name)}"

@@ -8,7 +8,7 @@ import pytest
 
 from distributed.__main__ import main
 from distributed.run import check_run_folder, write_config
-from distributed.setup import prepare
+from distributed.setup import prepare, record_roles
 from tiny import make_tiny
 from vgse.config import DataConfig, ModelConfig, RunConfig, SourceConfig
 from vgse.errors import UserError
@@ -33,6 +33,25 @@ def test_a_sound_configuration_passes(config: RunConfig) -> None:
     prepared = prepare(config)
     assert (len(prepared.seen), len(prepared.unseen)) == (10, 4)
     assert prepared.trained.tolist() == prepared.seen.tolist()
+
+
+def test_roles_given_at_run_time_are_recorded_and_others_refused(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    config.data.split_seed = 3
+    prepared = prepare(config)
+    recorded = record_roles(config, prepared)
+    names = [prepared.manifest.class_names[label] for label in prepared.unseen]
+    assert recorded.data.unseen == names and len(names) == 4
+    assert prepare(recorded).fingerprint == prepared.fingerprint
+    run = str(tmp_path / "run")
+    check_run_folder(run, recorded, prepared.fingerprint, resume=False)
+    write_config(recorded, run)
+    config.data.split_seed = 4
+    other = prepare(config)
+    assert other.cache == prepared.cache
+    with pytest.raises(UserError, match=r"made with other roles of classes .*; choose another"):
+        check_run_folder(run, record_roles(config, other), other.fingerprint, resume=False)
 
 
 def set_field(path: str, value: object) -> Callable[[RunConfig], None]:

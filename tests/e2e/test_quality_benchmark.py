@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(root: Path) -> int:
-    given = ["--shards", str(root / "packed"), "--config", str(root / "tiny.yaml"), "--quick"]
+    given = ["--data.shards", str(root / "packed"), "--config", str(root / "tiny.yaml"), "--quick"]
     given += ["--data.words", str(root / "words.txt"), "--work", str(root / "work")]
     return main([*given, "--out", str(root / "page.md")])
 
@@ -171,6 +171,6 @@ def test_the_settings_hold_every_part_of_the_ablation() -> None:
 def test_a_configuration_without_one_of_the_losses_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--shards", str(root / "packed"), "--data.words", str(root / "words.txt")]
+    given = ["--data.shards", str(root / "packed"), "--data.words", str(root / "words.txt")]
     assert main([*given, "--loss.entropy", "0"]) == 2
     assert "loss.entropy is 0" in capsys.readouterr().err

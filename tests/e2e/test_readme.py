@@ -7,7 +7,11 @@ import pytest
 
 from readme_commands import README, block_with, blocks, commands_of, run_command
 
-SMALLER = {"--trials": "2", "--model.num_clusters": "30"}  # the reader's own set is as small
+SMALLER = {
+    "--trials": "2",
+    "--splits": "2",
+    "--model.num_clusters": "30",
+}  # the reader's own set is as small
 
 
 def all_commands() -> list[str]:
@@ -44,8 +48,9 @@ def test_all_other_python_commands_run(
             ran.append(line.split()[2])
     assert ran.count("distributed") >= 2
     assert ran.count("vgse") == 4
-    assert ran.count("tune") == 2
+    assert ran.count("tune") == 3
     assert (reader / "runs" / "mine-search" / "search.html").is_file()
+    assert (reader / "runs" / "mine-splits" / "repeat.html").is_file()
 
 
 def test_the_python_snippets_read_a_run(

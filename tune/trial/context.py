@@ -16,6 +16,7 @@ from distributed.features.kmeans_init import make_start
 from distributed.setup import Prepared
 from distributed.storage import absolute
 from shards.objects import is_remote
+from shards.roles import Roles
 from tune.config import SearchConfig
 from tune.trial.objective import Problem, make_problem
 from vgse.config import RunConfig
@@ -44,6 +45,7 @@ class TrialContext:
     problem: Problem
     fingerprint: str  # of the base configuration and the data
     device: Literal["cpu", "cuda"]
+    roles: Roles | None = None  # of classes, where they are not the shards' own
 
 
 def trial_base(config: SearchConfig) -> RunConfig:
@@ -103,6 +105,7 @@ def make_context(
         problem=problem,
         fingerprint=prepared.fingerprint,
         device=device,
+        roles=prepared.roles,
     )
 
 

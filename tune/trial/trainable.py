@@ -108,6 +108,7 @@ def trial_job(context: TrialContext, params: Mapping[str, Any]) -> TrainingJob:
         word_vectors=context.word_vectors[context.trained].astype(np.float32),
         num_features=context.num_features,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+        roles=context.roles,
     )
 
 

@@ -355,3 +355,14 @@ def test_a_folder_around_the_data_set_is_named(tmp_path: Path) -> None:
     flat_tree(tmp_path / "set" / "pictures")
     with pytest.raises(ValueError, match=r"one class, pictures; .* --source folder:.*set/pictures"):
         read(f"folder:{tmp_path / 'set'}", unseen_fraction=0.34)
+
+
+def test_synsets_of_a_file_stand_in_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("cat: cat.n.01\n")
+    source = f"folder:{flat_tree(tmp_path / 'set')}"
+    data = read(source, unseen_fraction=0.3, synsets=str(tmp_path / "s.yaml"))
+    synsets = {entry.name: entry.synset for entry in data.classes}
+    assert synsets["cat"] == "cat.n.01" and synsets["dog"] is None
+    (tmp_path / "s.yaml").write_text("camel: camel.n.01\n")
+    with pytest.raises(ValueError, match="synsets: not among the 6 classes: camel"):
+        read(source, unseen_fraction=0.3, synsets=str(tmp_path / "s.yaml"))
