@@ -178,7 +178,9 @@ def _evaluate_variants(run: Path) -> RunResult:
     return RunResult(accuracies(source_variants(names), config.models), on_test, chosen)
 
 
-def knowledge_section(names: Sequence[str], results: Sequence[RunResult]) -> list[str]:
+def knowledge_section(
+    names: Sequence[str], results: Sequence[RunResult], runs: Sequence[str] | None = None
+) -> list[str]:
     """Two tables and a sentence: sources and ridge, and the choice beside the grid."""
 
     def of(variant: str, measure: str = "zsl") -> Values:
@@ -221,8 +223,9 @@ def knowledge_section(names: Sequence[str], results: Sequence[RunResult]) -> lis
         rho = float(stats.spearmanr(criterion, t1).statistic)
         rows.append((100 * result.chosen["zsl"], t1.max(), t1.mean(), rho))
         weights = " : ".join(f"{weight:g}" for weight in result.chosen.get("weights", []))
+        name, ridge = runs[number] if runs else str(number), result.chosen.get("ridge", 0)
         lines.append(
-            f"| {number} | {weights}, {result.chosen.get('ridge', 0):g} | "
+            f"| {name} | {weights}, {ridge:g} | "
             + " | ".join(f"{value:.1f}" for value in rows[-1][:3])
             + f" | {rho:.2f} |"
         )

@@ -34,10 +34,10 @@ def page(ablation: Ablation) -> str:
     lines = _head(ablation)
     if ablation.repeat is not None:
         lines += ["", *_repeat(ablation.repeat)]
-    if ablation.knowledge:
+    if ablation.knowledge and ablation.repeat is not None:
         sources = [source["kind"] for source in ablation.config["knowledge"]] or ["words"]
         results = [RunResult(**result) for result in ablation.knowledge]
-        lines += ["", *knowledge_section(sources, results)]
+        lines += ["", *knowledge_section(sources, results, ablation.repeat["runs"])]
     lines += ["", "## What the ablation says", "", *findings(ablation)]
     for group, title in GROUPS:
         outcomes = ablation.of_group(group)

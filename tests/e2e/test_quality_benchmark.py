@@ -11,6 +11,12 @@ import pytest
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.compare import difference, usual_deviation
 from benchmarks.quality.findings import findings
+from benchmarks.quality.knowledge import (
+    RunResult,
+    grid_variants,
+    knowledge_section,
+    source_variants,
+)
 from benchmarks.quality.settings import DEFAULT, SHUFFLED, UNTRAINED, settings_of
 from benchmarks.quality.values import Ablation, Outcome
 from tiny import make_tiny
@@ -174,3 +180,26 @@ def test_a_configuration_without_one_of_the_losses_is_refused(
     given = ["--data.shards", str(root / "packed"), "--data.words", str(root / "words.txt")]
     assert main([*given, "--loss.entropy", "0"]) == 2
     assert "loss.entropy is 0" in capsys.readouterr().err
+
+
+def test_the_choice_is_compared_with_the_best_and_the_mean_of_the_grid() -> None:
+    names = ["words", "WordNet"]
+    variants, grid = source_variants(names), grid_variants(names)
+    assert [v.label for v in variants[:3]] == ["words", "WordNet", "words + WordNet"]
+    assert len({v.name for v in grid}) == len(grid)
+    assert {v.weights for v in grid} >= {(1.0, 0.0), (0.0, 1.0), (1.0, 2.0)}
+
+    def made(shift: float) -> RunResult:
+        sources = {v.name: {"zsl": 0.2 + shift, "harmonic_mean": 0.1} for v in variants}
+        sources["sources-0"]["zsl"] -= 0.05
+        on_test = {
+            v.name: {"zsl": 0.1 + shift + i / 1000, "criterion": i / 10} for i, v in enumerate(grid)
+        }
+        best = {"zsl": 0.1 + shift + (len(grid) - 2) / 1000, "weights": [1.0, 2.0], "ridge": 0.1}
+        return RunResult(sources, on_test, best)
+
+    text = "\n".join(knowledge_section(names, [made(0.0), made(0.1)]))
+    assert "| words | 20.0 ± 7.1 | 10.0 ± 0.0 | -5.0 ± 0.0 |" in text
+    assert "| words + WordNet | 25.0 ± 7.1 | 10.0 ± 0.0 |  |" in text
+    assert "| 1 : 2, 0.1 |" in text and "| 1.00 |" in text
+    assert "which knows the test: -0.1 ± 0.0 points" in text
