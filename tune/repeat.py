@@ -24,7 +24,7 @@ from distributed.run import train
 from distributed.setup import prepare, record_roles
 from shards.objects import is_remote
 from tune.config import SearchConfig, check_unchanged, write_yaml
-from tune.report.spread import read_spread, spread_table, write_spread
+from tune.report.spread import MEASURES, read_spread, spread_table, write_spread
 from tune.search import concurrent_trials
 from vgse.config import RunConfig, check_name, to_dict, validate
 from vgse.errors import UserError
@@ -110,7 +110,8 @@ def repeat(
             why = "; ".join(f"{name}: {cause}" for name, cause in causes.items())
             raise UserError(f"{folder}: {len(done)} of {len(runs)} runs came to an end ({why})")
         spread = read_spread(folder, done, "split" if splits else "seed")
-        display.console.print(spread_table(spread))
+        for measure in MEASURES:
+            display.console.print(spread_table(spread, measure))
         for name, cause in causes.items():
             display.line(f"[yellow]{name}[/yellow] is not in the table: {escape(cause)}")
         return write_spread(folder, spread, causes)

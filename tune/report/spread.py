@@ -81,8 +81,8 @@ def read_spread(folder: Path, runs: Sequence[str], kind: str) -> Spread:
     return Spread(folder.name, kind, list(runs), models, chance, rows, choices)
 
 
-def spread_table(spread: Spread) -> Table:
-    """For a terminal, in percent."""
+def spread_table(spread: Spread, measure: str) -> Table:
+    """One of MEASURES for a terminal, in percent."""
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
@@ -94,12 +94,12 @@ def spread_table(spread: Spread) -> Table:
         caption_justify="left",
     )
     table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=31)
-    for title in (*MEASURES.values(), "T1 minus\nwords", "T1 minus\npaper"):
-        table.add_column(title, justify="right", no_wrap=True, min_width=11)
+    for title in (MEASURES[measure], "minus words", "minus paper"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=13)
     for index, row in enumerate(spread.rows):
         last = index + 1 == len(spread.rows) or spread.rows[index + 1].group != row.group
-        cells = [with_deviation(row.values[measure, ""]) for measure in MEASURES]
-        cells += [with_error(spread.minus(row, reference, "zsl")) for reference in REFERENCES]
+        cells = [with_deviation(row.values[measure, ""])]
+        cells += [with_error(spread.minus(row, reference, measure)) for reference in REFERENCES]
         table.add_row(row.label, *cells, end_section=last)
     return table
 

@@ -48,9 +48,9 @@ def _blocks(features: Features, images: Indices | None) -> Iterator[Features]:
 
 def principal_axes(features: Features, images: Indices | None = None) -> Axes:
     """The axes of the training images, rows of `features` [M, D_f], the largest variance first."""
-    size = features.shape[1]
-    if len(features) < size:
-        rows = unit_rows(features)
+    size, count = features.shape[1], len(features if images is None else images)
+    if count < size:
+        rows = unit_rows(features if images is None else features[images])
         mean = rows.mean(0, dtype=np.float64)
         centred = rows - mean
         values, left = np.linalg.eigh(centred @ centred.T / len(rows))
@@ -59,7 +59,6 @@ def principal_axes(features: Features, images: Indices | None = None) -> Axes:
         vectors = centred.T @ (left / np.sqrt(len(rows) * values))
         return Axes(mean.astype(np.float32), np.ascontiguousarray(vectors, np.float32))
     total, gram = np.zeros(size), np.zeros((size, size))
-    count = len(features if images is None else images)
     for block in map(unit_rows, _blocks(features, images)):
         total += block.sum(0, dtype=np.float64)
         gram += block.T @ block

@@ -83,9 +83,12 @@ def test_the_headline_says_what_is_no_clear_difference(folder: Path) -> None:
 
 def test_the_table_of_the_terminal_fits_its_width(folder: Path) -> None:
     console = Console(width=80, record=True)
-    console.print(spread_table(read_spread(folder, NAMES, "split")))
+    spread = read_spread(folder, NAMES, "split")
+    for measure in ("zsl", "harmonic_mean"):
+        console.print(spread_table(spread, measure))
     text = console.export_text()
     assert "27.0 ± 10.5" in text and "+6.0 ± 0.6" in text
+    assert "13.5 ± 5.3" in text and "+3.0 ± 0.3" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
