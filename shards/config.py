@@ -29,7 +29,8 @@ class PackConfig:
     """Share of each seen class's images that becomes test_seen where the data set has no
     split of its own; drawn by a hash of the file names."""
     splits: str | None = None
-    """att_splits.mat of xlsa17: takes its classes, validation classes and image splits."""
+    """att_splits.mat of xlsa17: takes its classes, image splits and, where it has a val_loc, its
+    validation classes."""
     features_file: str | None = None
     """res101.mat of xlsa17, whose image_files and labels --splits counts in."""
     synsets: str | None = None
@@ -75,7 +76,7 @@ def validate(config: PackConfig) -> None:
         raise UserError("give either unseen or unseen_fraction, not both")
     if (config.splits is None) != (config.features_file is None):
         raise UserError("splits and features_file belong together; give both or neither")
-    if config.splits is not None and (config.unseen or config.val or config.unseen_fraction):
-        raise UserError("splits already names unseen and validation classes; drop the others")
+    if config.splits is not None and (config.unseen or config.unseen_fraction):
+        raise UserError("splits already names the unseen classes; drop unseen and unseen_fraction")
     if "://" in config.out:
         raise UserError(f"out is {config.out}; pack into a local folder, then copy it there")

@@ -1,6 +1,7 @@
 """The .mat files that zero-shot code loads: att_splits.mat and res101.mat of Xian et al.; indices
 and labels count from 1 in the files, and from 0 here."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy.io
+import scipy.sparse
 from numpy.typing import NDArray
 
 from vgse.errors import UserError
@@ -83,11 +85,19 @@ def read_att_splits(path: Path) -> AttSplits:
     needed = ("att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
     mat = read_mat(path, *needed, also=("original_att", *LOCATIONS))
     names = cell_texts(mat["allclasses_names"])
-    att, original = mat["att"], mat.get("original_att", mat["att"])
-    if att.dtype.kind not in "fiu" or att.shape[1] != len(names):
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: allclasses_names hold {', '.join(twice[:5])} twice; correct it")
+    att = _matrix(mat["att"], f"{path}: att")
+    original = _matrix(mat.get("original_att", att), f"{path}: original_att")
+    if att.shape[1] != len(names):
         raise UserError(
-            f"{path}: att is not a matrix of numbers with a column for each of {len(names)} "
+            f"{path}: att has the shape {att.shape}, not a column for each of {len(names)} "
             "allclasses_names: it is [dimensions x classes]"
+        )
+    if (bad := np.flatnonzero(~np.isfinite(att).all(0))).size:
+        raise UserError(
+            f"{path}: att holds NaN or infinity for {', '.join(names[c] for c in bad[:5])}; give "
+            "these classes others, or leave them out"
         )
     locations = {name: zero_based(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
     att, original = (np.asarray(array, np.float64).T for array in (att, original))
@@ -97,7 +107,7 @@ def read_att_splits(path: Path) -> AttSplits:
 def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:
     """Features [M, D_f], labels [M] from 0 and image_files ([] where there are none)."""
     mat = read_mat(path, "features", "labels", also=["image_files"])
-    features = np.ascontiguousarray(mat["features"].T, np.float32)
+    features = _matrix(mat["features"], f"{path}: features").T.astype(np.float32, order="C")
     labels = zero_based(mat["labels"], f"{path}: labels")
     return features, labels, cell_texts(mat.get("image_files", []))
 
@@ -142,9 +152,22 @@ def cell_texts(cells: NDArray[Any]) -> list[str]:
     return found
 
 
+def _matrix(array: Any, where: str) -> NDArray[Any]:
+    """The numbers of a field, dense."""
+    is_sparse: bool = scipy.sparse.issparse(array)
+    if is_sparse:
+        if array.shape[0] * array.shape[1] * array.dtype.itemsize > MAX_BYTES:
+            raise UserError(f"{where} is a sparse matrix of {array.shape}, too large when dense")
+        array = array.toarray()
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"{where} holds other things than real numbers; save it as a plain matrix")
+    return array
+
+
 def zero_based(array: Any, where: str) -> Indices:
     """Indices [n] from 0, of an array that counts from 1; `where` is for the message."""
-    found: Indices = np.asarray(array).ravel().astype(np.int64) - 1
+    found: Indices = _matrix(array, where).ravel().astype(np.int64) - 1
     if len(found) and found.min() < 0:
         raise UserError(f"{where} holds 0; indices count from 1 in this format")
     return found

@@ -99,6 +99,8 @@ def _unseen(config: PackConfig, layout: Layout, root: Path) -> list[str]:
 
 def _val(config: PackConfig, layout: Layout, unseen: list[str]) -> list[str]:
     if config.val is not None:
+        if config.splits is not None and layout.val is not None:
+            raise UserError(f"{config.splits} already names validation classes; drop val")
         return read_names(config.val)
     if layout.val is not None:
         return layout.val

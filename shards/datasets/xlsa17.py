@@ -13,7 +13,8 @@ _PARTS = {"trainval_loc": "train", "test_seen_loc": "test", "test_unseen_loc": "
 
 def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
     """Images, classes and splits of Xian et al.'s files (res101.mat, att_splits.mat), image by
-    image."""
+    image; of files without train_loc and val_loc, as many repositories have them, no validation
+    classes."""
     from vgse.xlsa17 import LOCATIONS, cell_texts, read_mat, zero_based  # SciPy is slow to import
 
     def read_rows(key: str) -> Indices:
@@ -26,7 +27,7 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
         return found
 
     features = read_mat(Path(features_file), "image_files", "labels")
-    att = read_mat(Path(splits), "allclasses_names", *LOCATIONS)
+    att = read_mat(Path(splits), "allclasses_names", *_PARTS, also=LOCATIONS)
     names = cell_texts(att["allclasses_names"])
     files = [file.replace("\\", "/") for file in cell_texts(features["image_files"])]
     labels = zero_based(features["labels"], f"{features_file}: labels")
@@ -36,8 +37,8 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
         raise UserError(
             f"{features_file}: labels reach beyond the {len(names)} classes of {splits}"
         )
-    rows = {key: read_rows(key) for key in LOCATIONS}
-    classes = {key: {names[label] for label in labels[rows[key]]} for key in LOCATIONS}
+    rows = {key: read_rows(key) for key in LOCATIONS if key in att}
+    classes = {key: {names[label] for label in labels[at]} for key, at in rows.items()}
     unseen = classes["test_unseen_loc"]
     both = sorted(unseen & (classes["trainval_loc"] | classes["test_seen_loc"]))
     if both:
@@ -50,7 +51,7 @@ def read_xlsa17(root: Path, splits: str, features_file: str) -> Layout:
                 raise UserError(f"{splits}: image {row + 1} is in two splits; correct the file")
             taken.add(row)
             images.append(SourceImage("", files[row], names[labels[row]], part))
-    val = sorted(classes["val_loc"] - classes["train_loc"])
+    val = sorted(classes.get("val_loc", set()) - classes.get("train_loc", set())) or None
     return Layout(_find_listed(root, images, features_file), sorted(names), sorted(unseen), val)
 
 

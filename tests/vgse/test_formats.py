@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 from numpy.testing import assert_allclose
 
 from vgse.__main__ import main
@@ -37,6 +38,7 @@ from vgse.run_folder import (
     zsl_data_of,
 )
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
+from vgse.zsl.external import evaluate_embeddings, evaluate_files
 from vgse.zsl.folds import TestGuard, prepare
 from vgse.zsl.rows import table_rows
 from vgse.zsl.table import evaluate
@@ -500,6 +502,72 @@ def test_the_command_takes_embeddings_by_class_name_from_other_formats(run, tmp_
     assert tables[0] == tables[1]
     assert tables[0]["given"]["eszsl"]["zsl"] > 0.6
     assert tables[0]["words"]["eszsl"]["zsl"] > 0.6
+
+
+def test_sparse_matrices_of_other_authors_are_read(run, tmp_path):
+    splits, features = export_splits(run, tmp_path), export_features(run, tmp_path)
+    dense = read_att_splits(splits), read_res101(features)
+    for path, name in ((splits, "att"), (features, "features")):
+        content = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+        content[name] = scipy.sparse.csc_matrix(content[name].astype(np.float64))
+        scipy.io.savemat(path, content)
+    sparse = read_att_splits(splits), read_res101(features)
+    np.testing.assert_array_equal(sparse[0].att, dense[0].att)
+    np.testing.assert_array_equal(sparse[1][0], dense[1][0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("att", np.array([["a", "b"]], object), "att holds other things than real numbers"),
+        ("att", np.full((3, 40), 1j), "att holds other things than real numbers"),
+        ("att", np.full((3, 40), np.nan), "att holds NaN or infinity for class 00"),
+        ("att", scipy.sparse.csc_matrix((1 << 20, 40 * 1000)), "too large when dense"),
+        ("val_loc", np.array([["a"]], object), "val_loc holds other things"),
+        ("allclasses_names", np.array([["x"]] * 40, object), "allclasses_names hold x twice"),
+    ],
+)
+def test_fields_of_other_authors_that_cannot_be_used_are_named(
+    run, tmp_path, field, value, message
+):
+    path = export_splits(run, tmp_path)
+    content = {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith("__")}
+    scipy.io.savemat(path, content | {field: value})
+    with pytest.raises(UserError, match=rf"\.mat: .*{message}"):
+        read_att_splits(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros_like(TOY.own), "of 40 of 40 classes hold nothing but zeros"),
+        (np.ones_like(TOY.own), "the same for all classes"),
+        (np.where(np.arange(40)[:, None] == 3, 0, TOY.own), "1 of 40 classes hold nothing but"),
+        (np.where(np.arange(40)[:, None] == 3, np.inf, TOY.own), "1 of 40 classes hold NaN or"),
+        (TOY.own[:, 0], "give numbers"),
+        (TOY.own[:5], "give numbers"),
+        (TOY.own.astype(str), "give numbers"),
+    ],
+)
+def test_embeddings_that_say_nothing_are_refused(rows, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_embeddings(DATA, rows)
+
+
+def test_a_class_name_that_stands_twice_is_refused_in_any_spelling_of_its_letters(run, tmp_path):
+    splits, features = export_splits(run, tmp_path), export_features(run, tmp_path)
+    path, config = tmp_path / "other.npz", EvaluationConfig(models=["prototype"])
+    names = [*DATA.class_names, "caf\u00e9"]
+
+    def table(*more):
+        rows = np.vstack([TOY.own, TOY.own])[: len(names) + len(more)]
+        np.savez(path, class_names=np.array([*names, *more]), embeddings=rows)
+        return evaluate_files(path, features, splits, None, config, 0)
+
+    assert table()["rows"]
+    for again in (names[3], "cafe\u0301"):
+        with pytest.raises(UserError, match=r"other\.npz: .* twice among the class names"):
+            table(again)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The table for class embeddings, features and splits that others made."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +66,34 @@ def evaluate_embeddings(
 
     Every hyper-parameter is chosen on `data.val`, or on a seeded fifth of the seen classes.
     """
+    _check_embeddings(np.asarray(embeddings), data)
     rows = partial(external_rows, words is not None)
     data, config = with_validation(data, seed), config or EvaluationConfig()
     return evaluate(data, rows, embeddings, words, config, seed, num_seeds=num_seeds)
+
+
+def _check_embeddings(embeddings: NDArray[Any], data: ZslData) -> None:
+    """See that every class which takes part has an embedding that says something."""
+    names = np.array(data.class_names)
+    if embeddings.dtype.kind not in "fiub" or embeddings.ndim != 2 or len(embeddings) != len(names):
+        raise UserError(
+            f"class embeddings are {embeddings.dtype} of shape {embeddings.shape}; give numbers "
+            f"[{len(names)}, D], a row a class"
+        )
+    used = np.union1d(data.seen, data.unseen)
+    rows = embeddings[used].astype(np.float64)
+    for bad, what in (
+        (~np.isfinite(rows).all(1), "NaN or infinity"),
+        (~rows.any(1), "nothing but zeros"),
+    ):
+        if bad.any():
+            raise UserError(
+                f"class embeddings of {bad.sum()} of {len(used)} classes hold {what}: "
+                f"{', '.join(names[used[bad]][:5])}; give them others, or leave the classes out of "
+                "the split"
+            )
+    if (rows == rows[0]).all():
+        raise UserError("class embeddings are the same for all classes; give others")
 
 
 def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:
@@ -84,11 +111,16 @@ def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:
         raise UserError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
     if len(rows) != len(names):
         raise UserError(f"{path}: {len(rows)} embeddings, but {len(names)} class names")
+    names = [normalize("NFC", name) for name in names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{path}: {', '.join(twice[:5])} twice among the class names; take one of the rows out"
+        )
     position = {name: index for index, name in enumerate(names)}
-    missing = [name for name in class_names if name not in position]
+    missing = [name for name in class_names if normalize("NFC", name) not in position]
     if missing:
         raise UserError(
             f"{path}: no embedding for {len(missing)} of {len(class_names)} classes: "
             + ", ".join(missing[:20])
         )
-    return rows[[position[name] for name in class_names]]
+    return rows[[position[normalize("NFC", name)] for name in class_names]]

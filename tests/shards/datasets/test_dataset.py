@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import scipy.io
 
 from shards.config import PackConfig
 from shards.datasets.dataset import DataSet, read_source
@@ -19,6 +20,8 @@ from shards_trees import (
     write,
     xlsa17_files,
 )
+
+PARTS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 
 
 def read(source: str, **options: Any) -> DataSet:
@@ -97,6 +100,23 @@ def test_xlsa17_files_decide_image_by_image(tmp_path: Path) -> None:
     assert counts["eel", "test_unseen"] == 5
     seen = {image.source for image in data.images if image.part == "test_seen"}
     assert "JPEGImages/cat/cat_0.jpg" in seen
+
+
+def test_xlsa17_files_without_validation_classes_take_those_of_a_list_or_a_draw(
+    tmp_path: Path,
+) -> None:
+    splits, features = xlsa17_files(awa2_tree(tmp_path / "set"), tmp_path / "mat")
+    given = {"splits": splits, "features_file": features}
+    (tmp_path / "val.txt").write_text("cat\n")
+    source, val = f"awa2:{tmp_path / 'set'}", {"val": str(tmp_path / "val.txt")}
+    with pytest.raises(ValueError, match="already names validation classes; drop val"):
+        read(source, **given, **val)
+    fields = scipy.io.loadmat(splits)
+    kept = {key: fields[key] for key in ("allclasses_names", "att", *PARTS)}
+    scipy.io.savemat(splits, kept)
+    assert roles(read(source, **given, **val))["cat"] == "val"
+    drawn = Counter(roles(read(source, **given)).values())
+    assert drawn == {"train": 3, "val": 1, "unseen": 2}
 
 
 def test_xlsa17_files_that_name_an_image_twice_are_refused(tmp_path: Path) -> None:
