@@ -62,6 +62,8 @@ def nearest_class_hits(
 ) -> NDArray[np.int64]:
     """[2, K]: of each of `classes` the images with the nearest mean, and all; adds up over batches
     of images."""
+    if not len(classes):
+        return np.zeros((2, 0), np.int64)
     keep = np.isin(labels, classes)
     points, truth = embeddings[keep].astype(np.float64), labels[keep]
     means = class_means[classes].astype(np.float64)

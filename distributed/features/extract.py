@@ -273,7 +273,13 @@ def _features(
             run_pass()
     if waiting:
         run_pass()
-    return torch.cat(features)
+    joined = torch.cat(features)
+    if not torch.isfinite(joined).all():  # or it would show after the training
+        raise UserError(
+            f"backbone.weights: {spec.name} gives features that are not finite in float16; take "
+            "other weights, or scale its last layer down"
+        )
+    return joined
 
 
 @functools.lru_cache(maxsize=4)

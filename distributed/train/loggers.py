@@ -129,6 +129,11 @@ class MLflow:
 
 def check_tracking(config: TrackingConfig) -> None:
     """See before any work that the trackers can be used."""
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tracking.tensorboard is set, but TensorBoard is not installed; pip install "
+            "tensorboard, or set it to false"
+        )
     uri = config.mlflow
     if uri is None:
         return
@@ -143,6 +148,9 @@ def check_tracking(config: TrackingConfig) -> None:
         raise UserError(
             "tracking.mlflow is set, but MLflow is not installed; pip install 'vgse[mlflow]'"
         )
+    folder = Path(parts.path.removeprefix("/")).absolute().parent
+    if parts.scheme == "sqlite" and parts.path and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"tracking.mlflow is {uri}, but {folder} is no folder to write to; make it")
 
 
 class Tracking:

@@ -12,10 +12,12 @@ import pytest
 from distributed import requirements
 from distributed.requirements import check_disk, check_requirements, class_counts
 from distributed.setup import Prepared, prepare
+from distributed.train import loggers
+from distributed.train.loggers import check_tracking
 from tiny import NAMES, UNSEEN, make_tiny
 from tune.config import SearchConfig
 from tune.trial.objective import check_objective
-from vgse.config import DataConfig, ModelConfig, RunConfig
+from vgse.config import DataConfig, ModelConfig, RunConfig, TrackingConfig
 from vgse.errors import UserError
 
 Change = Callable[[Prepared], Prepared]
@@ -158,6 +160,20 @@ def test_features_that_the_disk_has_no_room_for_are_refused_before_any_work(
     (there / "unit.safetensors").write_bytes(b"x")
     check_disk(config, prepared, str(tmp_path / "run"))
     check_disk(config, replace(prepared, cache="s3://bucket/cache"), "s3://bucket/run")
+
+
+def test_a_tracker_that_could_write_nothing_is_refused(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: object())
+    check_tracking(TrackingConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db"))
+    check_tracking(TrackingConfig(mlflow="sqlite:///mlflow.db"))
+    with pytest.raises(UserError, match=r"mlflow is .*, but .*/none is no folder to write to"):
+        check_tracking(TrackingConfig(mlflow=f"sqlite:///{tmp_path}/none/mlflow.db"))
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+    check_tracking(TrackingConfig(tensorboard=False))
+    with pytest.raises(UserError, match="TensorBoard is not installed"):
+        prepare(config)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 1.0, True])

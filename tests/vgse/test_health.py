@@ -58,6 +58,11 @@ def test_nearest_class_mean_looks_at_the_chosen_classes_alone() -> None:
     assert math.isnan(nearest_class_mean(POINTS, TRUTH, MEANS, np.array([3])))
 
 
+def test_without_classes_there_is_no_accuracy() -> None:
+    nothing = np.array([], np.int64)
+    assert np.isnan(nearest_class_mean(np.ones((2, 3)), np.zeros(2, int), np.ones((1, 3)), nothing))
+
+
 def test_a_class_without_a_mean_attracts_no_image() -> None:
     means = MEANS.copy()
     means[3] = np.nan

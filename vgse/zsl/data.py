@@ -50,6 +50,8 @@ class ZslData:
                 f"features hold NaN or infinity in {len(bad)} rows, first {bad[0]}: "
                 "compute them again"
             )
+        if len(self.features) and not (self.features != self.features[0]).any():
+            raise UserError("features are the same for all images: compute them again")
         if not _inside(self.labels, len(self.class_names)):
             raise UserError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are "

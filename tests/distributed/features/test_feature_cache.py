@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from distributed.display import Display
 from distributed.features.cache import (
@@ -68,6 +69,18 @@ def test_a_unit_holds_what_the_backbone_gives_for_each_patch(
         torch.testing.assert_close(content.patches[row].float(), expected, atol=5e-3, rtol=5e-3)
         torch.testing.assert_close(content.images[row].float(), image, atol=5e-3, rtol=5e-3)
         assert content.keys[row] == sample.key
+
+
+def test_features_that_are_not_finite_end_the_stage_that_computes_them(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    network = torchvision.models.mobilenet_v3_small()
+    network.classifier[0].bias.data += 1e6  # more than float16 holds
+    torch.save(network.state_dict(), tmp_path / "large.pth")
+    config = BackboneConfig("mobilenet_v3_small", str(tmp_path / "large.pth"))
+    spec, cache = feature_spec(config, "float32"), str(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"backbone\.weights: mobilenet_v3_small gives .* finite"):
+        compute_unit(manifest.url, first_unit(manifest), spec, cache, "cpu")
 
 
 def test_a_truncated_image_is_skipped_and_named(manifest: Manifest, tmp_path: Path) -> None:

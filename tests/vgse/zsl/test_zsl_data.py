@@ -18,6 +18,7 @@ DATA = TOY.data
     [
         ({"labels": DATA.labels[:-1]}, "give one row of features an image"),
         ({"labels": DATA.labels + 1}, "labels count from 0"),
+        ({"features": np.ones_like(DATA.features)}, "the same for all images"),
         ({"class_names": ["a"] * 40}, "hold a name twice"),
         ({"unseen": DATA.seen[:1]}, "both seen and unseen: class"),
         ({"val": DATA.unseen[:1]}, "validation classes must be seen classes"),
