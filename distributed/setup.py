@@ -19,7 +19,7 @@ from shards.roles import Roles, asked_roles, with_roles
 from vgse.config import RunConfig, SourceConfig, to_dict, validate
 from vgse.errors import UserError
 from vgse.images.backbones import build_backbone, weights_content, weights_file
-from vgse.knowledge.sources import Knowledge, load_knowledge
+from vgse.knowledge.sources import Knowledge, load_knowledge, semantic_targets
 from vgse.knowledge.words import WordVectors, load_word_vectors, normalise_words
 
 
@@ -35,6 +35,7 @@ class Prepared:
     trained: NDArray[np.int64]  # classes that are trained on: seen, or seen without val
     word_vectors: NDArray[np.float64]  # [C, D_w], centred, rows of length 1; NaN if dropped
     knowledge: Knowledge  # of all classes; zeros if dropped
+    targets: NDArray[np.float64]  # [len(trained), D] of the semantic loss
     num_features: int
     cache: str
     fingerprint: str
@@ -62,18 +63,23 @@ def prepare(config: RunConfig) -> Prepared:
     vectors = np.full((len(row), words.vectors.shape[1]), np.nan)
     vectors[kept] = words.vectors[of_kept]
     vectors = normalise_words(vectors, seen) if len(seen) else vectors
+    knowledge = knowledge.of_classes(manifest.class_names)
+    trained = np.setdiff1d(seen, val) if config.training.classes == "train" else seen
+    target = config.loss.semantic_target
+    targets = semantic_targets(knowledge, vectors, trained, target) if len(seen) else vectors[:0]
     prepared = Prepared(
         manifest=manifest,
         roles=roles,
         seen=seen,
         unseen=unseen,
         val=val,
-        trained=np.setdiff1d(seen, val) if config.training.classes == "train" else seen,
+        trained=trained,
         word_vectors=vectors,
-        knowledge=knowledge.of_classes(manifest.class_names),
+        knowledge=knowledge,
+        targets=targets,
         num_features=_check_backbone(config),
         cache=_cache_root(config),
-        fingerprint=_fingerprint(config, manifest, vectors),
+        fingerprint=_fingerprint(config, manifest, vectors if target == "words" else targets),
     )
     check_requirements(config, prepared)
     return prepared
@@ -144,9 +150,11 @@ def learned(content: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.float64]) -> str:
+def _fingerprint(config: RunConfig, manifest: Manifest, targets: NDArray[np.float64]) -> str:
     """Of all that decides what is learned: a checkpoint goes on only under the same."""
     content = learned(to_dict(config))
+    if config.loss.semantic_target == "words":
+        del content["loss"]["semantic_target"]
     if config.training.optimizer == "adamw":
         # As it was before there was a choice: runs of then can be resumed.
         del content["training"]["optimizer"], content["training"]["momentum"]
@@ -156,5 +164,5 @@ def _fingerprint(config: RunConfig, manifest: Manifest, vectors: NDArray[np.floa
         )
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     digest.update(manifest.fingerprint.encode())
-    digest.update(np.ascontiguousarray(vectors).tobytes())
+    digest.update(np.ascontiguousarray(targets).tobytes())
     return digest.hexdigest()

@@ -10,10 +10,10 @@ import numpy as np
 
 from distributed.display import Display
 from distributed.run import train
-from tune.config import SearchConfig
+from tune.config import SearchConfig, test_measure
 from tune.space import with_params
 from tune.study import DEFAULT, TrialRecord, ranked
-from tune.trial.objective import MEASURES
+from tune.trial.objective import ZERO_SHOT
 from vgse.errors import UserError
 from vgse.files import write_json
 from vgse.report.page import percent
@@ -50,7 +50,7 @@ def score_finalists(
                 if row["test"]:
                     stage.summary = (
                         f"{name}: validation {percent(row['validation'])} %, "
-                        f"test {percent(row['test'][config.objective])} %"
+                        f"test {percent(row['test'][test_measure(config.objective)])} %"
                     )
         rows.append(row)
     final = {"version": 1, "objective": config.objective, "rows": rows, "test_opened": opened}
@@ -79,8 +79,9 @@ def _test_scores(
     return {
         "test": {
             measure: float(np.mean([results[model][measure] for model in config.models]))
-            for measure in MEASURES
-        },
+            for measure in ZERO_SHOT
+        }
+        | {"own_images": evaluation["clusters"]["nearest_class_mean_unseen"]},
         "run": f"final/{name}",
         "validation_only": False,
         "test_opened": evaluation.get("test_opened", []),

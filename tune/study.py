@@ -49,6 +49,11 @@ class TrialRecord:
         return self.history[-1]["objective"] if self.history else None
 
     @property
+    def own_images(self) -> float | None:
+        """Accuracy of own images in the last epoch, in 0..1; None in searches made before."""
+        return self.history[-1].get("own_images") if self.history else None
+
+    @property
     def seconds(self) -> float:
         """Work, summed over epochs."""
         return float(sum(row.get("seconds") or 0.0 for row in self.history))

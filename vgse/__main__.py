@@ -57,7 +57,7 @@ def evaluate(
     splits: Path | None = None,
     words: str | None = None,
     models: list[str] | None = None,
-    normalise: Normalisation | None = None,
+    normalise: Normalisation | Literal["auto"] | None = None,
     holdout: float | None = None,
     seed: int | None = None,
     num_seeds: int = 1,
@@ -78,7 +78,8 @@ def evaluate(
         words: Word vectors for a further row: word2vec, GloVe, fastText, .npz or .mat.
         models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae,
             conse or cada_vae.
-        normalise: Raw embeddings, unit rows, or z-scores over the seen classes.
+        normalise: Raw embeddings, unit rows, z-scores over the seen classes, or auto: chosen on
+            validation classes. A .mat of others is taken raw by default.
         holdout: Share of each seen class's training images held out when choosing.
         seed: Seed of everything random; that of the run by default, 0 for others' files.
         num_seeds: Repetitions of what is random; above 1 the file holds mean and std.

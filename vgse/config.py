@@ -122,7 +122,9 @@ class LossConfig:
     classification: float = bounded(1.0, 0, symbol="cls")
     """λ_cls of the cross-entropy of Q a."""
     semantic: float = bounded(1.0, 0, symbol="sem")
-    """λ_sem of the distance between S a and the class's word vector."""
+    """λ_sem of the distance between S a and what is known of the class's name."""
+    semantic_target: Literal["words", "knowledge"] = "words"
+    """What S a regresses: word vectors, or all sources of `knowledge` side by side."""
     consistency: float = bounded(0.1, 0, symbol="clu")
     """λ_clu of the agreement between a patch and its nearest neighbour in the queue."""
     entropy: float = bounded(0.5, 0, symbol="ent")

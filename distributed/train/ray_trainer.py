@@ -144,7 +144,7 @@ def training_job(
         folder=str(folder),
         classes=prepared.trained.tolist(),
         num_classes=len(manifest.class_names),
-        word_vectors=prepared.word_vectors[prepared.trained].astype(np.float32),
+        targets=prepared.targets.astype(np.float32),
         num_features=prepared.num_features,
         fingerprint=prepared.fingerprint,
         num_images=sum(manifest.class_counts["train"].get(name, 0) for name in names),

@@ -56,7 +56,7 @@ class TrainingJob:
     folder: str  # feature cache
     classes: list[int]  # classes trained on, indices into class_names; S of them
     num_classes: int  # C
-    word_vectors: np.ndarray  # float32 [S, D_w]
+    targets: np.ndarray  # float32 [S, D_w] of the semantic loss
     num_features: int
     fingerprint: str  # of configuration and data
     num_images: int = 0  # of an epoch
@@ -82,11 +82,11 @@ def build_model(job: TrainingJob) -> TrainingModel:
         backbone.learn(config.backbone.train)
         if config.backbone.compile:
             backbone.compile_blocks()
-    head = ClusterHead(config.model, job.num_features, len(job.classes), job.word_vectors.shape[1])
+    head = ClusterHead(config.model, job.num_features, len(job.classes), job.targets.shape[1])
     projection, centroids = load_start(f"{job.run}/init")
     from_kmeans = config.model.init == "kmeans"
     head.start(projection, torch.from_numpy(centroids) if from_kmeans else None)
-    return TrainingModel(backbone, head, torch.from_numpy(job.word_vectors), config.loss)
+    return TrainingModel(backbone, head, torch.from_numpy(job.targets), config.loss)
 
 
 def train_alone(

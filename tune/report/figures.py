@@ -97,7 +97,7 @@ def parallel_coordinates(
 def validation_against_test(rows: Sequence[FinalRow], search: Search) -> go.Figure:
     """A point for each of `rows`, which all have both results."""
     across = [100 * (row.validation or 0) for row in rows]
-    up = [100 * row.test[search.objective] for row in rows]
+    up = [100 * row.test[search.tested_by] for row in rows]
     winner = winner_of(search)
     colours = [BEST if row is winner else MUTED if row.is_default else ACCENT for row in rows]
     symbols = ["diamond" if row.is_default else "circle" for row in rows]

@@ -54,7 +54,7 @@ def write_page(
         "winner": winner_of(search),
         "opened": any(row.test or row.cause for row in search.final),
         "measures": {name: MEASURES.get(name, name) for name in measures},
-        "base": next((r.test.get(search.objective) for r in search.final if r.is_default), None),
+        "base": next((r.test.get(search.tested_by) for r in search.final if r.is_default), None),
         "judgement": judge_ranks(search),
         "drawn": drawn.keys(),
         "figures": {name: json.loads(figure.to_json()) for name, figure in drawn.items()},

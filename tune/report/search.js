@@ -74,7 +74,7 @@
   }
 
   function words(t) {
-    const [name, state, objective, epochs, , ...values] = [...rows.get(t).cells].map((cell) => cell.textContent);
+    const [name, state, objective, , epochs, , ...values] = [...rows.get(t).cells].map((cell) => cell.textContent);
     const params = values.map((value, i) => `\n${heads[i + 5]} ${value}`);
     return `trial ${name}, ${state}\nobjective ${objective}% at epoch ${epochs}${params.join("")}`;
   }

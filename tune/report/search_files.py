@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune.config import test_measure
 from tune.study import TrialRecord, ranked, read_trials
 from vgse.errors import UserError
 from vgse.files import read_mapping
@@ -35,6 +36,7 @@ class Search:
     space: dict[str, dict[str, Any]]  # dotted field -> its range or choices
     objective: str
     final: list[FinalRow]  # highest validation first; empty before the finalists
+    tested_by: str  # measure of the test images that the finalists are compared by
     timing: dict[str, Any]
     best_text: str
     best: TrialRecord | None  # the first of ranked(trials)
@@ -55,11 +57,13 @@ def load_search(folder: Path) -> Search:
     best = folder / "best.yaml"
     space = settings.get("space")
     entries = space.items() if isinstance(space, dict) else ()
+    objective = str(final.get("objective") or settings.get("objective") or "zsl")
     return Search(
         name=folder.resolve().name,
         trials=trials,
         space={str(name): spec for name, spec in entries if isinstance(spec, dict)},
-        objective=str(final.get("objective") or settings.get("objective") or "zsl"),
+        objective=objective,
+        tested_by=test_measure(objective),
         final=_final(folder / "final.json", final),
         timing=read_mapping(folder / "search.json", remedy=remedy),
         best_text=best.read_text("utf-8", "replace") if best.is_file() else "",

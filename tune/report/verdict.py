@@ -15,6 +15,8 @@ OBJECTIVES = {
     "harmonic_mean": "harmonic mean (H)",
     "seen": "accuracy on seen classes",
     "unseen": "accuracy on unseen classes",
+    "own_images": "accuracy of own images under the clusters",
+    "own_images+zsl": "mean of own images under the clusters and T1",
 }
 STATE_WORDS = {s: s for s in ("finished", "stopped", "collapsed", "failed", "running")}
 STATE_WORDS["stopped"] = "stopped early"
@@ -45,7 +47,7 @@ def winner_of(search: Search) -> FinalRow | None:
 
 def tested_rows(search: Search) -> list[FinalRow]:
     """The rows that have both results, of validation and of test."""
-    return [r for r in search.final if r.validation is not None and search.objective in r.test]
+    return [r for r in search.final if r.validation is not None and search.tested_by in r.test]
 
 
 def headline(search: Search) -> list[str]:
@@ -76,11 +78,11 @@ def _on_test(search: Search, what: str) -> str:
             "No trial was above the default configuration on the validation classes: keep the "
             "default."
         )
-    ours = winner.test.get(search.objective)
+    ours = winner.test.get(search.tested_by)
     if ours is None:
         return f"{winner.name} has no test results{f': {winner.cause}' if winner.cause else '.'}"
     text = f"Retrained, {winner.name} reaches {percent(ours)}% on the test classes"
-    theirs = None if default is None else default.test.get(search.objective)
+    theirs = None if default is None else default.test.get(search.tested_by)
     if theirs is None:
         return f"{text}; the default configuration was not measured beside it."
     text += f", the default configuration {percent(theirs)}%"
@@ -99,7 +101,7 @@ def judge_ranks(search: Search) -> str:
     rows = tested_rows(search)
     if len(rows) < 3:
         return "Fewer than three configurations have both figures: their ranks say nothing."
-    test = [row.test[search.objective] for row in rows]
+    test = [row.test[search.tested_by] for row in rows]
     rho, chance = spearman([row.validation or 0.0 for row in rows], test)
     if math.isnan(rho):
         return "All validation or all test figures are equal: their ranks say nothing."

@@ -5,14 +5,16 @@ validation classes' images under the nearest mean of a_n, the means being of the
 
 `zsl`, `seen`, `unseen` and `harmonic_mean` go through the relation: class-wise folds of the seen
 classes take turns as unseen, the validation classes first, and each is predicted by the relation
-that its other seen classes choose. The clusters have learned from the classes of the further folds;
-r Φ says little about a class by which they learned, and more folds say much more about r. What a
-zero-shot model needs, and gamma of calibrated stacking, is chosen for each fold by the others:
-chosen on itself, it would flatter every trial by what a grid gains there.
+that its other seen classes choose, from their image features: all trials are judged by the same
+knowledge. The clusters have learned from the classes of the further folds; r Φ holds little of a
+class that they learned from, and more folds say much more about r. What a zero-shot model needs,
+and gamma of calibrated stacking, is chosen for each fold by the others: chosen on itself, it would
+flatter every trial by what a grid gains there.
 
 All images are training images, and no unseen class takes part.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,15 +29,16 @@ from vgse.errors import UserError
 from vgse.health import own_class_mean
 from vgse.knowledge.sources import Knowledge
 from vgse.relations import CachedSolver
-from vgse.relations.predict import choose_knowledge
+from vgse.relations.predict import ChosenKnowledge, choose_knowledge
 from vgse.zsl.data import Features, Indices
-from vgse.zsl.folds import Fold, PreparedFold, class_folds, prepare_images
+from vgse.zsl.folds import Fold, PreparedFold, class_folds, class_means, prepare_images
 from vgse.zsl.hyperparameters import cross_validate
 from vgse.zsl.models import find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import RowInputs, assembled, smo_row
 
 _CHOSEN_BY = 200
+_MOST_CHOICES = 100
 ZERO_SHOT = ("zsl", "seen", "unseen", "harmonic_mean")
 MEASURES = ("own_images", *ZERO_SHOT)
 
@@ -48,6 +51,7 @@ class Problem:
     val: Indices  # classes that no trial trains on
     folds: list[Fold]  # the validation classes are unseen in the first
     features: list[PreparedFold]
+    means: NDArray[np.float64]  # [C, D_f] image features of the seen classes
     seed: int
     solve: CachedSolver = field(default_factory=CachedSolver)  # relations stay over the epochs
 
@@ -80,7 +84,8 @@ def make_problem(
     images = np.flatnonzero(np.isin(labels, seen))
     found = class_folds(labels, images, seen, val, holdout=holdout, seed=seed, count=folds)
     prepared = [prepare_images(features, labels, fold) for fold in found]
-    return Problem(labels, np.sort(val), found, prepared, seed)
+    means = class_means(features, labels, images, len(class_names))
+    return Problem(labels, np.sort(val), found, prepared, means, seed)
 
 
 def own_images_accuracy(problem: Problem, assignments: NDArray[np.floating]) -> float:
@@ -122,19 +127,13 @@ def zero_shot_scores(
 ) -> dict[str, float]:
     """ZERO_SHOT of class embeddings in 0..1, means over the folds and the zero-shot models.
 
-    `own` [C, D_v] are embeddings of the seen classes; other rows are not looked at. Knowledge and
-    ridge are chosen anew for these embeddings, in each fold on its seen classes, of which at most
-    200 take part.
+    `own` [C, D_v] are embeddings of the seen classes; other rows are not looked at.
     """
 
     def blocks(fold: Fold) -> list[Embeddings]:
         known = np.full_like(own, np.nan)
         known[fold.seen] = own[fold.seen]
-        of_seen, seed = own[fold.seen], problem.seed
-        chosen = choose_knowledge(
-            *(knowledge, word_vectors, fold.seen, of_seen, relations, seed),
-            max_classes=_CHOSEN_BY,
-        )
+        chosen = _chosen(problem, fold, word_vectors, knowledge, relations)
         inputs = RowInputs(fold.seen, fold.unseen, known, solve=problem.solve, chosen=chosen)
         return smo_row(inputs, relations.alpha)
 
@@ -148,3 +147,27 @@ def zero_shot_scores(
         zsl, stacked = cross_validate(model, problem.features, embeddings, normalise, problem.seed)
         results.append((zsl, stacked.seen, stacked.unseen, stacked.harmonic_mean))
     return dict(zip(ZERO_SHOT, np.mean(results, axis=0).tolist(), strict=True))
+
+
+_CHOICES: dict[bytes, ChosenKnowledge] = {}  # of this process, which serves many trials
+
+
+def _chosen(
+    problem: Problem,
+    fold: Fold,
+    word_vectors: NDArray[np.float64],
+    knowledge: Knowledge,
+    relations: RelationConfig,
+) -> ChosenKnowledge:
+    """Knowledge and ridge of a fold, by its own seen classes, of which at most 200 take part."""
+    of_seen = problem.means[fold.seen]
+    content = hashlib.sha256(repr((relations, problem.seed)).encode())
+    for array in (fold.seen, of_seen, word_vectors, *(source.rows for source in knowledge.sources)):
+        content.update(np.ascontiguousarray(array).tobytes())
+    key = content.digest()
+    if key not in _CHOICES:
+        if len(_CHOICES) >= _MOST_CHOICES:
+            _CHOICES.clear()
+        given = knowledge, word_vectors, fold.seen, of_seen, relations, problem.seed
+        _CHOICES[key] = choose_knowledge(*given, max_classes=_CHOSEN_BY)
+    return _CHOICES[key]

@@ -29,6 +29,7 @@ from tune.trial.context import TrialContext, ensure_start
 from tune.trial.evaluator import Evaluator
 from vgse.errors import UserError
 from vgse.images.devices import context_is_broken
+from vgse.knowledge.sources import semantic_targets
 
 
 class Collapsed(Exception):
@@ -105,7 +106,10 @@ def trial_job(context: TrialContext, params: Mapping[str, Any]) -> TrainingJob:
         folder=context.features,
         classes=context.trained.tolist(),
         num_classes=len(context.word_vectors),
-        word_vectors=context.word_vectors[context.trained].astype(np.float32),
+        targets=semantic_targets(
+            *(context.knowledge, context.word_vectors, context.trained),
+            config.loss.semantic_target,
+        ).astype(np.float32),
         num_features=context.num_features,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
         roles=context.roles,

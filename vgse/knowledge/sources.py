@@ -273,3 +273,23 @@ def combine_blocks(blocks: Sequence[F64], weights: Sequence[float], seen: Indice
     """[C, D_w]: weighted blocks side by side, centred over the seen classes, unit rows."""
     used = [block * weight for block, weight in zip(blocks, weights, strict=True) if weight]
     return centred_unit_rows(np.concatenate(used, axis=1), seen)
+
+
+def semantic_targets(
+    knowledge: Knowledge, words: NDArray[np.floating], classes: Indices, target: str
+) -> F64:
+    """[S, D] of what L_sem regresses for `classes` [S]: their rows of `words` [C, D_w], or of all
+    sources, each at its given weight or 1, as nothing has been learned yet to choose one by.
+
+    Where the sources have more columns than there are classes, D is at most S: the loss depends on
+    distances alone, which a rotation into the span of the rows keeps.
+    """
+    if target == "words" or knowledge.words_alone:
+        return np.asarray(words, np.float64)[classes]
+    weights = [1.0 if source.weight is None else source.weight for source in knowledge.sources]
+    rows = combine_blocks(source_blocks(knowledge, classes), weights, classes)[classes]
+    if rows.shape[1] <= len(rows):
+        return rows
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    kept = values > 1e-9 * max(values[-1], 1e-30)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0)))[:, kept][:, ::-1])

@@ -26,7 +26,38 @@ def zsl_section(run: RunFiles) -> dict[str, Any]:
         "chance": chance,
         "tick": None if chance is None else round(min(100.0, 100 * float(chance) / top), 1),
         "gains": _gains(rows, models),
+        "curves": _curves(rows, models),
     }
+
+
+_SIZE, _LEFT, _RIGHT = 240, 34, 230
+
+
+def _curves(rows: list[dict[str, Any]], models: list[str]) -> list[dict[str, Any]]:
+    """For each model the accuracy on seen classes over that on unseen ones, of a few rows."""
+    shown = [row for row in rows if row["name"] in ("words", "paper_smo", "smo", "given")]
+
+    def place(unseen: float, seen: float) -> tuple[float, float]:
+        across, up = (_LEFT + share * (_RIGHT - _LEFT) for share in (unseen, seen))
+        return round(across, 1), round(_SIZE - up, 1)
+
+    found = []
+    for index, model in enumerate(models):
+        lines = []
+        for row in shown:
+            result = row["results"][index]
+            if result.get("curve") and result.get("unseen") is not None:
+                places = [place(*point) for point in result["curve"]]
+                at = place(result["unseen"], result["seen"])
+                lines.append(
+                    {"name": row["name"], "label": row["label"], "places": places, "at": at}
+                )
+        if lines:
+            ticks = [(_LEFT + n * (_RIGHT - _LEFT) / 4, f"{25 * n}") for n in range(5)]
+            frame = {"size": _SIZE, "left": _LEFT, "right": _RIGHT, "ticks": ticks}
+            legend = [(line["name"], line["label"]) for line in lines]
+            found.append({"model": label_of(model), "lines": lines, "legend": legend} | frame)
+    return found
 
 
 def _row(row: dict[str, Any], models: list[str]) -> dict[str, Any]:

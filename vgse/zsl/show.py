@@ -8,35 +8,42 @@ from rich.table import Table
 
 from vgse.zsl.models import label_of
 
+_MOST_MODELS = 3  # fit 80 columns
+
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
-    """The rows of evaluation.json in percent: T1 of at most four models, which fit 80 columns, then
-    u, s and H of the model whose VGSE-SMO row (or last row) did best on validation."""
+    """The rows of evaluation.json in percent: T1 of at most three models, then u, s and H of the
+    model whose VGSE-SMO row (or last row) did best on validation, as published and calibrated."""
     rows = evaluation["rows"]
     judged = next((row for row in rows if row["name"] == "smo"), rows[-1])["results"]
     model = max(evaluation["models"], key=lambda name: judged[name]["val_harmonic_mean"])
-    names = evaluation["models"][:4]
+    names = evaluation["models"][:_MOST_MODELS]
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
         padding=0,
         show_edge=False,
-        caption=f"percent, mean over classes; T1: unseen classes among themselves "
-        f"(chance {100 * evaluation['chance']:.1f}); u, s, H: among all classes, {label_of(model)}",
+        caption=f"percent, mean over classes; T1: unseen classes among themselves (chance "
+        f"{100 * evaluation['chance']:.1f}); u, s, H: among all classes, {label_of(model)}, by "
+        "plain arg max (as published), then calibrated: γ, chosen on validation classes, taken off "
+        "the scores of seen classes",
         caption_justify="left",
     )
-    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=32)
+    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=30)
     for name in names:
-        table.add_column(
-            "\n".join([*label_of(name).split(), "T1"]), justify="right", no_wrap=True, min_width=5
-        )
-    for symbol in ("u", "s", "H"):
-        table.add_column(symbol, justify="right", no_wrap=True, min_width=4)
+        label = label_of(name).replace("prototype", "proto-type").replace("-", "- ")
+        header = "\n".join([*label.split(), "T1"])  # in narrow columns
+        table.add_column(header, justify="right", no_wrap=True, min_width=4)
+    for prefix in ("", "γ"):
+        for symbol in ("u", "s", "H"):
+            table.add_column(f"{prefix}\n{symbol}", justify="right", no_wrap=True, min_width=4)
     for index, row in enumerate(rows):
         results = row["results"]
         shares = [results[name]["zsl"] for name in names]
-        shares += [results[model][key] for key in ("unseen", "seen", "harmonic_mean")]
+        for prefix in ("uncalibrated_", ""):
+            keys = (f"{prefix}{key}" for key in ("unseen", "seen", "harmonic_mean"))
+            shares += [results[model].get(key) for key in keys]  # older files lack some
         last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
-        cells = (f"{100 * share:.1f}" for share in shares)
+        cells = ("–" if share is None else f"{100 * share:.1f}" for share in shares)
         table.add_row(row["label"], *cells, end_section=last)
     return table

@@ -58,7 +58,7 @@ def embed(root: Path, manifest: Manifest, cache: Path) -> Embedded:
         folder=str(cache),
         classes=[],
         num_classes=len(manifest.class_names),
-        word_vectors=np.zeros((0, 8)),
+        targets=np.zeros((0, 8)),
         num_features=1280,
         fingerprint="",
     )

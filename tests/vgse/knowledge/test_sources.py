@@ -9,8 +9,10 @@ from vgse.config import SourceConfig
 from vgse.errors import UserError
 from vgse.knowledge.sources import (
     Knowledge,
+    Source,
     combine_blocks,
     load_knowledge,
+    semantic_targets,
     source_blocks,
 )
 
@@ -198,3 +200,20 @@ def test_glosses_weigh_rare_words_more(tmp_path: Path, wordnet: str) -> None:
     assert soft == pytest.approx(fur) and 0 < both < 0.6 * soft  # `and` stands in two glosses
     with pytest.raises(UserError, match="needs vectors"):
         load_knowledge([SourceConfig("glosses", wordnet)], {"cat": ["cat"]})
+
+
+def test_what_the_semantic_loss_regresses_keeps_the_distances_of_all_sources() -> None:
+    rng = np.random.default_rng(0)
+    words, tree = rng.normal(size=(7, 5)), rng.integers(0, 3, (7, 9)).astype(float)
+    sources = [Source("words", words, None), Source("tree", tree, 0.5)]
+    knowledge = Knowledge(NAMES, sources)
+    assert np.array_equal(semantic_targets(knowledge, words, SEEN, "words"), words[SEEN])
+    alone = Knowledge(NAMES, sources[:1])
+    assert np.array_equal(semantic_targets(alone, words, SEEN, "knowledge"), words[SEEN])
+    found = semantic_targets(knowledge, words, SEEN, "knowledge")
+    rows = combine_blocks(source_blocks(knowledge, SEEN), (1.0, 0.5), SEEN)[SEEN]
+    assert found.shape[1] < rows.shape[1] == 14
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-12)
+    tree[[2, 5, 6]] = 7  # classes that are not trained on
+    again = semantic_targets(knowledge, words, SEEN, "knowledge")
+    np.testing.assert_allclose(again @ again.T, found @ found.T, atol=1e-12)

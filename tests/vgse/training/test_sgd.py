@@ -67,7 +67,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
         folder=folder,
         classes=trained,
         num_classes=len(prepared.manifest.class_names),
-        word_vectors=prepared.word_vectors[trained].astype(np.float32),
+        targets=prepared.word_vectors[trained].astype(np.float32),
         num_features=prepared.num_features,
         fingerprint=prepared.fingerprint,
     )
