@@ -16,11 +16,6 @@ from vgse.zsl.models import find_model
 Objective = Literal["zsl", "harmonic_mean", "seen", "unseen", "own_images", "own_images+zsl"]
 
 
-def test_measure(objective: str) -> str:
-    """What finalists are compared by on test images: zsl where the objective is of own images."""
-    return "zsl" if objective.startswith("own_images") else objective
-
-
 @dataclass
 class SearchConfig:
     """A search around one configuration of a run."""

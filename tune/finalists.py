@@ -10,9 +10,9 @@ import numpy as np
 
 from distributed.display import Display
 from distributed.run import train
-from tune.config import SearchConfig, test_measure
+from tune.config import SearchConfig
 from tune.space import with_params
-from tune.study import DEFAULT, TrialRecord, ranked
+from tune.study import DEFAULT, TrialRecord, ranked, tested_by
 from tune.trial.objective import ZERO_SHOT
 from vgse.errors import UserError
 from vgse.files import write_json
@@ -50,7 +50,7 @@ def score_finalists(
                 if row["test"]:
                     stage.summary = (
                         f"{name}: validation {percent(row['validation'])} %, "
-                        f"test {percent(row['test'][test_measure(config.objective)])} %"
+                        f"test {percent(row['test'][tested_by(config.objective)])} %"
                     )
         rows.append(row)
     final = {"version": 1, "objective": config.objective, "rows": rows, "test_opened": opened}

@@ -59,6 +59,11 @@ class TrialRecord:
         return float(sum(row.get("seconds") or 0.0 for row in self.history))
 
 
+def tested_by(objective: str) -> str:
+    """What finalists are compared by on test images: zsl where the objective is of own images."""
+    return "zsl" if objective.startswith("own_images") else objective
+
+
 def _journal(folder: Path) -> Path:
     path = folder.absolute() / JOURNAL
     if not path.exists() and any(folder.glob("trials/*.json")):

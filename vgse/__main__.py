@@ -59,6 +59,7 @@ def evaluate(
     models: list[str] | None = None,
     normalise: Normalisation | Literal["auto"] | None = None,
     holdout: float | None = None,
+    folds: int | None = None,
     seed: int | None = None,
     num_seeds: int = 1,
     out: Path | None = None,
@@ -77,10 +78,11 @@ def evaluate(
         splits: File in the form of att_splits.mat that holds the splits, if --embeddings does not.
         words: Word vectors for a further row: word2vec, GloVe, fastText, .npz or .mat.
         models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae,
-            conse or cada_vae.
+            sae_decoder, conse or cada_vae.
         normalise: Raw embeddings, unit rows, z-scores over the seen classes, or auto: chosen on
             validation classes. A .mat of others is taken raw by default.
         holdout: Share of each seen class's training images held out when choosing.
+        folds: Class-wise folds of the seen classes on which everything is chosen, at most.
         seed: Seed of everything random; that of the run by default, 0 for others' files.
         num_seeds: Repetitions of what is random; above 1 the file holds mean and std.
         out: JSON file for the result of others' files.
@@ -96,7 +98,7 @@ def evaluate(
         check_seed("--seed", seed)
     if num_seeds < 1:
         raise UserError(f"--num_seeds is {num_seeds}; give 1 or more")
-    given = {"models": models, "normalise": normalise, "holdout": holdout}
+    given = {"models": models, "normalise": normalise, "holdout": holdout, "folds": folds}
     config = read_config(run, "evaluation", EvaluationConfig, **given)
     if run is not None:
         if features or splits or words or out:
@@ -111,7 +113,9 @@ def evaluate(
         if embeddings is None or features is None:
             raise UserError("--embeddings needs --features, a file in the form of res101.mat")
         evaluation = evaluate_files(
-            embeddings, features, splits, words, config, seed or 0, num_seeds=num_seeds
+            *(embeddings, features, splits, words, config, seed or 0),
+            num_seeds=num_seeds,
+            normalise=normalise,
         )
         if out is not None:
             write_json(out, evaluation)

@@ -192,13 +192,16 @@ class RelationConfig:
     """Sharpness of the weighted average."""
 
 
+Normalisation = Literal["auto", "none", "l2", "z"]
+
+
 @dataclass
 class EvaluationConfig:
     """Zero-shot evaluation."""
 
     models: list[str] = field(default_factory=lambda: ["eszsl", "sje", "prototype"])
     """Zero-shot models of the table."""
-    normalise: Literal["auto", "none", "l2", "z"] = "auto"
+    normalise: Normalisation = "auto"
     """What models get: raw embeddings, unit rows, or z-scores over the seen classes as unit rows;
     "auto" chooses for each model and row on validation classes."""
     folds: int = bounded(5, 1, 100)

@@ -17,6 +17,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 _INDICES = ("seen", "unseen", "val")
+VALIDATION = ("validation_embeddings", "validation_fold")  # files made before have none
 _EMBEDDINGS = ("embeddings", "own_embeddings", "word_vectors")
 
 
@@ -35,6 +36,10 @@ class ClassEmbeddings:
     seen: Indices  # [S] into class_names
     unseen: Indices  # [U]
     val: Indices  # part of seen
+    validation_embeddings: Floats | None = None
+    """[C, D_v] seen classes as predicted in the validation fold in which they are unseen; NaN
+    elsewhere."""
+    validation_fold: Indices | None = None  # [C] the number of that fold, -1 for other classes
 
     @property
     def roles(self) -> list[str]:
@@ -42,6 +47,14 @@ class ClassEmbeddings:
         roles = np.full(len(self.class_names), "dropped")
         roles[self.seen], roles[self.val], roles[self.unseen] = "train", "val", "unseen"
         return [str(role) for role in roles]
+
+    @property
+    def turns(self) -> list[Indices]:
+        """The classes that are unseen in each validation fold; none in files made before."""
+        if self.validation_fold is None:
+            return []
+        count = int(self.validation_fold.max(initial=-1)) + 1
+        return [np.flatnonzero(self.validation_fold == fold) for fold in range(count)]
 
     def normalised(self, how: str) -> Floats:
         """Embeddings [C, D_v]: "none" as they are, "l2" unit rows, "z" z-scores over `seen`."""
@@ -58,7 +71,12 @@ class ClassEmbeddings:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The numeric arrays of both file formats, normalised embeddings included."""
-        return {
+        validation: dict[str, NDArray[Any]] = {}
+        if self.validation_embeddings is not None and self.validation_fold is not None:
+            rows = np.asarray(self.validation_embeddings, np.float32)
+            folds = np.asarray(self.validation_fold, np.int64)
+            validation = {"validation_embeddings": rows, "validation_fold": folds}
+        return validation | {
             "embeddings": np.asarray(self.embeddings, np.float32),
             "embeddings_l2": self.normalised("l2"),
             "embeddings_z": self.normalised("z"),
@@ -76,7 +94,7 @@ def write_npz(path: Path, classes: ClassEmbeddings) -> None:
 
 def read_npz(path: Path) -> ClassEmbeddings:
     """What `write_npz` wrote."""
-    arrays = read_arrays(path, "class_names", *_EMBEDDINGS, *_INDICES)
+    arrays = read_arrays(path, "class_names", *_EMBEDDINGS, *_INDICES, also=VALIDATION)
     return ClassEmbeddings([str(name) for name in arrays.pop("class_names")], **arrays)
 
 
@@ -96,7 +114,9 @@ def read_safetensors(path: Path) -> ClassEmbeddings:
     try:
         with safetensors.safe_open(str(path), "np") as file:
             names = json.loads((file.metadata() or {})["class_names"])
-            arrays = {name: file.get_tensor(name) for name in (*_EMBEDDINGS, *_INDICES)}
+            there = [name for name in VALIDATION if name in file.keys()]  # noqa: SIM118
+            wanted = (*_EMBEDDINGS, *_INDICES, *there)
+            arrays = {name: file.get_tensor(name) for name in wanted}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (KeyError, safetensors.SafetensorError) as error:

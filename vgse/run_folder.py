@@ -35,9 +35,11 @@ from vgse.images.image_features import (
 from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations import CachedSolver
 from vgse.relations.predict import (
+    FOLD_CLASSES,
     ChosenKnowledge,
     Related,
     choose_knowledge,
+    predict_in_turns,
     predict_unseen,
     relate,
     relation_arrays,
@@ -54,12 +56,12 @@ from vgse.xlsa17 import (
     write_att_splits,
     write_res101,
 )
-from vgse.zsl.data import ZslData, with_validation
+from vgse.zsl.data import ZslData, validation_classes, with_validation
+from vgse.zsl.folds import class_turns
 from vgse.zsl.rows import table_rows
 from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
-_FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold, several times
 EXPORTED = "VGSE_SMO_splits.mat"
 
 _Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
@@ -226,17 +228,41 @@ def write_relations(
     config: RelationConfig,
     seed: int,
     own: NDArray[np.floating],
+    folds: int,
 ) -> tuple[ClassEmbeddings, Related, dict[str, Any]]:
     """Chooses knowledge and ridge on seen classes, solves the relations and writes class
-    embeddings, relations.npz and relations.json. `own` is [C, D_v], `words` [C, D_w]."""
+    embeddings, relations.npz and relations.json. `own` is [C, D_v], `words` [C, D_w].
+
+    Seen classes are also predicted from each other, in `folds` validation folds.
+    """
     seen, unseen = np.sort(classes.seen), classes.unseen
     chosen = choose_knowledge(knowledge, words, seen, own[seen], config, seed)
     related = relate(chosen, words, classes.seen, unseen, config)
     embeddings = predict_unseen(own, related, classes.seen, unseen)
-    classes = replace(classes, embeddings=embeddings)
+    turns = class_turns(seen, validation_classes(seen, classes.val), seed, folds)
+    given = knowledge, words, seen, turns, own, config, seed
+    predicted, choices = predict_in_turns(*given)
+    fold_of = np.full(len(embeddings), -1)
+    for number, unseen_then in enumerate(turns):
+        fold_of[unseen_then] = number
+    classes = replace(
+        classes,
+        embeddings=embeddings,
+        validation_embeddings=predicted.astype(np.float32),
+        validation_fold=fold_of,
+    )
     write_classes(run, classes, related)
     summary = selection_summary(knowledge, chosen, config, seed)
-    write_json(run / "relations.json", summary | {"line": selection_line(summary)})
+    entries = [
+        {
+            **selection_summary(knowledge, choice, config, seed),
+            "curve": [],
+            "unseen": [classes.class_names[c] for c in unseen_then],
+        }
+        for unseen_then, choice in zip(turns, choices, strict=True)
+    ]
+    content = summary | {"line": selection_line(summary), "folds": entries}
+    write_json(run / "relations.json", content)
     return classes, related, summary
 
 
@@ -248,8 +274,9 @@ def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Rela
     """
     classes = read_npz(run / "class_embeddings.npz")
     knowledge, words = read_knowledge(run, classes), classes.word_vectors
+    folds = read_config(run, "evaluation", EvaluationConfig).folds
     classes, related, summary = write_relations(
-        run, classes, words, knowledge, config, read_seed(run), classes.own_embeddings
+        run, classes, words, knowledge, config, read_seed(run), classes.own_embeddings, folds
     )
     content = {**read_mapping(run / "config.yaml"), "relations": asdict(config)}
     with written_whole(run / "config.yaml") as stream:
@@ -284,16 +311,18 @@ def evaluate_run(
     knowledge, chosen_by = read_knowledge(run, classes), read_seed(run)
     stored = read_mapping(run / "relations.json", remedy="python -m vgse relate RUN")
 
+    earlier = {frozenset(fold["unseen"]): fold for fold in stored.get("folds", [])}
+    earlier[frozenset()] = stored
     chosen_of: dict[bytes, ChosenKnowledge] = {}  # by fold: the summary asks for one again
 
     def choose(embeddings: NDArray[np.floating], seen: Indices) -> ChosenKnowledge:
         fold = seen.tobytes()
         if fold not in chosen_of:
-            earlier = stored if np.array_equal(seen, np.sort(classes.seen)) else None
+            names = {classes.class_names[c] for c in np.setdiff1d(classes.seen, seen)}
             chosen_of[fold] = choose_knowledge(
                 *(knowledge, words, seen, embeddings, relations, chosen_by),
-                earlier=earlier,
-                max_classes=MAX_CLASSES if earlier is not None else _FOLD_CLASSES,
+                earlier=earlier.get(frozenset(names)),
+                max_classes=FOLD_CLASSES if names else MAX_CLASSES,
             )
         return chosen_of[fold]
 
@@ -327,9 +356,12 @@ def evaluate_run(
 def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | None = None) -> Path:
     """Writes VGSE_SMO_splits.mat into the folder `out` and returns its path.
 
-    `normalise` is what `att` gets (`original_att` stays raw). With `like`, an att_splits.mat, the
-    classes stand in its order and its split fields are copied, so that the file goes with the
-    features it was made for; without, the splits index the rows of image_features.npz.
+    `normalise` is what `att` gets (`original_att` stays raw). validation_att holds the seen classes
+    as they are predicted, raw, where it is their turn to be unseen: in the fold of validation_fold,
+    0 for other classes; whoever chooses hyper-parameters takes these columns then. With `like`, an
+    att_splits.mat, the classes stand in its order and its split fields are copied, so that the file
+    goes with the features it was made for; without, the splits index the rows of
+    image_features.npz.
     """
     classes = read_npz(run / "class_embeddings.npz")
     if like is None:
@@ -349,7 +381,11 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
     att = np.nan_to_num(classes.normalised(normalise)[order].astype(np.float64))
     raw = np.nan_to_num(classes.embeddings[order].astype(np.float64))
     path = out / EXPORTED
-    write_att_splits(path, AttSplits(names, att, raw, locations))
+    splits, fold = AttSplits(names, att, raw, locations), classes.validation_fold
+    if classes.validation_embeddings is not None and fold is not None:
+        rows = np.nan_to_num(classes.validation_embeddings[order].astype(np.float64))
+        splits = replace(splits, validation_att=rows, validation_fold=fold[order])
+    write_att_splits(path, splits)
     return path
 
 

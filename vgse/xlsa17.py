@@ -17,6 +17,7 @@ from vgse.files import written_whole
 from vgse.formats import Indices
 from vgse.zsl.data import ZslData
 
+_VALIDATION = ("validation_att", "validation_fold")  # in our own files
 LOCATIONS = ("trainval_loc", "train_loc", "val_loc", "test_seen_loc", "test_unseen_loc")
 MAX_BYTES = 2**31 - 1
 
@@ -29,6 +30,8 @@ class AttSplits:
     att: NDArray[np.float64]  # [C, D] as models get it, in xlsa17 at unit length
     original_att: NDArray[np.float64]  # [C, D]
     locations: dict[str, Indices]  # the five LOCATIONS
+    validation_att: NDArray[np.float64] | None = None  # [C, D] raw, as predicted in validation
+    validation_fold: Indices | None = None  # [C] the fold in which a class is unseen, or -1
 
 
 def split_locations(data: ZslData) -> dict[str, Indices]:
@@ -50,6 +53,9 @@ def write_att_splits(path: Path, splits: AttSplits) -> None:
         "original_att": np.ascontiguousarray(splits.original_att.T, np.float64),
         "allclasses_names": _cells(splits.class_names),
     }
+    if splits.validation_att is not None and splits.validation_fold is not None:
+        content["validation_att"] = np.ascontiguousarray(splits.validation_att.T, np.float64)
+        content["validation_fold"] = (splits.validation_fold + 1).astype(np.int32)[:, None]
     # int32 indexes arrays and becomes a tensor in every version of numpy and torch.
     for name in LOCATIONS:
         content[name] = (splits.locations[name] + 1).astype(np.int32)[:, None]
@@ -83,7 +89,7 @@ def write_res101(
 def read_att_splits(path: Path) -> AttSplits:
     """An att_splits.mat; train_loc and val_loc may be missing and are empty then."""
     needed = ("att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc")
-    mat = read_mat(path, *needed, also=("original_att", *LOCATIONS))
+    mat = read_mat(path, *needed, also=("original_att", *_VALIDATION, *LOCATIONS))
     names = cell_texts(mat["allclasses_names"])
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{path}: allclasses_names hold {', '.join(twice[:5])} twice; correct it")
@@ -101,7 +107,12 @@ def read_att_splits(path: Path) -> AttSplits:
         )
     locations = {name: zero_based(mat.get(name, []), f"{path}: {name}") for name in LOCATIONS}
     att, original = (np.asarray(array, np.float64).T for array in (att, original))
-    return AttSplits(names, att, original, locations)
+    if any(name not in mat for name in _VALIDATION):
+        return AttSplits(names, att, original, locations)
+    predicted, fold = np.asarray(mat["validation_att"], np.float64).T, mat["validation_fold"]
+    return AttSplits(
+        *(names, att, original, locations, predicted), np.ravel(fold).astype(np.int64) - 1
+    )
 
 
 def read_res101(path: Path) -> tuple[NDArray[np.float32], Indices, list[str]]:

@@ -74,7 +74,14 @@ def write_results(
         knowledge = prepared.knowledge
         write_knowledge(folder, knowledge)
         _, related, choice = write_relations(
-            folder, classes, words, knowledge, config.relations, config.seed, own
+            folder,
+            classes,
+            words,
+            knowledge,
+            config.relations,
+            config.seed,
+            own,
+            config.evaluation.folds,
         )
         export_splits(folder, folder)
         stage.summary = f"{selection_line(choice)}; duality gap {related.smo.gap.max():.0e}"
@@ -137,7 +144,8 @@ def write_results(
     tables = [source.rows.tobytes() for source in prepared.knowledge.sources]
     known = hashlib.sha256(b"".join(tables)).hexdigest()
     weights = [source.weight for source in prepared.knowledge.sources]
-    related = digest(embedding, sections["relations"], known, weights, config.seed)
+    folds = config.evaluation.folds
+    related = digest(embedding, sections["relations"], known, weights, config.seed, folds)
     pictured = digest(embedding, config.seed)
     evaluated = digest(related, sections["evaluation"], config.seed)
     healthy = digest(related, "health")

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune.config import test_measure
-from tune.study import TrialRecord, ranked, read_trials
+from tune.study import TrialRecord, ranked, read_trials, tested_by
 from vgse.errors import UserError
 from vgse.files import read_mapping
 
@@ -63,7 +62,7 @@ def load_search(folder: Path) -> Search:
         trials=trials,
         space={str(name): spec for name, spec in entries if isinstance(spec, dict)},
         objective=objective,
-        tested_by=test_measure(objective),
+        tested_by=tested_by(objective),
         final=_final(folder / "final.json", final),
         timing=read_mapping(folder / "search.json", remedy=remedy),
         best_text=best.read_text("utf-8", "replace") if best.is_file() else "",

@@ -31,7 +31,7 @@ from vgse.knowledge.sources import Knowledge
 from vgse.relations import CachedSolver
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge
 from vgse.zsl.data import Features, Indices
-from vgse.zsl.folds import Fold, PreparedFold, class_folds, class_means, prepare_images
+from vgse.zsl.folds import Fold, PreparedFold, class_folds, class_means, class_turns, prepare_images
 from vgse.zsl.hyperparameters import cross_validate
 from vgse.zsl.models import find_model
 from vgse.zsl.models.bilinear import Embeddings
@@ -82,7 +82,8 @@ def make_problem(
         raise UserError(f"no validation class among {len(class_names)}; a search needs some")
     seen = np.union1d(trained, val)
     images = np.flatnonzero(np.isin(labels, seen))
-    found = class_folds(labels, images, seen, val, holdout=holdout, seed=seed, count=folds)
+    turns = class_turns(seen, val, seed, folds)
+    found = class_folds(labels, images, seen, turns, holdout=holdout, seed=seed)
     prepared = [prepare_images(features, labels, fold) for fold in found]
     means = class_means(features, labels, images, len(class_names))
     return Problem(labels, np.sort(val), found, prepared, means, seed)

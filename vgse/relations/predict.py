@@ -1,6 +1,6 @@
 """From what is known of class names to relations, and to embeddings of unseen classes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from vgse.relations.select import MAX_CLASSES, Selection, Setting, select_relati
 F64 = NDArray[np.float64]
 
 PAPER_RIDGE = 1e-8
+FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold: there are several
 _SUPPORT = 1e-6
 
 
@@ -177,6 +178,34 @@ def predict_unseen(
     embeddings = np.array(own_embeddings, np.float32)
     embeddings[unseen] = related.smo.weights @ own_embeddings[seen].astype(np.float64)
     return embeddings
+
+
+def predict_in_turns(
+    knowledge: Knowledge,
+    words: NDArray[np.floating],
+    seen: Indices,
+    turns: Sequence[Indices],
+    own: NDArray[np.floating],
+    config: RelationConfig,
+    seed: int,
+) -> tuple[F64, list[ChosenKnowledge]]:
+    """[C, D_v] seen classes as predicted by the others where it is their turn to be unseen, NaN for
+    all other classes, and what was chosen in each fold.
+
+    `turns` are the classes of each fold; `own` is [C, D_v], `words` [C, D_w].
+    """
+    predicted = np.full(own.shape, np.nan)
+    choices = []
+    for unseen in turns:
+        rest = np.setdiff1d(seen, unseen)
+        chosen = choose_knowledge(
+            *(knowledge, words, rest, own[rest], config, seed), max_classes=FOLD_CLASSES
+        )
+        vectors, options = chosen.vectors, {"alpha": config.alpha, "ridge": chosen.ridge}
+        weights = solve_relations(vectors[unseen], vectors[rest], **options).weights
+        predicted[unseen] = weights @ own[rest].astype(np.float64)
+        choices.append(chosen)
+    return predicted, choices
 
 
 def relation_summary(relations: Relations, alpha: float) -> dict[str, Any]:

@@ -107,9 +107,14 @@ def _inside(indices: Indices, size: int) -> bool:
     return not len(indices) or bool(0 <= indices.min() <= indices.max() < size)
 
 
+def validation_classes(seen: Indices, val: Indices, seed: int = 0) -> Indices:
+    """`val`, or where it is empty a seeded fifth of the seen classes."""
+    if len(val):
+        return val
+    count = max(2, round(0.2 * len(seen)))
+    return np.sort(np.random.default_rng(seed).permutation(seen)[:count])
+
+
 def with_validation(data: ZslData, seed: int = 0) -> ZslData:
     """`data` with validation classes: its own, or else a seeded fifth of the seen classes."""
-    if len(data.val):
-        return data
-    count = max(2, round(0.2 * len(data.seen)))
-    return replace(data, val=np.sort(np.random.default_rng(seed).permutation(data.seen)[:count]))
+    return replace(data, val=validation_classes(data.seen, data.val, seed))

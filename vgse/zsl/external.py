@@ -1,6 +1,7 @@
 """The table for class embeddings, features and splits that others made."""
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from vgse.config import EvaluationConfig
+from vgse.config import EvaluationConfig, Normalisation
 from vgse.errors import UserError
 from vgse.files import read_arrays
-from vgse.formats import read_safetensors
+from vgse.formats import VALIDATION, read_safetensors
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
 from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
 from vgse.zsl.data import ZslData, with_validation
 from vgse.zsl.rows import external_rows
-from vgse.zsl.table import evaluate
+from vgse.zsl.table import Predicted, evaluate
 
 
 def evaluate_files(
@@ -29,11 +30,15 @@ def evaluate_files(
     seed: int,
     *,
     num_seeds: int = 1,
+    normalise: Normalisation | None = None,
 ) -> dict[str, Any]:
     """The table of `embeddings` on the images of `features`, beside random vectors and words.
 
     `embeddings` is a .mat like att_splits.mat, or an .npz or .safetensors file with class_names
-    and embeddings; the latter two need `splits`, an att_splits.mat whose class order counts.
+    and embeddings; the latter two need `splits`, an att_splits.mat whose class order counts. A file
+    that a run exported also holds its seen classes as they are predicted in validation, and choices
+    are made on them, as the run did. Without `normalise` that of `config` holds, but a .mat of
+    others is taken raw.
     """
     if splits is None and embeddings.suffix != ".mat":
         raise UserError(f"{embeddings} holds no splits; give an att_splits.mat with --splits")
@@ -44,12 +49,17 @@ def evaluate_files(
     except UserError as error:
         raise UserError(f"{features} and {splits or embeddings}: {error}") from None
     names = protocol.class_names
-    own = _embeddings_of(embeddings, names)
+    given = _embeddings_of(embeddings, names)
+    if normalise is None and embeddings.suffix == ".mat" and given.validation is None:
+        normalise = "none"
+    config = replace(config, normalise=normalise or config.normalise)
     vectors = None
     if words is not None:
         found = load_word_vectors(words, {name: words_of(name) for name in names})
         vectors = normalise_words(found.vectors, data.seen)
-    return evaluate_embeddings(data, own, vectors, config, seed, num_seeds=num_seeds)
+    return evaluate_embeddings(
+        *(data, given.rows, vectors, config, seed), num_seeds=num_seeds, predicted=given.in_turns()
+    )
 
 
 def evaluate_embeddings(
@@ -60,16 +70,24 @@ def evaluate_embeddings(
     seed: int = 0,
     *,
     num_seeds: int = 1,
+    predicted: Predicted | None = None,
 ) -> dict[str, Any]:
     """The table of class embeddings [C, D], beside random vectors and, where given, `words`
     [C, D_w]; what evaluation.json holds.
 
-    Every hyper-parameter is chosen on `data.val`, or on a seeded fifth of the seen classes.
+    Every hyper-parameter is chosen on folds of the seen classes, of which the first is `data.val`
+    or a seeded fifth of them, or on those in which they are `predicted`.
     """
     _check_embeddings(np.asarray(embeddings), data)
     rows = partial(external_rows, words is not None)
     data, config = with_validation(data, seed), config or EvaluationConfig()
-    return evaluate(data, rows, embeddings, words, config, seed, num_seeds=num_seeds)
+    if predicted is not None and not np.array_equal(
+        np.sort(np.concatenate(predicted.turns)), np.sort(data.seen)
+    ):
+        predicted = None  # another split than the file was made for
+    return evaluate(
+        *(data, rows, embeddings, words, config, seed), num_seeds=num_seeds, predicted=predicted
+    )
 
 
 def _check_embeddings(embeddings: NDArray[Any], data: ZslData) -> None:
@@ -96,17 +114,36 @@ def _check_embeddings(embeddings: NDArray[Any], data: ZslData) -> None:
         raise UserError("class embeddings are the same for all classes; give others")
 
 
-def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:
-    """[C, D] rows of the file in the order of `class_names`."""
+@dataclass(frozen=True)
+class _Given:
+    """Class embeddings of a file, with what it holds of seen classes as predicted."""
+
+    rows: NDArray[np.floating]  # [C, D]
+    validation: NDArray[np.floating] | None = None  # [C, D]
+    fold: NDArray[np.integer] | None = None  # [C], -1 for classes of none
+
+    def in_turns(self) -> Predicted | None:
+        if self.validation is None or self.fold is None:
+            return None
+        turns = [np.flatnonzero(self.fold == i) for i in range(int(self.fold.max(initial=-1)) + 1)]
+        return Predicted(self.validation, turns) if turns else None
+
+
+def _embeddings_of(path: Path, class_names: list[str]) -> _Given:
+    """What the file holds in the order of `class_names`; of our own .mat the raw rows."""
     if path.suffix == ".mat":
         splits = read_att_splits(path)
-        names, rows = splits.class_names, splits.att
+        names, fold = splits.class_names, splits.validation_fold
+        validation: NDArray[np.floating] | None = splits.validation_att
+        rows = splits.att if validation is None else splits.original_att
     elif path.suffix == ".safetensors":
         classes = read_safetensors(path)
         names, rows = classes.class_names, classes.embeddings.astype(np.float64)
+        validation, fold = classes.validation_embeddings, classes.validation_fold
     elif path.suffix == ".npz":
-        arrays = read_arrays(path, "class_names", "embeddings")
+        arrays = read_arrays(path, "class_names", "embeddings", also=VALIDATION)
         names, rows = [str(name) for name in arrays["class_names"]], arrays["embeddings"]
+        validation, fold = (arrays.get(name) for name in VALIDATION)
     else:
         raise UserError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
     if len(rows) != len(names):
@@ -123,4 +160,7 @@ def _embeddings_of(path: Path, class_names: list[str]) -> NDArray[np.floating]:
             f"{path}: no embedding for {len(missing)} of {len(class_names)} classes: "
             + ", ".join(missing[:20])
         )
-    return rows[[position[normalize("NFC", name)] for name in class_names]]
+    order = [position[normalize("NFC", name)] for name in class_names]
+    if validation is None or fold is None:
+        return _Given(rows[order])
+    return _Given(rows[order], validation[order], fold[order])

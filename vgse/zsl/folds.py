@@ -1,5 +1,6 @@
 """Folds: who is seen, who is unseen, and the images of each, for validation and for the end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +22,34 @@ class Fold:
     test_unseen: Indices
 
 
-def validation_folds(data: ZslData, holdout: float, seed: int = 0, count: int = 5) -> list[Fold]:
-    """The folds on which everything is chosen, `count` at most; see `class_folds`."""
-    images = data.labels, data.train
-    return class_folds(*images, data.seen, data.val, holdout=holdout, seed=seed, count=count)
+def class_turns(seen: Indices, val: Indices, seed: int, count: int) -> list[Indices]:
+    """The classes that are unseen in each fold: the validation classes in the first, then the other
+    seen ones in groups of about as many, drawn by `seed`; `count` folds at most."""
+    others = np.setdiff1d(seen, val)
+    if not len(val) or not len(others):
+        raise UserError(
+            f"{len(val)} of {len(seen)} seen classes are validation classes: "
+            "mark some, but not all, of them (about a fifth) as validation classes"
+        )
+    # A group of one class would always be right.
+    turns = min(count - 1, max(1, round(len(others) / len(val))), len(others) // 2)
+    shuffled = np.random.default_rng((seed, len(others))).permutation(others)
+    groups = [val, *(np.array_split(shuffled, turns) if turns > 0 else [])]
+    return [np.sort(group) for group in groups]
+
+
+def validation_folds(
+    data: ZslData,
+    holdout: float,
+    seed: int = 0,
+    count: int = 5,
+    *,
+    turns: Sequence[Indices] | None = None,
+) -> list[Fold]:
+    """The folds on which everything is chosen, `count` at most, or those of `turns`; see
+    `class_turns` and `class_folds`."""
+    groups = class_turns(data.seen, data.val, seed, count) if turns is None else turns
+    return class_folds(data.labels, data.train, data.seen, groups, holdout=holdout, seed=seed)
 
 
 def validation_fold(data: ZslData, holdout: float, seed: int = 0) -> Fold:
@@ -36,45 +61,33 @@ def class_folds(
     labels: Indices,
     images: Indices,
     seen: Indices,
-    val: Indices,
+    turns: Sequence[Indices],
     *,
     holdout: float,
     seed: int,
-    count: int,
 ) -> list[Fold]:
-    """Folds of training images alone, at most `count`.
+    """Folds of training images alone, one for each of `turns`, the classes that are unseen in it.
 
-    The validation classes play the unseen ones in the first. In the others it is the turn of the
-    other seen classes, in groups of about as many drawn by `seed`. Of each class that is seen in a
-    fold a share `holdout` of the images, drawn by `seed` and class, plays test_seen; a class with
-    one image keeps it for training.
+    Of each class that is seen in a fold a share `holdout` of the images, drawn by `seed` and class,
+    plays test_seen; a class with one image keeps it for training. A fold without such an image is
+    left out.
 
     Args:
         labels: [M] of all images.
         images: training images, indices into `labels`.
         seen: [S] classes.
-        val: the part of `seen` that is unseen in the first fold.
+        turns: some of `seen` for each fold.
         holdout: share of each class's images.
-        seed: of groups and held-out images.
-        count: folds at most.
+        seed: of held-out images.
     """
-    others = np.setdiff1d(seen, val)
-    if not len(val) or not len(others):
-        raise UserError(
-            f"{len(val)} of {len(seen)} seen classes are validation classes: "
-            "mark some, but not all, of them (about a fifth) as validation classes"
-        )
     of_class, kept, held = {}, {}, {}
     for label in seen:
         own = np.sort(images[labels[images] == label])
         drawn = np.random.default_rng((seed, int(label))).permutation(own)
         size = min(max(1, round(holdout * len(own))), len(own) - 1)
         of_class[label], held[label], kept[label] = own, drawn[:size], drawn[size:]
-    # A group of one class would always be right.
-    turns = min(count - 1, max(1, round(len(others) / len(val))), len(others) // 2)
-    shuffled = np.random.default_rng((seed, len(others))).permutation(others)
     folds = []
-    for unseen in (val, *(np.array_split(shuffled, turns) if turns > 0 else [])):
+    for unseen in turns:
         rest = np.setdiff1d(seen, unseen)
         train, test_seen = (
             np.sort(np.concatenate([part[c] for c in rest])) for part in (kept, held)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -36,6 +36,14 @@ _SEEDED_ROWS = ("random", "permuted")
 _MOST_THREADS = 8
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Seen classes as predicted, each when it is its turn to be unseen."""
+
+    embeddings: NDArray[np.floating]  # [C, D_e], NaN for other classes
+    turns: list[Indices]  # the classes that are unseen in each fold
+
+
 def evaluate(
     data: ZslData,
     make_rows: Callable[[int], list[Row]],
@@ -47,6 +55,7 @@ def evaluate(
     num_seeds: int = 1,
     solve: Callable[..., Relations] | None = None,
     choose_knowledge: Callable[[NDArray[np.floating], Indices], ChosenKnowledge] | None = None,
+    predicted: Predicted | None = None,
 ) -> dict[str, Any]:
     """The contents of evaluation.json, without its keys `clusters` and `relations`.
 
@@ -62,6 +71,7 @@ def evaluate(
         solve: `solve_relations`, or a `CachedSolver` that is shared with others.
         choose_knowledge: Φ_seen [S, D_v] and the seen classes [S] of a fold -> what is known of
             all names, chosen on them, where rows need it.
+        predicted: `own` of seen classes as they are predicted in the folds, where they are known.
     """
     for name, array in (("class embeddings", own), ("word vectors", words)):
         if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
@@ -77,10 +87,13 @@ def evaluate(
     solve = solve or CachedSolver()  # most rows ask for the same relation
 
     inputs_of = partial(_inputs, data, own, words, solve, choose_knowledge)
-    folds = validation_folds(data, config.holdout, seed, config.folds)
+    turns = None if predicted is None else predicted.turns
+    folds = validation_folds(data, config.holdout, seed, config.folds, turns=turns)
     with _one_thread_each() as pool:
         prepared = list(pool.map(partial(prepare, data), folds))
         inputs = list(pool.map(inputs_of, folds))
+        if predicted is not None:
+            inputs = [_with_predicted(each, predicted.embeddings) for each in inputs]
         blocks = {
             row.name: [_blocks(row, each, data.class_names) for each in inputs] for row in rows
         }
@@ -175,6 +188,12 @@ def _inputs(
         solve,
         None if choose_knowledge is None else choose_knowledge(own[fold.seen], fold.seen),
     )
+
+
+def _with_predicted(inputs: RowInputs, predicted: NDArray[np.floating]) -> RowInputs:
+    own = inputs.own.copy()
+    own[inputs.unseen] = predicted[inputs.unseen]
+    return replace(inputs, own=own)
 
 
 def _blocks(row: Row, inputs: RowInputs, class_names: list[str]) -> Blocks:
