@@ -33,7 +33,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     for name in names:
         label = label_of(name).replace("prototype", "proto-type").replace("-", "- ")
         header = "\n".join([*label.split(), "T1"])  # in narrow columns
-        table.add_column(header, justify="right", no_wrap=True, min_width=4)
+        table.add_column(header, justify="right", no_wrap=True, min_width=5)
     for prefix in ("", "γ"):
         for symbol in ("u", "s", "H"):
             table.add_column(f"{prefix}\n{symbol}", justify="right", no_wrap=True, min_width=4)
@@ -44,6 +44,10 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
             keys = (f"{prefix}{key}" for key in ("unseen", "seen", "harmonic_mean"))
             shares += [results[model].get(key) for key in keys]  # older files lack some
         last = index + 1 == len(rows) or rows[index + 1]["group"] != row["group"]
-        cells = ("–" if share is None else f"{100 * share:.1f}" for share in shares)
-        table.add_row(row["label"], *cells, end_section=last)
+        table.add_row(row["label"], *map(_cell, shares), end_section=last)
     return table
+
+
+def _cell(share: float | None) -> str:
+    """At most four characters."""
+    return "–" if share is None else f"{100 * share:.1f}".replace("100.0", "100")

@@ -76,7 +76,7 @@ MODELS: dict[str, Model] = {
             *("conse", "ConSE", bilinear.prepare_conse, _grid(top=(1, 3, 10, 30))), stochastic=True
         ),
         Model(
-            *("cada_vae", "reduced CADA-VAE", _prepare_cada_vae, _grid(noise=(0.3, 1.0))),
+            *("cada_vae", "small CADA-VAE", _prepare_cada_vae, _grid(noise=(0.3, 1.0))),
             stochastic=True,
             calibrated=False,
         ),
