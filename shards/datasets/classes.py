@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,25 @@ def _load(path: str) -> Any:
     text = read_text(path)
     try:
         if path.endswith(".json"):
-            return json.loads(text, parse_int=str, parse_float=str)
-        return yaml.BaseLoader(text).get_single_data()
+            return json.loads(
+                text, parse_int=str, parse_float=str, object_pairs_hook=_without_repeats
+            )
+        return _Texts(text).get_single_data()
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        twice = [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
+        raise ValueError(f"{some(twice)} twice; keep one")
+    return mapping
+
+
+class _Texts(yaml.BaseLoader):
+    """YAML whose plain values are text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _without_repeats([(str(key.value), None) for key, _ in node.value])
+        return dict(super().construct_mapping(node, deep))

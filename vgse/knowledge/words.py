@@ -156,12 +156,16 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, str]]:
             yield stream, path.partition("::")[0]
         return
     with fsspec.open(path, "rb") as stream, ZipFile(stream) as archive:
-        names = [name for name in archive.namelist() if not _FOREIGN.search(name)]
-        if len(names) != 1:
-            which = "one" if not names else f"one, such as zip://{names[-1]}::{path}"
-            raise UserError(f"{path}: holds {len(names)} files ({_listed(names)}); name {which}")
-        with archive.open(names[0]) as member:
-            yield cast(BinaryIO, member), names[0]
+        files = [file for file in archive.infolist() if not _FOREIGN.search(file.filename)]
+        if not files:
+            raise UserError(f"{path}: holds no file; give one with word vectors")
+        largest = max(files, key=lambda file: file.file_size).filename
+        if len(files) > 1:
+            names = _listed([file.filename for file in files])
+            remedy = f"name one, such as zip://{largest}::{path}"
+            raise UserError(f"{path}: holds {len(files)} files ({names}); {remedy}")
+        with archive.open(largest) as member:
+            yield cast(BinaryIO, member), largest
 
 
 # Folders, hidden files, and what macOS adds to an archive.

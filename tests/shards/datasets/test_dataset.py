@@ -223,6 +223,17 @@ def test_class_words_override_those_of_the_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("w.yaml", "cat: [a]\ndog: [b]\ncat: [c]\n"), ("w.json", '{"cat": "a", "cat": "b"}')],
+)
+def test_a_class_twice_in_the_words_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    root, words = flat_tree(tmp_path / "set"), str(tmp_path / name)
+    with pytest.raises(ValueError, match=r"w\.\w+: cannot be read \(cat twice; keep one\)"):
+        read(f"folder:{root}", unseen_fraction=0.3, class_words=words)
+
+
 def test_words_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text("camel: [camel]\n")
     with pytest.raises(ValueError, match="class_words: not among the 6 classes: camel"):
