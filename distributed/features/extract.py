@@ -18,10 +18,11 @@ from distributed.features.actors import remote_results
 from distributed.features.cache import FeatureSpec, Unit, access_of, feature_spec, units_of
 from distributed.features.sample import PatchSample, SamplePart, Sampling, sample_of_units
 from distributed.gpus import gpu_precision
+from distributed.requirements import check_requirements
 from distributed.setup import Prepared
 from distributed.storage import absolute, file_sizes, write_bytes
 from distributed.train.prefetch import to_device
-from shards.manifest import SPLITS, Manifest, load_manifest
+from shards.manifest import SPLITS, Manifest, load_labels, load_manifest
 from shards.objects import ACCESS, Access, join_url
 from shards.samples import DamagedImage, Sample, decode_sample, read_raw
 from vgse.clusters import hash_threshold, patch_hashes
@@ -107,10 +108,30 @@ def run_features(
                 f"{damaged[0]}; more than data.max_damaged={config.data.max_damaged} allows: "
                 "run python -m shards check, then pack again"
             )
+        if damaged:
+            left = replace(manifest, class_counts=counts_left(manifest, folder, access))
+            check_requirements(config, replace(prepared, manifest=left))
         state = "from the cache" if not missing else f"{spec.precision} on {device}"
         skipped = f", {len(damaged)} damaged ones skipped" if damaged else ""
         stage.summary = f"{total:,} images, {config.backbone.name}, {state}{skipped}"
     return spec, folder
+
+
+def counts_left(manifest: Manifest, folder: str, access: Access) -> dict[str, dict[str, int]]:
+    """Images of each class by split without the damaged ones, which the cache lacks."""
+    counts = {split: dict(of_split) for split, of_split in manifest.class_counts.items()}
+    labels, present = load_labels(manifest), file_sizes(folder)
+    ends = np.cumsum(manifest.shards.counts)
+    first = {
+        shard.file: end - shard.count for shard, end in zip(manifest.shards, ends, strict=True)
+    }
+    for unit in units_of(manifest, SPLITS):
+        if present.get(unit.damage) and unit.file in present:
+            rows = np.arange(unit.start, unit.stop)
+            lost = np.setdiff1d(rows, cache.read_unit(folder, unit.whole, access).rows.numpy())
+            for label in labels[first[unit.shard] + lost[unit.holds(lost)]]:
+                counts[unit.split][manifest.class_names[label]] -= 1
+    return counts
 
 
 def _listed(units: Sequence[Unit], present: Mapping[str, int]) -> list[str]:

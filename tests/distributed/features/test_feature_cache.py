@@ -22,10 +22,17 @@ from distributed.features.cache import (
     read_unit,
     units_of,
 )
-from distributed.features.extract import compute_unit, missing_units, run_features, whole_picture
+from distributed.features.extract import (
+    compute_unit,
+    counts_left,
+    missing_units,
+    run_features,
+    whole_picture,
+)
 from distributed.storage import file_sizes
 from shards.manifest import SPLITS, Manifest, load_manifest, shard_table
-from shards.samples import read_shard
+from shards.objects import ACCESS
+from shards.samples import read_raw, read_shard
 from tiny import make_tiny
 from vgse.config import RunConfig
 from vgse.images.backbones import build_backbone
@@ -100,6 +107,27 @@ def test_a_truncated_image_is_skipped_and_named(manifest: Manifest, tmp_path: Pa
     assert len(damaged) == 1
     assert len(content.keys) == 29
     assert damaged[0] not in content.keys
+
+
+def test_a_class_whose_pictures_are_all_damaged_is_found_before_the_training(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    packed, cache = tmp_path / "packed", tmp_path / "cache"
+    shutil.copytree(manifest.url, packed)
+    shard, unit = manifest.shards_of("train")[0], first_unit(manifest)
+    data = bytearray((packed / shard.file).read_bytes())
+    name = "texturec"
+    for sample in read_raw(manifest, shard):
+        if json.loads(sample.json)["class"] == name:
+            start = data.index(sample.jpeg)
+            data[start : start + 400] = bytes(400)
+    (packed / shard.file).write_bytes(data)
+    for one in units_of(manifest, SPLITS):
+        compute_unit(str(packed), one, SPEC, str(cache), "cpu")
+    counts = counts_left(manifest, str(cache), ACCESS)
+    assert counts["train"] == manifest.class_counts["train"] | {name: 0}
+    assert counts["test_seen"] == manifest.class_counts["test_seen"]
+    assert (cache / unit.damage).stat().st_size
 
 
 def test_a_unit_with_damage_is_computed_again_until_its_shard_is_mended(
