@@ -1,6 +1,7 @@
 """Roles of classes that are given at run time: the same shards with other unseen classes."""
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +38,12 @@ def asked_roles(
     if unseen is None:
         chosen = _draw(manifest.class_names, len(manifest.unseen), "unseen", seed)
     else:
-        chosen = tuple(sorted(set(read_names(unseen) if isinstance(unseen, str) else unseen)))
+        # An é may be one sign or two, in the list and in the names of older shards.
+        spelled = {unicodedata.normalize("NFC", name): name for name in manifest.class_names}
+        asked = read_names(unseen) if isinstance(unseen, str) else unseen
+        chosen = tuple(
+            sorted({spelled.get(unicodedata.normalize("NFC", name), name) for name in asked})
+        )
         where = unseen if isinstance(unseen, str) else where
     require_known(chosen, manifest.class_names, f"{where}: unseen classes")
     own = {manifest.class_names[label] for label in manifest.unseen}

@@ -39,6 +39,13 @@ def places(manifest: Manifest, split: str, name: str) -> set[tuple[str, int]]:
     return found
 
 
+@pytest.mark.parametrize(("there", "asked"), [("é", "e\u0301"), ("e\u0301", "é")])
+def test_an_accent_may_be_spelled_in_two_ways(packed: Manifest, there: str, asked: str) -> None:
+    classes = [replace(e, name=e.name.replace("texturea", there)) for e in packed.classes]
+    roles = asked_roles(replace(packed, classes=classes), [asked, *UNSEEN[1:]], None)
+    assert roles is not None and there in roles.unseen
+
+
 def test_every_image_is_in_one_split_and_that_of_its_class(moved: Manifest) -> None:
     everything = [place for s in SPLITS for name in NAMES for place in places(moved, s, name)]
     assert len(everything) == len(set(everything)) == sum(s.count for s in moved.shards)
