@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from vgse.errors import UserError
 
 _T = TypeVar("_T")
-LARGEST_SEED = 2**31 - 1  # that every library takes
+LARGEST_SEED = 2**31 - 2  # FAISS takes one more, as a signed int of 32 bits
 
 
 def bounded(default: _T, low: float, high: float = inf, **more: str) -> _T:

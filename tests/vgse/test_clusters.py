@@ -22,6 +22,7 @@ from vgse.clusters import (
     patch_hashes,
     project,
 )
+from vgse.config import LARGEST_SEED
 from vgse.kmeans_torch import _blocks, _split_empty, _sums, kmeans_torch
 
 Method = Literal["faiss", "torch"]
@@ -349,3 +350,11 @@ def test_features_that_are_not_finite_are_refused() -> None:
     features[3, 2] = np.nan
     with pytest.raises(ValueError, match=r"not finite; check backbone\.weights"):
         fit_centroids(features, 5, seed=0)
+
+
+def test_the_largest_seed_is_taken() -> None:
+    points = normalise_rows(np.random.default_rng(0).normal(size=(64, 4)))
+    found = fit_centroids(points, 4, seed=LARGEST_SEED)
+    assert np.isfinite(found.vectors).all()
+    with pytest.raises(OverflowError):
+        fit_centroids(points, 4, seed=LARGEST_SEED + 1, method="faiss")
