@@ -96,8 +96,6 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # The controller takes one report a poll; the default of two seconds would rule short epochs.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,6 +20,7 @@ from shards.manifest import Manifest, load_manifest
 from shards.objects import ACCESS, Access
 from shards.roles import with_roles
 from shards.sampler import Cursor, Order, Plan, Selection
+from vgse.images.patches import grid_boxes
 from vgse.training.step import StepData
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 # A block of the order lies in two units, or in more where only some classes are trained on; the
 # system allows 65,530 maps a process.
 _MAPPED_UNITS = 64
+
+_USUAL_SIDE = 384  # of a picture that was packed with the defaults
 
 # Inputs, their boxes, labels, image ids and loading times of one worker's step.
 Part = tuple[Tensor, Tensor | None, Tensor, Tensor, LoadTimes]
@@ -68,7 +72,7 @@ def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
     if device.type == "cpu":
         cut = Cut("patches", config.backbone.patch_size)
     else:  # ship one picture and cut it on the accelerator
-        cut = Cut("images", manifest.image.largest or manifest.image.short_side)
+        cut = Cut("images", picture_side(manifest, config.backbone.patch_size))
     return Dataset(
         manifest=manifest,
         selection=sampler.select(manifest, "train", job.classes),
@@ -80,6 +84,17 @@ def open_dataset(job: "TrainingJob", device: torch.device) -> Dataset:
         max_damaged=config.data.max_damaged,
         access=access_of(config.data),
     )
+
+
+def picture_side(manifest: Manifest, patch_size: int) -> int:
+    """Side in pixels of the squares that an accelerator gets: as large as the largest picture, but
+    where pictures have kept their sizes, so that one may be far larger than all others, no larger
+    than twice what the boxes of a grid need."""
+    image, boxes = manifest.image, grid_boxes(manifest.num_patches)
+    if image.short_side:
+        return image.largest or image.short_side
+    smallest = float((boxes[:, 2:] - boxes[:, :2]).min())
+    return min(image.largest or _USUAL_SIDE, max(_USUAL_SIDE, math.ceil(2 * patch_size / smallest)))
 
 
 def epoch_batches(

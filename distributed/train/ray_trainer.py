@@ -18,7 +18,7 @@ import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, CheckpointConsistencyMode, FailureConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,6 +52,9 @@ def ddp_options() -> dict[str, Any]:
 
 
 _START_ATTEMPTS = 4
+# Workers that hang, rather than die, hold all others up for so long, in place of half an hour. What
+# they may wait for in earnest, a store that is away or blocks that are compiled, takes minutes.
+COLLECTIVES = TorchConfig(timeout_s=600)
 
 
 def start_failures(config: ClusterConfig) -> int:
@@ -62,11 +65,21 @@ def start_failures(config: ClusterConfig) -> int:
     return -1 if config.max_failures < 0 else config.max_failures + _START_ATTEMPTS
 
 
-def start_timeout(config: ClusterConfig) -> AbstractContextManager[None]:
-    """How long a group that is started inside waits for its workers, unless the user says so: Ray's
-    minute is too short for a machine to be replaced, and too long for an elastic run."""
-    seconds = 20.0 if _elastic(config) else config.wait_for_workers / _START_ATTEMPTS
-    return environment({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{seconds:g}"})
+def controller_settings(config: ClusterConfig) -> AbstractContextManager[None]:
+    """What the controller of a training that is started inside goes by, unless the user says so.
+
+    A group waits for its workers: Ray's minute is too short for a machine to be replaced, and too
+    long for an elastic run. Each poll asks all workers and takes one report: two seconds would rule
+    short epochs, and a fifth of one keep the controller of a thousand workers busy.
+    """
+    start = 20.0 if _elastic(config) else config.wait_for_workers / _START_ATTEMPTS
+    poll = max(0.2, 0.004 * config.num_workers)
+    return environment(
+        {
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{start:g}",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": f"{poll:g}",
+        }
+    )
 
 
 def _elastic(config: ClusterConfig) -> bool:
@@ -165,6 +178,7 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": replace(job, progress=progress)},
+        torch_config=COLLECTIVES,
         scaling_config=ScalingConfig(
             num_workers=num_workers if _elastic(cluster) else cluster.num_workers,  # type: ignore[arg-type]
             use_gpu=gpu,
@@ -190,7 +204,7 @@ def run_training(job: TrainingJob, gpu: bool, display: Display) -> str:
         watcher = _Watcher(progress, stage, trackers, cluster, gpu)
         watcher.start()
         try:
-            with start_timeout(cluster):
+            with controller_settings(cluster):
                 result = _fit(trainer)
         finally:
             watcher.end()

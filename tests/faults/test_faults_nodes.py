@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distributed.train.metrics import read_metrics
-from distributed.train.ray_trainer import start_failures, start_timeout
+from distributed.train.ray_trainer import start_failures, controller_settings
 from fault_runs import (
     CONFIG,
     Ended,
@@ -37,15 +37,25 @@ def test_lost_workers_are_waited_for_as_configured_and_hardly_at_all_in_an_elast
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(TIMEOUT, raising=False)
-    with start_timeout(fixed := ClusterConfig(wait_for_workers=400)):
+    with controller_settings(fixed := ClusterConfig(wait_for_workers=400)):
         assert float(os.environ[TIMEOUT]) * (start_failures(fixed) + 1) == 400
     assert TIMEOUT not in os.environ
-    with start_timeout(elastic := ClusterConfig(min_workers=1, wait_for_workers=400)):
+    with controller_settings(elastic := ClusterConfig(min_workers=1, wait_for_workers=400)):
         assert float(os.environ[TIMEOUT]) <= 20
     assert start_failures(elastic) > elastic.max_failures  # one failed start for each loss
     monkeypatch.setenv(TIMEOUT, "7")
-    with start_timeout(fixed):
+    with controller_settings(fixed):
         assert os.environ[TIMEOUT] == "7"
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(2, 0.2), (1000, 4.0)])
+def test_a_large_group_is_polled_less_often(
+    workers: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    monkeypatch.delenv(name, raising=False)
+    with controller_settings(ClusterConfig(num_workers=workers)):
+        assert float(os.environ[name]) == seconds
 
 
 @pytest.mark.slow

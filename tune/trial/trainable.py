@@ -21,7 +21,12 @@ from ray.train import ControllerError, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from distributed.train.ray_trainer import parallel_model, start_failures, start_timeout
+from distributed.train.ray_trainer import (
+    COLLECTIVES,
+    controller_settings,
+    parallel_model,
+    start_failures,
+)
 from distributed.train.trainer import TrainingJob, train_alone, train_epochs
 from tune.space import with_params
 from tune.trial.checkpoints import latest_checkpoint, store_checkpoint
@@ -132,6 +137,7 @@ def _train_nested(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"context": shared, "trial": trial, "params": dict(params)},
+        torch_config=COLLECTIVES,
         scaling_config=ScalingConfig(
             num_workers=context.config.workers_per_trial,
             use_gpu=context.device == "cuda",
@@ -147,7 +153,7 @@ def _train_nested(
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
-    with start_timeout(cluster):
+    with controller_settings(cluster):
         trainer.fit()
 
 

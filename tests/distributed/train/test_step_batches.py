@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 
 from distributed.features.cache import Unit, write_unit
 from distributed.train import data
-from distributed.train.data import Dataset, StepBatch, epoch_batches
+from distributed.train.data import Dataset, StepBatch, epoch_batches, picture_side
 from distributed.train.prefetch import one_ahead
 from shards.loader import Cut
-from shards.manifest import Manifest
+from shards.manifest import ImageSpec, Manifest
 from shards.sampler import select, split_ranges, start_of
 from tiny import NAMES, make_tiny
 from vgse.images.patches import cut_patches
@@ -69,6 +69,24 @@ def test_batches_for_an_accelerator_are_alike_in_size_by_blank_images(manifest: 
         assert batch.weights.sum() == batch.num_images == batch.total_images
         assert (batch.images >= 0).sum() == batch.num_images
         assert torch.isfinite(batch.patches(0, 13)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "patch_size", "side"),
+    [
+        (ImageSpec(384, 95, 384), 224, 384),
+        (ImageSpec(384, 95, 128), 64, 128),  # all are smaller
+        (ImageSpec(384, 95), 64, 384),  # of an earlier version
+        (ImageSpec(0, 95, 500), 64, 384),
+        (ImageSpec(0, 95, 4000), 224, 896),  # nine boxes of half the side, twice 224 pixels each
+        (ImageSpec(0, 95, 300), 224, 300),
+    ],
+)
+def test_one_large_picture_does_not_make_all_of_a_batch_as_large(
+    image: ImageSpec, patch_size: int, side: int, manifest: Manifest
+) -> None:
+    patches = replace(manifest.patches, num_patches=9)
+    assert picture_side(replace(manifest, image=image, patches=patches), patch_size) == side
 
 
 def test_batches_read_in_a_thread_are_the_same(manifest: Manifest) -> None:
