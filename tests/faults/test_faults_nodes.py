@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distributed.train.metrics import read_metrics
-from distributed.train.ray_trainer import start_failures, controller_settings
+from distributed.train.ray_trainer import controller_settings, start_failures
 from fault_runs import (
     CONFIG,
     Ended,
