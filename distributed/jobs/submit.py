@@ -17,6 +17,7 @@ from ray.job_submission import JobSubmissionClient
 
 from distributed.jobs import env_file as environment
 from distributed.jobs.client import connect, how_to_go_on, list_jobs, one_line, watch_job
+from shards.datasets.classes import read_names
 from vgse.config import RunConfig, check_name, leaves, to_dict, validate
 from vgse.errors import UserError
 
@@ -177,6 +178,8 @@ def resolve_paths(config: RunConfig, root: Path, files: Sequence[str]) -> list[s
                 f"{field} is {path}, a relative path: nodes work in folders of their own that are "
                 f"deleted; give an absolute {remedy} storage that all nodes share"
             )
+    if isinstance(config.data.unseen, str):
+        config.data.unseen = read_names(config.data.unseen)
     if not _is_global(config.data.words):
         config.data.words = _shipped("data.words", config.data.words, root, files)
     for index, source in enumerate(config.knowledge):

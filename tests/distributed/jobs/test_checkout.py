@@ -1,5 +1,6 @@
 """What a job gets of the checkout, and the paths of its configuration."""
 
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -257,3 +258,11 @@ def test_knowledge_in_the_checkout_is_named_from_its_root(
     config.knowledge = [SourceConfig("table", "gone.txt")]
     with pytest.raises(UserError, match=r"knowledge\[0\]\.path: no file gone\.txt"):
         resolve_paths(config, checkout, checkout_files(checkout))
+
+
+def test_a_list_of_unseen_classes_travels_as_names(checkout: Path) -> None:
+    (checkout / "unseen.txt").write_text("apple\nblue whale\n")
+    config = absolute(unseen="unseen.txt")
+    resolve_paths(config, checkout, checkout_files(checkout))
+    given = shlex.split(train_command(config, "mine", []))
+    assert make_parser().parse_args(given[3:]).train.data.unseen == ["apple", "blue whale"]
