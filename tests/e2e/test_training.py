@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.quality.controls import shuffle_labels
 from distributed.display import Display
-from distributed.embedding.embed import Encoder, embed_units
+from distributed.embedding.embed import Encoder, embed_units, run_embedding
+from distributed.embedding.files import load_embedded, save_embedded
 from distributed.features.cache import read_unit, units_of
 from distributed.features.extract import run_features
 from distributed.run import train
@@ -28,6 +29,7 @@ from vgse.__main__ import main as vgse_main
 from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vgse.embeddings import class_embeddings
 from vgse.health import nearest_class_mean, normalised_mutual_information
+from vgse.images.image_features import read_image_features
 from vgse.training.optimizer import make_optimizer
 
 EPOCHS = 15  # of the shared run
@@ -266,8 +268,8 @@ def test_a_backbone_that_learns_is_trained_from_pixels(
     load_module(last_checkpoint(run), "backbone", model.backbone)  # type: ignore[arg-type]
     after = model.backbone.state_dict()  # type: ignore[union-attr]
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert any("_conv_head" in key for key in changed)
-    assert not any("_conv_stem" in key or "_blocks.0." in key for key in changed)
+    assert any("conv_head" in key for key in changed)
+    assert not any("conv_stem" in key or ".blocks.0." in key for key in changed)
     assert read_metrics(run)[0]["used_clusters"] >= 10
 
 
@@ -287,6 +289,27 @@ def test_splits_are_embedded_once_each(run: Path, job: TrainingJob) -> None:
     assert dict(zip(names, counts.tolist(), strict=True)) == {
         split: manifest.num_images(split) for split in SPLITS
     }
+
+
+def test_a_run_with_too_many_images_for_one_file_is_embedded_into_parts_of_its_folder(
+    ray_session: None, run: Path, job: TrainingJob, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "init", tmp_path / "init")
+    units = units_of(open_dataset(job, CPU).manifest, SPLITS)
+    apart = replace(job, run=str(tmp_path))
+    with Display() as display:
+        found = run_embedding(apart, last_checkpoint(run), False, display, units, in_memory=0)
+    save_embedded(tmp_path, found)
+    parts, whole = load_embedded(tmp_path), load_embedded(run)
+    for split, sums in whole.sums.items():
+        for name, values in vars(sums).items():
+            np.testing.assert_array_equal(getattr(parts.sums[split], name), values)
+    for name in ("shards", "rows", "labels", "splits", "strongest"):
+        np.testing.assert_array_equal(getattr(parts.images, name), getattr(whole.images, name))
+    ours, theirs = read_image_features(tmp_path), read_image_features(run)
+    assert ours.keys == theirs.keys and ours.sources == theirs.sources
+    np.testing.assert_array_equal(ours.features, theirs.features)
+    assert not (tmp_path / "image_features.npz").exists()
 
 
 def test_training_alone_equals_the_plain_loop_and_goes_on_from_its_checkpoint(

@@ -7,16 +7,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 from distributed.embedding import embed, pictures
 from distributed.embedding.embed import EmbeddedPart, collect, part_of
-from distributed.embedding.files import Embedded, EmbeddedImages, load_embedded, save_embedded
+from distributed.embedding.files import (
+    Embedded,
+    EmbeddedImages,
+    PartFiles,
+    load_embedded,
+    save_embedded,
+)
 from distributed.embedding.pictures import gather_pictures
 from distributed.embedding.results import cluster_measures
 from vgse.config import RunConfig
 from vgse.embeddings import add_images, empty_sums
+from vgse.errors import UserError
 from vgse.images.image_features import (
     SPLITS,
     image_labels,
@@ -116,6 +124,23 @@ def test_readers_of_features_get_the_same_rows_from_parts(whole: Embedded, run: 
     images, sampled = evaluated_images(run, 250)
     assert sampled is None
     np.testing.assert_array_equal(images.features, whole.images.features)
+
+
+def test_parts_at_a_url_are_read_without_a_copy_on_this_machine(
+    whole: Embedded, tmp_path: Path
+) -> None:
+    url = f"memory://{tmp_path}/run"
+    found = (part_of(made(number), number, url) for number in (2, 0, 1))
+    embedded, _ = collect(found, CLASSES, url)
+    save_embedded(tmp_path, embedded)
+    stored = load_embedded(tmp_path, url)
+    np.testing.assert_array_equal(stored.images.strongest, whole.images.strongest[:150])
+    assert isinstance(stored.parts, PartFiles)
+    images, _ = evaluated_images(tmp_path, 150, stored.parts.features())
+    np.testing.assert_array_equal(images.features, whole.images.features[:150])
+    fsspec.filesystem("memory").rm(f"{tmp_path}/run/embedded/part-000001.npz")
+    with pytest.raises(UserError, match=r"memory://.*part-000001.npz: no such file"):
+        list(stored.parts)
 
 
 def test_pictures_and_measures_read_a_part_at_a_time_and_are_the_same(
