@@ -163,6 +163,16 @@ def test_what_the_embedding_pass_found_comes_back_to_the_last_bit(
                 )
 
 
+def test_sums_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    save_embedded(tmp_path, before := embedded(True))
+    path = tmp_path / FILES[1]
+    with np.load(path) as file:  # it held one sum where there are two parts of it now
+        np.savez(path, **{name: file[name] for name in file.files if "rests" not in name})
+    for split, sums in load_embedded(tmp_path).sums.items():
+        np.testing.assert_array_equal(sums.sums, before.sums[split].sums)
+        assert not sums.rests.any()
+
+
 def test_a_damaged_file_of_the_embedding_pass_is_named(tmp_path: Path) -> None:
     save_embedded(tmp_path, embedded(True))
     path = tmp_path / FILES[1]
