@@ -92,7 +92,9 @@ class Run:
 
     def zsl_data(self) -> ZslData:
         """Features, labels and splits as the evaluation takes them."""
-        return with_validation(zsl_data_of(self.classes, self.images()))
+        images = self.images()
+        wide = images.features.astype(np.float32)
+        return with_validation(replace(zsl_data_of(self.classes, images), features=wide))
 
 
 def load_run(folder: str | Path) -> Run:
@@ -119,7 +121,7 @@ def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
         np.flatnonzero(known & (images.split == SPLITS.index(name))) for name in SPLITS
     )
     return ZslData(
-        images.features.astype(np.float32),
+        images.features,
         images.labels,
         train,
         test_seen,

@@ -19,7 +19,7 @@ class ZslData:
     `class_names`. What contradicts itself is refused.
     """
 
-    features: Features  # [M, D_f]
+    features: NDArray[np.floating]  # [M, D_f]
     labels: Indices  # [M] into class_names
     train: Indices
     test_seen: Indices
