@@ -114,18 +114,21 @@ def load_run(folder: str | Path) -> Run:
     )
 
 
+def _images_of_splits(
+    classes: ClassEmbeddings, labels: Indices, split: NDArray[np.uint8]
+) -> tuple[Indices, Indices, Indices]:
+    """Images of the SPLITS; those of classes without a role are left out."""
+    known = np.isin(labels, np.concatenate([classes.seen, classes.unseen]))
+    train, test_seen, test_unseen = (np.flatnonzero(known & (split == n)) for n in range(3))
+    return train, test_seen, test_unseen
+
+
 def zsl_data_of(classes: ClassEmbeddings, images: ImageFeatures) -> ZslData:
     """The evaluation's data; images of classes without a role are left out."""
-    known = np.isin(images.labels, np.concatenate([classes.seen, classes.unseen]))
-    train, test_seen, test_unseen = (
-        np.flatnonzero(known & (images.split == SPLITS.index(name))) for name in SPLITS
-    )
     return ZslData(
         images.features,
         images.labels,
-        train,
-        test_seen,
-        test_unseen,
+        *_images_of_splits(classes, images.labels, images.split),
         classes.class_names,
         classes.seen,
         classes.unseen,
@@ -367,7 +370,9 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
     """
     classes = read_npz(run / "class_embeddings.npz")
     if like is None:
-        locations = split_locations(zsl_data_of(classes, image_labels(run)))
+        labels, split = image_labels(run)
+        images = _images_of_splits(classes, labels, split)
+        locations = split_locations(labels, *images, classes.val)
         names, order = classes.class_names, np.arange(len(classes.class_names))
     else:
         given = read_att_splits(like)

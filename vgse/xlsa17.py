@@ -34,15 +34,17 @@ class AttSplits:
     validation_fold: Indices | None = None  # [C] the fold in which a class is unseen, or -1
 
 
-def split_locations(data: ZslData) -> dict[str, Indices]:
-    """The five LOCATIONS of `data`: train_loc and val_loc hold different classes."""
-    is_val = np.isin(data.labels[data.train], data.val)
+def split_locations(
+    labels: Indices, train: Indices, test_seen: Indices, test_unseen: Indices, val: Indices
+) -> dict[str, Indices]:
+    """The five LOCATIONS of images by split: train_loc and val_loc hold different classes."""
+    is_val = np.isin(labels[train], val)
     return {
-        "trainval_loc": data.train,
-        "train_loc": data.train[~is_val],
-        "val_loc": data.train[is_val],
-        "test_seen_loc": data.test_seen,
-        "test_unseen_loc": data.test_unseen,
+        "trainval_loc": train,
+        "train_loc": train[~is_val],
+        "val_loc": train[is_val],
+        "test_seen_loc": test_seen,
+        "test_unseen_loc": test_unseen,
     }
 
 

@@ -118,15 +118,14 @@ def read_image_features(run: Path) -> ImageFeatures:
     return joined(image_parts(run))
 
 
-def image_labels(run: Path) -> ImageFeatures:
-    """Labels and splits of all images, without the rest; of no image where they are not listed."""
+def image_labels(run: Path) -> tuple[Indices, NDArray[np.uint8]]:
+    """Labels and splits [M] of all images; of none where they are not listed."""
     index = read_index(run)
-    if index is None:
-        arrays = read_arrays(run / FILE, "labels", "split")
-    else:
-        arrays = {"labels": index.labels.astype(np.int64), "split": index.split}
-    features = np.broadcast_to(np.float16(0), (len(arrays["labels"]), 1))
-    return ImageFeatures(features, arrays["labels"], arrays["split"], [], features)
+    if index is not None:
+        return index.labels.astype(np.int64), index.split
+    arrays = read_arrays(run / FILE, "labels", "split", "split_names")
+    names = [SPLITS.index(str(name)) for name in arrays["split_names"]]
+    return arrays["labels"], np.array(names, np.uint8)[arrays["split"]]
 
 
 def joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:
