@@ -177,7 +177,7 @@ def check(content: Content) -> None:
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     database=None,
