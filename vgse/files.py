@@ -88,7 +88,10 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A binary file that is on its disk as `path` once it is complete; not at all on an error."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with disk_errors_in_one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # of a file system that takes no folders
+            raise OSError(errno.EPERM, "no folder can be made there", error.filename) from None
         try:
             with open(partial, "wb") as stream:
                 yield stream

@@ -130,6 +130,15 @@ def test_bytes_that_are_no_text_are_named_by_their_line(
         read_text(tmp_path / "none.txt")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux's own file system")
+def test_a_file_system_that_takes_no_folders_is_named() -> None:
+    with (
+        pytest.raises(UserError, match=r"/proc/none: cannot be used"),
+        written_whole(Path("/proc/none/run/file")),
+    ):
+        pass
+
+
 LONG = "/scratch/local/some.user.name/slurm_job_12345678/some.array.task.0001/tmp"
 
 
