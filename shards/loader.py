@@ -109,7 +109,7 @@ class Batches(IterableDataset[Batch]):
     ) -> None:
         """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged."""
         # Loader processes read shards of the table alone.
-        self.manifest, self.order = replace(manifest, table=None), order
+        self.manifest = replace(manifest, table=None, splits=None)
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
         self.memory = _shared(selection)
         self.selection = _selection(*self.memory)

@@ -97,12 +97,14 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="which to measure again")
     options = parser.parse_args()
     stored = RESULTS / "scale.json"
-    results = json.loads(stored.read_text()) if stored.exists() else {"rows": {}}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vgse-scale-") as folder:
         work = Path(folder)
         before = earlier(work)
         for name in options.rows.split(","):
-            results["rows"][name] = measure_row(name, ROWS[name], work, before)
+            found[name] = measure_row(name, ROWS[name], work, before)
+    results = json.loads(stored.read_text()) if stored.exists() else {"rows": {}}
+    results["rows"].update(found)
     results["machine"] = (
         f"Machine: {platform.machine()}, {os.cpu_count()} cores shared with other work, load "
         f"{os.getloadavg()[0]:.1f} at the end; python {platform.python_version()}, "

@@ -100,7 +100,7 @@ ROWS = {
         "manifest",
     ),
     "files": Row(
-        "images",
+        "images to pack",
         _FILES[:2],
         _FILES,
         {
@@ -123,9 +123,9 @@ ROWS = {
     ),
     "sample": Row(
         "units",
-        (1_000, 4_000),
-        (1_000, 4_000),
-        {"seconds": ("one thread's time for k-means' sample", as_seconds)},
+        (1_000, 10_000),
+        (1_000, 10_000),
+        {"seconds": ("CPU time of one process for k-means' sample", as_seconds)},
         "cache",
     ),
     "embedding": Row(
@@ -147,32 +147,38 @@ ROWS = {
         (8, 1_000),
         {"mb": ("neighbour queue: into each GPU, a step", as_megabytes)},
     ),
+    "flight": Row(
+        "workers",
+        (8, 1_000),
+        (8, 1_000),
+        {"calls": ("calls under way at once in tasks of features, a core a worker", as_number)},
+    ),
 }
 
 
-def growth(values: dict[str, dict[str, float]], key: str) -> str:
+def growth(values: dict[str, dict[str, float]], key: str) -> float | None:
     """By how much a value grows where its size grows tenfold: between the largest two sizes."""
     sizes = sorted(map(int, values))[-2:]
     low, high = (values[str(size)][key] for size in sizes)
     if low <= 0 or high <= 0:
-        return "–"
-    return f"× {10 ** (math.log10(high / low) / math.log10(sizes[1] / sizes[0])):.2g}"
+        return None
+    return 10 ** (math.log10(high / low) / math.log10(sizes[1] / sizes[0]))
 
 
-def cells(found: dict[str, Any], row: Row, key: str, shown: Format, sizes: list[int]) -> list[str]:
+def cells(found: dict[str, Any], key: str, shown: Format, sizes: list[int]) -> list[str]:
     """A row of the table: before and after at each size, then the growth of both."""
-    line = []
+    line, factors = [], []
     for side in ("before", "after"):
-        values = found[side]
+        values, factor = found[side], growth(found[side], key)
         largest = max(map(int, values))
         for size in sizes:
             if str(size) in values:
                 line.append(shown(max(0.0, values[str(size)][key])))
-            elif size > largest:
-                line.append(f"({shown(values[str(largest)][key] * size / largest)})")
             else:
-                line.append("")
-    return [*line, growth(found["before"], key), growth(found["after"], key)]
+                times = (factor or 1) ** math.log10(size / largest)
+                line.append(f"({shown(values[str(largest)][key] * times)})")
+        factors.append("–" if factor is None else f"× {factor:.2g}")
+    return [*line, *factors]
 
 
 def page(results: dict[str, Any]) -> str:
@@ -186,23 +192,27 @@ def page(results: dict[str, Any]) -> str:
         "million images are 100,000 shards and 400,000 units. Nothing is computed of pictures: "
         "manifests, units and parts are made, actors are faked. "
         f"Each look at a file or folder takes {LATENCY_S * 1e3:g} ms more, as over a "
-        "network. In parentheses stands what was not run: the largest that was, times the ratio "
-        "of the sizes. Growth is the factor for ten times the size, between the largest two that "
-        "were run; × 10 is as the work, × 1 not at all.",
+        "network. Growth is the factor for ten times the size, between the largest two that were "
+        "run: × 10 is as the work, × 1 not at all. In parentheses stands what was not run, by that "
+        "growth.",
         "",
         results["machine"],
     ]
     for unit in dict.fromkeys(row.unit for row in ROWS.values()):
         rows = {name: row for name, row in ROWS.items() if row.unit == unit}
-        for sizes in dict.fromkeys(row.after for row in rows.values()):
-            heads = [f"{side}, {size:,}" for side in ("before", "after") for size in sizes]
-            lines += ["", f"## By {unit}", ""] if sizes == rows[next(iter(rows))].after else [""]
-            lines.append(f"| {unit} | {' | '.join(heads)} | growth before | growth after |")
-            lines.append("| --- |" + " ---: |" * (len(heads) + 2))
-            for name, row in rows.items():
-                if row.after != sizes or name not in results["rows"]:
-                    continue
+        sizes = sorted({size for row in rows.values() for size in row.after})
+        heads = [f"{side}, {size:,}" for side in ("before", "after") for size in sizes]
+        lines += ["", f"## By {unit}", ""]
+        lines.append(f"| {unit} | {' | '.join(heads)} | growth before | growth after |")
+        lines.append("| --- |" + " ---: |" * (len(heads) + 2))
+        for name, row in rows.items():
+            if name in results["rows"]:
                 for key, (label, shown) in row.shown.items():
-                    found = cells(results["rows"][name], row, key, shown, list(sizes))
+                    found = cells(results["rows"][name], key, shown, sizes)
                     lines.append(f"| {label} | {' | '.join(found)} |")
+    files, size = -(-IMAGES // 256), 2 * (PATCHES + 1) * FEATURES
+    lines += [
+        "",
+        f"As before: {files} files of the feature cache a shard, {size / 1e3:.1f} kB an image.",
+    ]
     return "\n".join(lines) + "\n"

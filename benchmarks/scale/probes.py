@@ -219,20 +219,44 @@ def submission(calls: int) -> Values:
     return {"seconds": seconds}
 
 
+def flight(cores: int) -> Values:
+    """The most calls that are under way at once in tasks, on a cluster of so many cores."""
+    import ray
+
+    from distributed.features import actors
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    submitted = most = 0
+
+    def submit(*given: object) -> Any:
+        nonlocal submitted
+        submitted += 1
+        return ray.put(None)
+
+    fake = mock.Mock(wraps=ray, exceptions=ray.exceptions)
+    fake.remote = lambda **how: lambda function: SimpleNamespace(remote=submit)
+    fake.cluster_resources = lambda: {"CPU": cores}
+    with mock.patch.object(actors, "ray", fake):
+        calls = ((number,) for number in range(10 * cores))
+        for taken, _ in enumerate(actors.task_results(print, calls)):
+            most = max(most, submitted - taken)
+    return {"calls": most}
+
+
 def sample(folder: str) -> Values:
-    """Seconds in which k-means gets its sample from a cache: on one node before, and now what the
-    driver does with the parts that tasks took while they computed the units."""
+    """Seconds (CPU) in which k-means gets its sample from a cache: on one node before, and now what
+    the driver does with the parts that tasks took while they computed the units."""
     from distributed.features import kmeans_init
     from vgse.config import RunConfig
 
     config, labels = RunConfig(), list(range(CLASSES))
     units = cache_units(len(os.listdir(folder)))
     if not hasattr(kmeans_init, "complete_sample"):
-        began = time.perf_counter()
+        began = time.process_time()
         kmeans_init.sample_patches(
             folder, units, labels, config, num_patches=PATCHES, below=2**64 - 1
         )
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.process_time() - began}
     from distributed.features import sample
     from shards.objects import ACCESS
     from vgse.clusters import hash_threshold
@@ -242,12 +266,12 @@ def sample(folder: str) -> Values:
     sampling = replace(sampling, below=below)
     groups = [units[start : start + 4] for start in range(0, len(units), 4)]
     parts = [sample.sample_of_units(folder, group, sampling, ACCESS) for group in groups]
-    began = time.perf_counter()
+    began = time.process_time()
     gathered = sample.PatchSample(sampling)
     for part in parts:
         gathered.add(*part)
     gathered.features()
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.process_time() - began}
 
 
 def embedding(images: int) -> Values:
@@ -368,7 +392,7 @@ PROBES: dict[str, Callable[[Any], Values]] = {
     probe.__name__: probe
     for probe in (
         *(manifest, start, loader, order, check, files, submission, maps, sample),
-        *(embedding, evaluation, queue),
+        *(embedding, evaluation, queue, flight),
     )
 }
 

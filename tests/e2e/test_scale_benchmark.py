@@ -7,8 +7,6 @@ import pytest
 from benchmarks.scale import made, page
 from benchmarks.scale.probes import PROBES
 
-ROW = page.Row("shards", (10, 100), (10, 100, 1000), {"mb": ("memory", page.as_megabytes)})
-
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_made_manifest_is_read_by_every_probe_of_manifests(tmp_path: Path, version: int) -> None:
@@ -27,7 +25,7 @@ def test_a_row_shows_what_was_measured_what_follows_and_its_growth() -> None:
         "before": {"10": {"mb": 2.0}, "100": {"mb": 20.0}},
         "after": {"10": {"mb": 2.0}, "100": {"mb": 2.0}, "1000": {"mb": 2.0}},
     }
-    assert page.cells(found, ROW, "mb", page.as_megabytes, [10, 100, 1000]) == [
+    assert page.cells(found, "mb", page.as_megabytes, [10, 100, 1000]) == [
         *("2 MB", "20 MB", "(200 MB)", "2 MB", "2 MB", "2 MB"),
         *("× 10", "× 1"),
     ]
