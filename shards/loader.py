@@ -108,8 +108,8 @@ class Batches(IterableDataset[Batch]):
         access: Access = ACCESS,
     ) -> None:
         """`max_damaged` is the share, in 0..1, of an epoch's pictures that may be damaged."""
-        # Loader processes read shards of the table alone.
-        self.manifest = replace(manifest, table=None, splits=None)
+        # What the selection says is not sent once more.
+        self.manifest, self.order = replace(manifest, table=None, splits=None), order
         self.plan, self.rank, self.cut, self.max_damaged = plan, rank, cut, max_damaged
         self.memory = _shared(selection)
         self.selection = _selection(*self.memory)
