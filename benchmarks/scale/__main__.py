@@ -94,22 +94,23 @@ def measure_row(name: str, row: Row, work: Path, before: Path) -> dict[str, Any]
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default=",".join(ROWS), help="which to measure again")
+    parser.add_argument("--rows", default=",".join(ROWS), help='"" makes the page alone')
     options = parser.parse_args()
     stored = RESULTS / "scale.json"
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vgse-scale-") as folder:
         work = Path(folder)
         before = earlier(work)
-        for name in options.rows.split(","):
+        for name in filter(None, options.rows.split(",")):
             found[name] = measure_row(name, ROWS[name], work, before)
     results = json.loads(stored.read_text()) if stored.exists() else {"rows": {}}
     results["rows"].update(found)
-    results["machine"] = (
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores shared with other work, load "
-        f"{os.getloadavg()[0]:.1f} at the end; python {platform.python_version()}, "
-        f"torch {version('torch')}, ray {version('ray')}, numpy {version('numpy')}."
-    )
+    if found:
+        results["machine"] = (
+            f"Machine: {platform.machine()}, {os.cpu_count()} cores shared with other work, load "
+            f"{os.getloadavg()[0]:.1f} at the end; python {platform.python_version()}, "
+            f"torch {version('torch')}, ray {version('ray')}, numpy {version('numpy')}."
+        )
     for path, text in (
         (stored, json.dumps(results, indent=1)),
         (RESULTS / "scale.md", page(results)),

@@ -39,7 +39,7 @@ def as_megabytes(value: float) -> str:
 
 def as_number(value: float) -> str:
     """A number as it is."""
-    return f"{value:,.4g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def cells(found: dict[str, Any], key: str, shown: Format, sizes: list[int]) -> l
             if str(size) in values:
                 line.append(shown(max(0.0, values[str(size)][key])))
             else:
-                times = (factor or 1) ** math.log10(size / largest)
+                times = min(factor or 1, 10) ** math.log10(size / largest)
                 line.append(f"({shown(values[str(largest)][key] * times)})")
         factors.append("–" if factor is None else f"× {factor:.2g}")
     return [*line, *factors]
@@ -194,7 +194,7 @@ def page(results: dict[str, Any]) -> str:
         f"Each look at a file or folder takes {LATENCY_S * 1e3:g} ms more, as over a "
         "network. Growth is the factor for ten times the size, between the largest two that were "
         "run: × 10 is as the work, × 1 not at all. In parentheses stands what was not run, by that "
-        "growth.",
+        "growth, × 10 at most.",
         "",
         results["machine"],
     ]
