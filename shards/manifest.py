@@ -24,6 +24,7 @@ FILE, SHARDS, LABELS, DAMAGED = "manifest.json", "shards.npy", "labels.npy", "da
 SPLITS = ("train", "test_seen", "test_unseen")
 ROLES = ("train", "val", "unseen")
 _SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-(\d{6,9})\.tar")
+_LISTED = 1000  # of more shards manifest.json has no list
 _NO_OFFSET = np.uint64(2**64 - 1)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -276,7 +277,10 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
 
 
 def manifest_json(manifest: Manifest) -> str:
-    """The manifest as text, one class a line so that changes show in a diff."""
+    """The manifest as text, one class a line so that changes show in a diff.
+
+    A list of a few shards stands there for people and other programs; it is not read back.
+    """
     lines = []
     content = asdict(replace(manifest, table=None, splits=None))
     for key in ("url", "fingerprint", "table", "splits"):
@@ -284,6 +288,11 @@ def manifest_json(manifest: Manifest) -> str:
     for entry in content["classes"]:
         if entry["synset"] is None:
             del entry["synset"]
+    if len(manifest.shards) <= _LISTED:
+        content["shards"] = [
+            {"file": shard.file, "split": shard.split, "count": shard.count, "bytes": shard.bytes}
+            for shard in manifest.shards
+        ]
     for key, value in content.items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value:
@@ -355,7 +364,8 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
         if version == 1:
             content = _of_version_1(content, path)
         else:
-            content = {**content, "fingerprint": _digest(content), "table": None}
+            content = {key: value for key, value in content.items() if key != "shards"}
+            content |= {"fingerprint": _digest(content), "table": None}
         parsed = {
             **content,
             "url": folder,

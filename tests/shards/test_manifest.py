@@ -136,6 +136,16 @@ def test_a_manifest_is_loaded_and_sent_without_its_shards(packed: Manifest, copy
         len(manifest.shards)
 
 
+def test_a_list_of_few_shards_stands_in_the_manifest_for_others_to_read(
+    packed: Manifest, copy: Path
+) -> None:
+    rows = json.loads((copy / "manifest.json").read_text())["shards"]
+    assert [row["file"] for row in rows] == [shard.file for shard in packed.shards]
+    assert sum(row["count"] for row in rows) == packed.shards.counts.sum()
+    changed = change(copy, lambda content: content["shards"].clear())
+    assert load_manifest(changed).fingerprint == packed.fingerprint
+
+
 def test_a_table_of_another_pack_is_refused(packed: Manifest, copy: Path) -> None:
     write_table(copy, packed.shards[:1])
     with pytest.raises(ValueError, match=r"shards\.npy: does not belong to the manifest"):
