@@ -12,6 +12,7 @@ from vgse.config import EvaluationConfig, RelationConfig, check_seed
 from vgse.errors import UserError
 
 Normalisation = Literal["none", "l2", "z"]
+Exported = Literal["smo", "wavg", "words+smo", "knowledge+smo", "all"]
 
 
 def relate(
@@ -73,8 +74,10 @@ def evaluate(
     Args:
         run: Run folder.
         embeddings: File of class embeddings from elsewhere: .mat with att, or .npz or .safetensors
-            with class_names and embeddings.
-        features: Image features for them in the form of res101.mat.
+            with class_names and embeddings. What says which classes it saw (the files of a run)
+            is refused with splits in which such a class is unseen.
+        features: Image features for them in the form of res101.mat (also of MATLAB 7.3), or .npz,
+            .h5 or .safetensors with features [images, size] and labels that count from 0.
         splits: File in the form of att_splits.mat that holds the splits, if --embeddings does not.
         words: Word vectors for a further row: word2vec, GloVe, fastText, .npz or .mat.
         models: Zero-shot models, such as [eszsl, sje]: eszsl, sje, prototype, ale, devise, sae,
@@ -122,6 +125,13 @@ def evaluate(
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(evaluation_table(evaluation))
     console.print(evaluation["summary"])
+    if evaluation["protocol"].get("validation_drawn"):
+        drawn = evaluation["protocol"]["validation_classes"]
+        names = ", ".join(drawn[:5]) + (", …" if len(drawn) > 5 else "")
+        console.print(
+            f"No validation classes are given: {len(drawn)} of the seen classes were drawn by the "
+            f"seed ({names})."
+        )
     if out is not None:
         print(out)
 
@@ -129,8 +139,10 @@ def evaluate(
 def export(
     run: Path,
     out: Path | None = None,
+    what: Exported = "smo",
     normalise: Normalisation = "l2",
     like: Path | None = None,
+    labels: Path | None = None,
     features: bool = False,
 ) -> None:
     """Write the .mat files that zero-shot code loads.
@@ -141,16 +153,24 @@ def export(
     Args:
         run: Run folder.
         out: Folder for the files; the run folder by default.
+        what: Class embeddings: of VGSE-SMO, of the paper's VGSE-WAvg, or those of VGSE-SMO beside
+            word vectors or all knowledge; all writes a file of each.
         normalise: What att gets; original_att stays raw.
         like: An att_splits.mat whose class order and split fields are copied, to go with features
-            that you have.
+            that you have. A class that the run saw must not be unseen there.
+        labels: The res101.mat that --like belongs to; the one beside it by default.
         features: Also write res101.mat with the run's own image features.
     """
-    from vgse.run_folder import export_features, export_splits
+    from vgse.run_folder import WHAT, export_features, export_splits
 
     if like is not None and features:
         raise UserError("--features writes the run's own images, to which --like does not belong")
-    print(export_splits(run, out or run, normalise=normalise, like=like))
+    if labels is not None and like is None:
+        raise UserError("--labels goes with --like")
+    for each in WHAT if what == "all" else [what]:
+        print(
+            export_splits(run, out or run, what=each, normalise=normalise, like=like, labels=labels)
+        )
     if features:
         print(export_features(run, out or run))
 

@@ -1,5 +1,6 @@
 """The late stages of a run, from its folder alone: relate, evaluate, export."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -39,6 +40,7 @@ from vgse.relations.predict import (
     ChosenKnowledge,
     Related,
     choose_knowledge,
+    paper_wavg,
     predict_in_turns,
     predict_unseen,
     relate,
@@ -52,18 +54,26 @@ from vgse.xlsa17 import (
     AttSplits,
     check_res101_size,
     read_att_splits,
+    read_labels,
+    refuse_leaks,
     split_locations,
     write_att_splits,
     write_res101,
 )
 from vgse.zsl.data import ZslData, validation_classes, with_validation
 from vgse.zsl.folds import class_turns
-from vgse.zsl.rows import table_rows
+from vgse.zsl.rows import assembled, table_rows
 from vgse.zsl.summary import summary_sentence
 from vgse.zsl.table import evaluate
 
-EXPORTED = "VGSE_SMO_splits.mat"
+WHAT = {  # what an exported file can hold -> its name
+    "smo": "VGSE_SMO_splits.mat",
+    "wavg": "VGSE_WAVG_splits.mat",
+    "words+smo": "VGSE_WORDS_SMO_splits.mat",
+    "knowledge+smo": "VGSE_KNOWLEDGE_SMO_splits.mat",
+}
 
+_log = logging.getLogger(__name__)
 _Config = TypeVar("_Config", RelationConfig, EvaluationConfig)
 
 
@@ -274,8 +284,8 @@ def write_relations(
 def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Related, str]:
     """Chooses and solves the relations anew; returns the choice in one line as well.
 
-    What they were made with goes into config.yaml, for the evaluation to follow. An exported
-    VGSE_SMO_splits.mat is written again, with its classes and splits and with unit rows as `att`.
+    What they were made with goes into config.yaml, for the evaluation to follow. Exported .mat
+    files are written again, with their classes and splits and with unit rows as `att`.
     """
     classes = read_npz(run / "class_embeddings.npz")
     knowledge, words = read_knowledge(run, classes), classes.word_vectors
@@ -286,8 +296,9 @@ def relate_run(run: Path, config: RelationConfig) -> tuple[ClassEmbeddings, Rela
     content = {**read_mapping(run / "config.yaml"), "relations": asdict(config)}
     with written_whole(run / "config.yaml") as stream:
         stream.write(yaml.safe_dump(content, sort_keys=False).encode())
-    if (run / EXPORTED).is_file():
-        export_splits(run, run, like=run / EXPORTED)
+    for what, name in WHAT.items():
+        if (run / name).is_file():
+            export_splits(run, run, what=what, like=run / name)
     return classes, related, selection_line(summary)
 
 
@@ -358,15 +369,26 @@ def evaluate_run(
     return evaluation
 
 
-def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | None = None) -> Path:
-    """Writes VGSE_SMO_splits.mat into the folder `out` and returns its path.
+def export_splits(
+    run: Path,
+    out: Path,
+    *,
+    what: str = "smo",
+    normalise: str = "l2",
+    like: Path | None = None,
+    labels: Path | None = None,
+) -> Path:
+    """Writes the file of `what` (see WHAT) into the folder `out` and returns its path.
 
-    `normalise` is what `att` gets (`original_att` stays raw). validation_att holds the seen classes
-    as they are predicted, raw, where it is their turn to be unseen: in the fold of validation_fold,
-    0 for other classes; whoever chooses hyper-parameters takes these columns then. With `like`, an
-    att_splits.mat, the classes stand in its order and its split fields are copied, so that the file
-    goes with the features it was made for; without, the splits index the rows of
-    image_features.npz.
+    Two blocks stand beside each other as in the table, word vectors or knowledge first, each
+    normalised and brought to one mean length; in original_att as they are. `normalise` is what
+    `att` gets. validation_att of VGSE-SMO holds the seen classes as they are predicted, raw, where
+    it is their turn to be unseen: in the fold of validation_fold, 0 for other classes; whoever
+    chooses hyper-parameters takes these columns then. With `like`, an att_splits.mat, the classes
+    stand in its order and its split fields are copied, so that the file goes with the features it
+    was made for; without, the splits index the rows of image_features.npz. `labels`, or the
+    res101.mat beside `like`, tells which of its classes are unseen: none may be a class that the
+    run saw.
     """
     classes = read_npz(run / "class_embeddings.npz")
     if like is None:
@@ -384,16 +406,77 @@ def export_splits(run: Path, out: Path, *, normalise: str = "l2", like: Path | N
                 "give the split file of the data that the run was trained on"
             )
         order = np.array([classes.class_names.index(name) for name in names])
-    # MATLAB code fails on NaN, which marks classes that were left out.
-    att = np.nan_to_num(classes.normalised(normalise)[order].astype(np.float64))
-    raw = np.nan_to_num(classes.embeddings[order].astype(np.float64))
-    path = out / EXPORTED
-    splits, fold = AttSplits(names, att, raw, locations), classes.validation_fold
-    if classes.validation_embeddings is not None and fold is not None:
+        _refuse_leaks_of(run, classes, like, given, labels)
+    att, raw = (rows[order] for rows in _exported_rows(run, classes, what, normalise))
+    path = out / WHAT[what]
+    seen = np.flatnonzero(np.isin(order, classes.seen))
+    splits = AttSplits(names, att, raw, locations, seen=seen)
+    fold = classes.validation_fold
+    if what == "smo" and classes.validation_embeddings is not None and fold is not None:
         rows = np.nan_to_num(classes.validation_embeddings[order].astype(np.float64))
         splits = replace(splits, validation_att=rows, validation_fold=fold[order])
     write_att_splits(path, splits)
     return path
+
+
+def _exported_rows(
+    run: Path, classes: ClassEmbeddings, what: str, normalise: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """att and original_att [C, D]; zeros, as MATLAB code fails on NaN, for classes left out."""
+    config, words = read_config(run, "relations", RelationConfig), classes.word_vectors
+    seen, unseen, own = classes.seen, classes.unseen, classes.own_embeddings
+    if what == "wavg":
+        rows = paper_wavg(words[unseen], words[seen], config) @ own[seen].astype(np.float64)
+        embeddings = classes.embeddings.copy()
+        embeddings[unseen] = rows
+        classes = replace(classes, embeddings=embeddings)
+    raw = [classes.embeddings.astype(np.float64)]
+    if what == "words+smo":
+        raw.insert(0, words.astype(np.float64))
+    if what == "knowledge+smo":
+        stored = read_mapping(run / "relations.json", remedy="python -m vgse relate RUN")
+        knowledge, order = read_knowledge(run, classes), np.sort(seen)
+        chosen = choose_knowledge(
+            *(knowledge, words, order, own[order], config, read_seed(run)), earlier=stored
+        )
+        raw.insert(0, chosen.vectors)
+    if len(raw) == 1:
+        att = classes.normalised(normalise).astype(np.float64)
+    else:
+        rows_of = np.concatenate([seen, unseen])
+        blocks = assembled([block[rows_of] for block in raw], len(seen), normalise)
+        att = np.zeros((len(words), blocks.shape[1]))
+        att[rows_of] = blocks
+    return np.nan_to_num(att), np.nan_to_num(np.concatenate(raw, axis=1))
+
+
+def _refuse_leaks_of(
+    run: Path, classes: ClassEmbeddings, like: Path, given: AttSplits, labels: Path | None
+) -> None:
+    beside = like.with_name("res101.mat")
+    if labels is None and beside.is_file():
+        labels = beside
+    if labels is not None:
+        of_images, images = read_labels(labels), given.locations["test_unseen_loc"]
+        if len(images) and images.max() >= len(of_images):
+            raise UserError(
+                f"{like}: test_unseen_loc reaches image {images.max() + 1}, but {labels} has "
+                f"{len(of_images)} labels; give those of the features that it was made for"
+            )
+        unseen = np.unique(of_images[images])
+        if len(unseen) and unseen.max() >= len(given.class_names):
+            raise UserError(f"{labels}: labels reach beyond the classes of {like}")
+    elif given.seen is not None:  # an earlier export
+        unseen = np.setdiff1d(np.arange(len(given.class_names)), given.seen)
+    else:
+        _log.warning(
+            "%s: whether the run saw classes that are unseen there could not be checked: no "
+            "res101.mat beside it; give the labels with --labels",
+            like,
+        )
+        return
+    seen = {classes.class_names[c] for c in classes.seen}
+    refuse_leaks(run, seen, [given.class_names[c] for c in unseen], like)
 
 
 def export_features(run: Path, out: Path) -> Path:

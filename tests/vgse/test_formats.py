@@ -6,11 +6,13 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
 from numpy.testing import assert_allclose
+from safetensors.numpy import save_file
 
 from vgse.__main__ import main
 from vgse.config import EvaluationConfig, RelationConfig
@@ -26,6 +28,7 @@ from vgse.knowledge.sources import Knowledge, Source
 from vgse.relations.predict import ChosenKnowledge, predict_unseen, relate
 from vgse.relations.select import select_relation
 from vgse.run_folder import (
+    WHAT,
     evaluate_run,
     export_features,
     export_splits,
@@ -40,7 +43,7 @@ from vgse.run_folder import (
 from vgse.xlsa17 import read_att_splits, read_res101, write_att_splits, write_res101, zsl_data
 from vgse.zsl.external import evaluate_embeddings, evaluate_files
 from vgse.zsl.folds import TestGuard, prepare
-from vgse.zsl.rows import table_rows
+from vgse.zsl.rows import RowInputs, paper_wavg_row, table_rows
 from vgse.zsl.table import evaluate
 from zsl_toy import make_toy
 
@@ -218,7 +221,8 @@ def test_mat_files_come_back_as_zsl_data(run, tmp_path):
 def test_an_export_can_follow_the_classes_and_splits_of_another_file(run, tmp_path):
     own = read_att_splits(export_splits(run, tmp_path / "own"))
     order = np.random.default_rng(0).permutation(40)
-    given = replace(own, class_names=[own.class_names[i] for i in order], att=own.att[order])
+    names = [own.class_names[i] for i in order]
+    given = replace(own, class_names=names, att=own.att[order], seen=None)
     write_att_splits(tmp_path / "given.mat", given)
     path = export_splits(run, tmp_path / "out", like=tmp_path / "given.mat", normalise="none")
     found = read_att_splits(path)
@@ -235,9 +239,187 @@ def test_an_export_for_other_classes_is_refused(run, tmp_path):
         export_splits(run, tmp_path, like=tmp_path / "other.mat")
 
 
+def other_split(splits):
+    """The split with a seen and an unseen class in each other's place."""
+    labels, at = DATA.labels, splits.locations
+    swapped = {name: [i for i in at[name] if labels[i] != DATA.seen[0]] for name in at}
+    swapped["test_unseen_loc"] += np.flatnonzero(labels == DATA.seen[0]).tolist()
+    locations = {name: np.array(rows, np.int64) for name, rows in swapped.items()}
+    return replace(splits, locations=locations, seen=None)
+
+
+def test_a_split_in_which_a_seen_class_is_unseen_is_refused_by_name(run, tmp_path):
+    own = read_att_splits(export_splits(run, tmp_path))
+    name = DATA.class_names[DATA.seen[0]]
+    features, other = export_features(run, tmp_path), tmp_path / "att_splits.mat"
+    write_att_splits(other, other_split(own))
+    files = [run / "class_embeddings.npz", run / "class_embeddings.safetensors"]
+    for given in (*files, tmp_path / "VGSE_SMO_splits.mat"):
+        with pytest.raises(UserError, match=f"{name}.* unseen there, but seen by the run"):
+            evaluate_files(given, features, other, None, EvaluationConfig(models=["eszsl"]), 0)
+    with pytest.raises(UserError, match=name):
+        export_splits(run, tmp_path, like=other)
+    write_att_splits(other, replace(own, seen=None))
+    evaluate_files(files[0], features, other, None, EvaluationConfig(models=["eszsl"]), 0)
+    export_splits(run, tmp_path, like=other)
+
+
+def test_a_split_without_labels_is_not_taken_in_silence(run, tmp_path, caplog):
+    own = read_att_splits(export_splits(run, tmp_path / "a"))
+    write_att_splits(tmp_path / "given.mat", other_split(own))
+    export_splits(run, tmp_path, like=tmp_path / "given.mat")
+    assert "could not be checked" in caplog.text
+    labels = export_features(run, tmp_path / "a")
+    with pytest.raises(UserError, match="unseen there"):
+        export_splits(run, tmp_path, like=tmp_path / "given.mat", labels=labels)
+
+
+def test_exports_hold_what_is_asked_for(run, tmp_path):
+    assert main(["export", str(run), "--out", str(tmp_path), "--what", "all"]) == 0
+    found = {what: read_att_splits(tmp_path / name) for what, name in WHAT.items()}
+    sizes = {what: splits.att.shape[1] for what, splits in found.items()}
+    assert sizes["words+smo"] == TOY.words.shape[1] + sizes["smo"] == sizes["knowledge+smo"]
+    assert_allclose(found["smo"].original_att, CLASSES.embeddings, rtol=1e-5)
+    wavg = found["wavg"].original_att
+    assert_allclose(wavg[DATA.seen], CLASSES.embeddings[DATA.seen], rtol=1e-5)
+    assert np.abs(wavg - CLASSES.embeddings)[DATA.unseen].max() > 0.01
+    inputs = RowInputs(DATA.seen, DATA.unseen, TOY.own, TOY.words)
+    (row,) = paper_wavg_row(inputs, 5, 5.0)
+    assert_allclose(wavg[DATA.unseen], row[len(DATA.seen) :], rtol=1e-4, atol=1e-6)
+    beside = found["words+smo"].original_att
+    assert_allclose(beside[:, : TOY.words.shape[1]], CLASSES.word_vectors, atol=1e-6)
+    assert_allclose(beside[:, TOY.words.shape[1] :], CLASSES.embeddings, atol=1e-6)
+    halves = np.split(found["words+smo"].att, [TOY.words.shape[1]], axis=1)
+    lengths = [np.linalg.norm(half[DATA.seen], axis=1) for half in halves]
+    assert_allclose(lengths, 1, atol=1e-6)
+
+
+def hdf5_as_matlab_writes_it(path, fields):
+    """MATLAB 7.3: its axes turned round, cells as references to characters, sparse by columns."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in fields.items():
+            if isinstance(value, list):
+                cells = np.empty((1, len(value)), h5py.ref_dtype)
+                for i, text in enumerate(value):
+                    cell = np.array([[ord(letter)] for letter in text], np.uint16)
+                    cells[0, i] = file.create_dataset(f"#refs#/{name}{i}", data=cell).ref
+                file[name] = cells
+            elif scipy.sparse.issparse(value):
+                group = file.create_group(name)
+                group.attrs["MATLAB_sparse"] = value.shape[0]
+                parts = {"data": value.data, "ir": value.indices, "jc": value.indptr}
+                for part, array in parts.items():
+                    group[part] = array
+            else:
+                file[name] = np.asarray(value).T
+
+
+@pytest.mark.parametrize("kind", ["7.3", "7.3 sparse", "sparse", "h5", "npz", "safetensors"])
+def test_features_and_splits_of_other_formats_are_the_same_data(run, tmp_path, kind):
+    splits = read_att_splits(export_splits(run, tmp_path, normalise="none"))
+    features, labels, _ = read_res101(export_features(run, tmp_path))
+    columns = {"att": splits.att.T, "allclasses_names": splits.class_names}
+    images = {"features": features.T, "labels": labels[:, None] + 1}
+    columns |= {name: at[:, None] + 1 for name, at in splits.locations.items()}
+    if "sparse" in kind:
+        columns["att"] = scipy.sparse.csc_matrix(columns["att"])
+        images["features"] = scipy.sparse.csc_matrix(images["features"])
+    rows = {"att": splits.att, "allclasses_names": np.array(splits.class_names)}
+    rows |= splits.locations
+    of_images = {"features": features, "labels": labels}
+    names = tmp_path / f"a.{kind}", tmp_path / f"f.{kind}"
+    if kind.startswith("7.3"):
+        names = tmp_path / "a.mat", tmp_path / "f.mat"
+        hdf5_as_matlab_writes_it(names[0], columns)
+        hdf5_as_matlab_writes_it(names[1], images)
+    elif kind == "sparse":
+        names = tmp_path / "a.mat", tmp_path / "f.mat"
+        columns["allclasses_names"] = np.array(splits.class_names, object)[:, None]
+        scipy.io.savemat(names[0], columns)
+        scipy.io.savemat(names[1], images)
+    elif kind == "h5":
+        for name, fields in zip(names, (rows, of_images), strict=True):
+            with h5py.File(name, "w") as file:
+                for key, value in fields.items():
+                    file[key] = value.astype("S") if value.dtype.kind == "U" else value
+    elif kind == "npz":
+        np.savez(names[0], **rows)
+        np.savez(names[1], **of_images)
+    else:
+        class_names = json.dumps(rows.pop("allclasses_names").tolist())
+        save_file(rows, names[0], {"class_names": class_names})
+        save_file(of_images, names[1])
+    again = read_att_splits(names[0])
+    found = zsl_data(*read_res101(names[1])[:2], again)
+    assert_allclose(again.att, splits.att, rtol=1e-6)
+    assert found.class_names == DATA.class_names
+    assert_allclose(found.features, features, rtol=1e-6)
+    for name in ("labels", "train", "test_seen", "test_unseen", "seen", "unseen", "val"):
+        assert np.array_equal(getattr(found, name), getattr(DATA, name)), name
+
+
+def test_a_link_out_of_an_hdf5_file_is_not_followed(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["labels"] = np.arange(3)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["features"] = np.ones((3, 2))
+        file["labels"] = h5py.ExternalLink("other.h5", "labels")
+    with pytest.raises(UserError, match=r"f\.h5: labels is no array of this file"):
+        read_res101(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.array([1, 2, 2, 1])}, "labels start at 1; they count from 0 in .npz"),
+        ({"labels": np.array([0, 1, 0])}, "features are 4 x 2, but there are 3 labels"),
+        ({"labels": np.array([0, 0.5, 1, 1])}, "labels holds what is no whole number"),
+        ({"features": np.array(["a", "b", "c", "d"])}, "features is no matrix of numbers"),
+        ({"features": np.ones(4)}, "features is no matrix of numbers"),
+    ],
+)
+def test_features_of_the_wrong_kind_are_named_with_file_and_field(tmp_path, change, message):
+    fields = {"features": np.ones((4, 2)), "labels": np.array([0, 1, 0, 1])}
+    np.savez(tmp_path / "f.npz", **fields)
+    assert len(read_res101(tmp_path / "f.npz")[1]) == 4
+    np.savez(tmp_path / "f.npz", **fields | change)
+    with pytest.raises(UserError, match=message) as caught:
+        read_res101(tmp_path / "f.npz")
+    assert str(tmp_path / "f.npz") in str(caught.value)
+
+
+def test_splits_without_class_names_are_numbered_aloud(run, tmp_path, caplog):
+    path = export_splits(run, tmp_path)
+    fields = scipy.io.loadmat(path)
+    del fields["allclasses_names"]
+    scipy.io.savemat(path, {k: v for k, v in fields.items() if not k.startswith("__")})
+    assert read_att_splits(path).class_names[:2] == ["class_1", "class_2"]
+    assert "holds no allclasses_names" in caplog.text
+
+
+def test_a_class_with_nan_is_named(run, tmp_path):
+    splits = read_att_splits(export_splits(run, tmp_path))
+    splits.att[3, 1] = np.nan
+    write_att_splits(tmp_path / "a.mat", splits)
+    with pytest.raises(UserError, match=f"att holds NaN or infinity for {DATA.class_names[3]};"):
+        read_att_splits(tmp_path / "a.mat")
+
+
+def test_a_drawn_validation_split_is_said_aloud(run, tmp_path, capsys):
+    path, features = export_splits(run, tmp_path), export_features(run, tmp_path)
+    given = ["evaluate", "--embeddings", str(path), "--features", str(features)]
+    assert main([*given, "--models", "[eszsl]"]) == 0
+    assert "No validation classes" not in capsys.readouterr().out
+    splits = read_att_splits(path)
+    empty = {name: np.zeros(0, np.int64) for name in ("train_loc", "val_loc")}
+    write_att_splits(path, replace(splits, locations=splits.locations | empty))
+    assert main([*given, "--models", "[eszsl]"]) == 0
+    assert "of the seen classes were drawn by the" in capsys.readouterr().out
+
+
 def test_a_mat_file_without_splits_says_what_is_missing(tmp_path):
     scipy.io.savemat(tmp_path / "a.mat", {"att": np.ones((2, 3))})
-    with pytest.raises(ValueError, match=r"holds no allclasses_names, trainval_loc, .* only att"):
+    with pytest.raises(ValueError, match=r"holds no trainval_loc, .* only att"):
         read_att_splits(tmp_path / "a.mat")
 
 

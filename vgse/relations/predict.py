@@ -171,6 +171,14 @@ def relate(
     )
 
 
+def paper_wavg(
+    unseen: NDArray[np.floating], seen: NDArray[np.floating], config: RelationConfig
+) -> F64:
+    """[U, S] of VGSE-WAvg as the table has it, rows not divided by their sum."""
+    count = min(config.num_neighbours, len(seen))
+    return weighted_average(unseen, seen, num_neighbours=count, eta=config.eta, divided=False)
+
+
 def predict_unseen(
     own_embeddings: NDArray[np.floating], related: Related, seen: Indices, unseen: Indices
 ) -> NDArray[np.float32]:

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from vgse.config import EvaluationConfig, Normalisation
 from vgse.errors import UserError
-from vgse.files import read_arrays
-from vgse.formats import VALIDATION, read_safetensors
+from vgse.formats import VALIDATION
 from vgse.knowledge.words import load_word_vectors, normalise_words, words_of
-from vgse.xlsa17 import read_att_splits, read_res101, zsl_data
+from vgse.xlsa17 import (
+    cell_texts,
+    read_att_splits,
+    read_fields,
+    read_res101,
+    refuse_leaks,
+    zsl_data,
+)
 from vgse.zsl.data import ZslData, with_validation
 from vgse.zsl.rows import external_rows
 from vgse.zsl.table import Predicted, evaluate
@@ -50,6 +56,7 @@ def evaluate_files(
         raise UserError(f"{features} and {splits or embeddings}: {error}") from None
     names = protocol.class_names
     given = _embeddings_of(embeddings, names)
+    refuse_leaks(embeddings, given.seen, [names[c] for c in data.unseen], splits or embeddings)
     if normalise is None and embeddings.suffix == ".mat" and given.validation is None:
         normalise = "none"
     config = replace(config, normalise=normalise or config.normalise)
@@ -80,14 +87,17 @@ def evaluate_embeddings(
     """
     _check_embeddings(np.asarray(embeddings), data)
     rows = partial(external_rows, words is not None)
+    drawn = not len(data.val)
     data, config = with_validation(data, seed), config or EvaluationConfig()
     if predicted is not None and not np.array_equal(
         np.sort(np.concatenate(predicted.turns)), np.sort(data.seen)
     ):
         predicted = None  # another split than the file was made for
-    return evaluate(
+    evaluation = evaluate(
         *(data, rows, embeddings, words, config, seed), num_seeds=num_seeds, predicted=predicted
     )
+    evaluation["protocol"]["validation_drawn"] = drawn
+    return evaluation
 
 
 def _check_embeddings(embeddings: NDArray[Any], data: ZslData) -> None:
@@ -121,6 +131,7 @@ class _Given:
     rows: NDArray[np.floating]  # [C, D]
     validation: NDArray[np.floating] | None = None  # [C, D]
     fold: NDArray[np.integer] | None = None  # [C], -1 for classes of none
+    seen: frozenset[str] = frozenset()  # whose rows come from their own images, where it knows
 
     def in_turns(self) -> Predicted | None:
         if self.validation is None or self.fold is None:
@@ -133,21 +144,21 @@ def _embeddings_of(path: Path, class_names: list[str]) -> _Given:
     """What the file holds in the order of `class_names`; of our own .mat the raw rows."""
     if path.suffix == ".mat":
         splits = read_att_splits(path)
-        names, fold = splits.class_names, splits.validation_fold
+        names, fold, seen = splits.class_names, splits.validation_fold, splits.seen
         validation: NDArray[np.floating] | None = splits.validation_att
         rows = splits.att if validation is None else splits.original_att
-    elif path.suffix == ".safetensors":
-        classes = read_safetensors(path)
-        names, rows = classes.class_names, classes.embeddings.astype(np.float64)
-        validation, fold = classes.validation_embeddings, classes.validation_fold
-    elif path.suffix == ".npz":
-        arrays = read_arrays(path, "class_names", "embeddings", also=VALIDATION)
-        names, rows = [str(name) for name in arrays["class_names"]], arrays["embeddings"]
+    elif path.suffix in (".npz", ".safetensors", ".h5", ".hdf5"):
+        arrays, _ = read_fields(path, "class_names", "embeddings", also=("seen", *VALIDATION))
+        names, rows = cell_texts(arrays["class_names"]), arrays["embeddings"]
         validation, fold = (arrays.get(name) for name in VALIDATION)
+        seen = arrays.get("seen")
     else:
-        raise UserError(f"{path}: give class embeddings as .mat, .npz or .safetensors")
-    if len(rows) != len(names):
-        raise UserError(f"{path}: {len(rows)} embeddings, but {len(names)} class names")
+        raise UserError(f"{path}: give class embeddings as .mat, .npz, .h5 or .safetensors")
+    if rows.ndim != 2 or len(rows) != len(names):
+        raise UserError(
+            f"{path}: embeddings of shape {rows.shape}, but {len(names)} class names; give one "
+            "row a class"
+        )
     names = [normalize("NFC", name) for name in names]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(
@@ -161,6 +172,7 @@ def _embeddings_of(path: Path, class_names: list[str]) -> _Given:
             + ", ".join(missing[:20])
         )
     order = [position[normalize("NFC", name)] for name in class_names]
+    known = frozenset() if seen is None else frozenset(names[i] for i in seen)
     if validation is None or fold is None:
-        return _Given(rows[order])
-    return _Given(rows[order], validation[order], fold[order])
+        return _Given(rows[order], seen=known)
+    return _Given(rows[order], validation[order], fold[order], known)
