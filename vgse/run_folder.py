@@ -392,9 +392,9 @@ def export_splits(
     """
     classes = read_npz(run / "class_embeddings.npz")
     if like is None:
-        labels, split = image_labels(run)
-        images = _images_of_splits(classes, labels, split)
-        locations = split_locations(labels, *images, classes.val)
+        of_images, split = image_labels(run)
+        images = _images_of_splits(classes, of_images, split)
+        locations = split_locations(of_images, *images, classes.val)
         names, order = classes.class_names, np.arange(len(classes.class_names))
     else:
         given = read_att_splits(like)
