@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from rich.markup import escape
+from rich.text import Text
 
 from distributed.cluster import describe_failure, ray_cluster
 from distributed.display import Display
@@ -92,9 +92,11 @@ def repeat(
         display = stack.enter_context(Display())
         left = [name for name in runs if not is_done(folder / name)]
         display.line(
-            f"[bold]{escape(first.manifest.source or first.manifest.url)}[/bold]: {len(runs)} "
-            f"{'class splits' if splits else 'seeds'} of {len(first.seen)} seen and "
-            f"{len(first.unseen)} unseen classes, {len(runs) - len(left)} there already"
+            Text.assemble(
+                (first.manifest.source or first.manifest.url, "bold"),
+                f": {len(runs)} {'class splits' if splits else 'seeds'} of {len(first.seen)} seen "
+                f"and {len(first.unseen)} unseen classes, {len(runs) - len(left)} there already",
+            )
         )
         causes: dict[str, str] = {}
         if left:
@@ -113,7 +115,7 @@ def repeat(
         for measure in MEASURES:
             display.console.print(spread_table(spread, measure))
         for name, cause in causes.items():
-            display.line(f"[yellow]{name}[/yellow] is not in the table: {escape(cause)}")
+            display.line(Text.assemble((name, "yellow"), f" is not in the table: {cause}"))
         return write_spread(folder, spread, causes)
 
 

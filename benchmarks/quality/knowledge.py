@@ -19,7 +19,7 @@ from vgse.formats import read_npz
 from vgse.knowledge.sources import Knowledge, combine_blocks, source_blocks
 from vgse.relations import CachedSolver
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge
-from vgse.relations.select import RIDGES, select_relation
+from vgse.relations.select import select_relation
 from vgse.run_folder import (
     read_config,
     read_image_features,
@@ -33,6 +33,7 @@ from vgse.zsl.table import evaluate
 
 VERSION = 1  # of what a stored result means
 GRID_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)  # of each further source beside the first
+RIDGES = (1e-8, 0.01, 0.1, 0.3, 1.0)  # the paper's, and those among which the choice lies
 GRID_MODELS = ["eszsl", "prototype"]  # of a grid's many rows, the two that are fastest
 
 Values = NDArray[np.float64]
