@@ -133,6 +133,8 @@ def made_images(count: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, count)
     keys = [f"{number:08d}-0123abcd" for number in range(count)]
+    features = np.ones((count, FEATURES), np.float16)
+    features[:, 0] += np.arange(count) % 50
     return {
         "keys": keys,
         "sources": [f"class/{key}.jpg" for key in keys],
@@ -140,7 +142,7 @@ def made_images(count: int) -> dict[str, Any]:
         "splits": ["train"] * count,
         "rows": np.arange(count),
         "labels": labels,
-        "features": np.ones((count, FEATURES), np.float16),
+        "features": features,
         "assignments": np.full((count, CLUSTERS), 1 / CLUSTERS, np.float32),
         "strongest": np.zeros((count, PATCHES), np.int32),
         "scores": np.ones((count, PATCHES), np.float32),
