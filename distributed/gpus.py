@@ -56,6 +56,12 @@ def gpu_precision(wanted: str, *, gpus: float = 1) -> str:
     except ray.exceptions.RayError as error:
         lost = f"cluster.use_gpu: a first task on a GPU was lost ({describe_failure(error)})"
         raise UserError(f"{lost}; run the same command again") from error
+    own = torch.__version__.partition("+")[0]
+    if probe.version.partition("+")[0] != own:
+        raise UserError(
+            f"torch is {own} here and {probe.version} on {probe.node}; install both with "
+            "--constraint deploy/constraints.txt"
+        )
     if probe.fault:
         raise UserError(
             f"cluster.use_gpu: torch {probe.version} cannot compute on the GPU of {probe.node} "

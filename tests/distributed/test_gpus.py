@@ -36,6 +36,13 @@ def test_auto_takes_what_the_gpu_multiplies_in(
             gpu_precision("bfloat16", gpus=0)
 
 
+def test_another_torch_on_the_nodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Probe("10.0.0.7", version="1.13.1+cu117", gpu="NVIDIA H100", bfloat16=True)
+    monkeypatch.setattr(gpus, "probe_gpu", lambda: other)
+    with pytest.raises(ValueError, match=r"here and 1\.13\.1\+cu117 on 10\.0\.0\.7"):
+        gpu_precision("auto", gpus=0)
+
+
 def test_a_wrong_product_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.ones
     monkeypatch.setattr(torch.cuda, "init", lambda: None)

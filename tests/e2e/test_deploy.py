@@ -11,8 +11,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from deploy import pin
 from distributed.__main__ import make_parser
 from rayjob_schema import RAYJOB
 from vgse.config import RunConfig, validate
@@ -107,9 +109,35 @@ def test_one_ray_is_pinned_everywhere_and_the_project_takes_it() -> None:
 
 
 def install_arguments(command: str) -> list[str]:
-    """What `python -m pip install` is given, without the extra for S3 and the pinned Ray."""
+    """What `python -m pip install` is given, without constraints, extra and Ray's pin."""
     words = shlex.split(command.partition("-m pip install")[2])
+    if "--constraint" in words:
+        place = words.index("--constraint")
+        del words[place : place + 2]
     return [word.replace(".[s3]", ".") for word in words if not PIN.match(word)]
+
+
+def test_image_and_nodes_install_the_versions_that_were_tested() -> None:
+    texts = [(ROOT / name).read_text() for name in ("cluster.yaml", "deploy/Dockerfile")]
+    installs = [line for text in texts for line in text.splitlines() if "pip install" in line]
+    assert len(installs) == 3
+    assert all(re.search(r"--constraint \S*deploy/constraints\.txt ", line) for line in installs)
+    lines = (ROOT / "deploy/constraints.txt").read_text().splitlines()[1:]
+    pins = dict(line.split("==") for line in lines)
+    needed = pin.wanted()
+    for requirement in needed:
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+    assert set(pin.closure(needed)) <= set(pins)  # what they need themselves as well
+    assert set(PIN.findall(texts[1])) == {pins["ray"]}
+
+
+def test_nodes_start_from_an_image_with_a_driver() -> None:
+    types = read("cluster.yaml")["available_node_types"].values()
+    images = {each["node_config"]["ImageId"] for each in types}
+    assert len(images) == 1 and "base-oss-nvidia-driver-gpu" in images.pop()
+    config = checked(read("cluster.yaml"))["available_node_types"]
+    assert "base-oss-nvidia-driver-gpu" in config["gpu"]["node_config"]["ImageId"]
 
 
 def test_image_and_nodes_are_installed_as_the_readme_does() -> None:
@@ -159,7 +187,10 @@ def test_the_rayjobs_pods_fit_together() -> None:
         (container,) = pod["containers"]
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounted.values()) == set(volumes)
-        assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        shm = volumes[mounted["/dev/shm"]]["emptyDir"]
+        assert shm["medium"] == "Memory"
+        memory = container["resources"]["limits"]["memory"]
+        assert int(shm["sizeLimit"].removesuffix("Gi")) > 0.3 * int(memory.removesuffix("Gi"))
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from distributed.features.actors import actor_results
@@ -69,6 +68,5 @@ def test_features_of_a_gpu_are_those_of_the_cpu(root: Path, tmp_path: Path) -> N
         compute_unit(manifest.url, unit, spec, str(tmp_path / "cpu"), "cpu")
         found, expected = (load_file(tmp_path / d / unit.file) for d in ("gpu", "cpu"))
         for name in ("images", "patches"):
-            torch.testing.assert_close(
-                found[name].float(), expected[name].float(), rtol=0.02, atol=0.02
-            )
+            gap = (found[name].float() - expected[name].float()).norm()
+            assert gap < 0.01 * expected[name].float().norm()  # cuDNN multiplies in TF32
