@@ -79,8 +79,7 @@ def paper_smo_row(inputs: RowInputs, alpha: float, ridge: float = PAPER_RIDGE) -
 def paper_wavg_row(inputs: RowInputs, num_neighbours: int, eta: float) -> Blocks:
     """VGSE-WAvg: φ(u) = Σ exp(-eta ||w_u - w_n||) φ(n) over the nearest seen classes n.
 
-    The distance is Euclidean and the sum is not divided by that of its weights, as in the authors'
-    later code (ImageFreeZSL).
+    The distance is Euclidean and the sum is not divided by that of its weights (docs/method.md).
     """
     count, of_seen = min(num_neighbours, len(inputs.seen)), inputs.own[inputs.seen]
     words = inputs.words_of_unseen_and_seen()
