@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from fault_runs import Ended
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide this machine's GPUs, before CUDA looks for them, from all tests but `-m gpu`: they ask
+    what happens without."""
+    chosen = config.getoption("markexpr")
+    if "gpu" not in chosen or "not gpu" in chosen:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two gloo workers found, see gloo_workers."""

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPU works")
+def test_tests_that_need_no_gpu_see_none() -> None:
+    assert torch.cuda.device_count() == 0 == ray.cluster_resources().get("GPU", 0)
+
+
 def test_a_gpu_that_torch_cannot_use_ends_the_run_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"cannot compute on the GPU of .*R580 or newer") as raised:
         gpu_precision("auto", gpus=0)
