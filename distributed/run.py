@@ -103,6 +103,8 @@ def train(config: RunConfig, run_id: str, *, resume: bool = False, verbose: bool
                 "patches",
             )
         )
+        if len(prepared.unseen) == 1:
+            display.line("T1 of a single unseen class is always 100 %: compare u, s and H")
         embedding = learn_and_embed(config, prepared, run, display, verbose)
         write_results(config, prepared, run, embedding, display, redo=finished)
     return run.local

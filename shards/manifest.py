@@ -26,6 +26,7 @@ ROLES = ("train", "val", "unseen")
 _SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-(\d{6,9})\.tar")
 _LISTED = 1000  # of more shards manifest.json has no list
 _NO_OFFSET = np.uint64(2**64 - 1)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -373,6 +374,8 @@ def _parse(content: Any, folder: str, path: str) -> Manifest:
             "classes": [_entry(ClassEntry, row) for row in content["classes"]],
             "patches": _entry(PatchSpec, content["patches"]),
             "image": _entry(ImageSpec, content["image"]),
+            # A terminal would obey them.
+            **{name: _CONTROL.sub("", content[name]) for name in ("source", "licence")},
         }
         manifest: Manifest = _entry(Manifest, parsed)
         return manifest
@@ -459,6 +462,8 @@ def _class_problems(manifest: Manifest) -> list[str]:
     roles = defaultdict(list)
     for entry in manifest.classes:
         roles[entry.name].append(entry.role)
+        if _CONTROL.search(entry.name):
+            found.append(f"class {entry.name!r}: the name holds control characters; pack again")
         if entry.role not in ROLES:
             found.append(f"class {entry.name!r}: role {entry.role!r} is none of {', '.join(ROLES)}")
     for name, given in roles.items():

@@ -146,6 +146,11 @@ def test_a_list_of_few_shards_stands_in_the_manifest_for_others_to_read(
     assert load_manifest(changed).fingerprint == packed.fingerprint
 
 
+def test_a_title_cannot_steer_a_terminal(copy: Path) -> None:
+    title = change(copy, lambda content: content.update(source="\x1b[2Jbirds\r\x9b1m"))
+    assert load_manifest(title).source == "[2Jbirds1m"
+
+
 def test_a_table_of_another_pack_is_refused(packed: Manifest, copy: Path) -> None:
     write_table(copy, packed.shards[:1])
     with pytest.raises(ValueError, match=r"shards\.npy: does not belong to the manifest"):
@@ -222,6 +227,7 @@ BROKEN: list[tuple[Change, str]] = [
     (lambda c: c.pop("class_counts"), "class_counts"),
     (both_roles, "is both seen and unseen"),
     (lambda c: c["classes"].append(c["classes"][0]), "is listed 2 times"),
+    (lambda c: c["classes"][0].update(name="a\x1b[2J"), "the name holds control characters"),
     (lambda c: c["classes"][0].update(role="known"), "role 'known' is none of"),
     (lambda c: c["patches"].update(num_patches=0), "num_patches is 0"),
     (lambda c: c["class_counts"]["train"].update(yak=1), "class 'yak' is not among the classes"),
