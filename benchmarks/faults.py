@@ -59,8 +59,8 @@ NOTES = """
 
 - **Restarts.** Lost workers and nodes are replaced by Ray up to `cluster.max_failures` times; what
   starting again would only repeat (a full disk, damaged data, a store that stays away, a loss that
-  is not finite) ends the run at once, with one line and exit status 2. The same command goes on
-  from the last checkpoint.
+  is not finite, a GPU's memory that does not hold a step) ends the run at once, with one line and
+  exit status 2. The same command goes on from the last checkpoint.
 - **Checkpoints** are made every `training.checkpoint_epochs` epochs and `checkpoint_steps` steps,
   uploaded while training goes on, and committed once they are whole; `checkpoints_kept` of them
   stay. Files appear under their name only when they are complete, and what an interrupted upload
