@@ -64,6 +64,7 @@ def evaluate(
     seed: int | None = None,
     num_seeds: int = 1,
     out: Path | None = None,
+    csv: Path | None = None,
 ) -> None:
     """Print the zero-shot table of a run folder, or of files from elsewhere.
 
@@ -89,6 +90,7 @@ def evaluate(
         seed: Seed of everything random; that of the run by default, 0 for others' files.
         num_seeds: Repetitions of what is random; above 1 the file holds mean and std.
         out: JSON file for the result of others' files.
+        csv: Folder for predictions.csv and per_class.csv of all rows and models.
     """
     from vgse.files import write_json
     from vgse.run_folder import evaluate_run, read_config, read_seed
@@ -110,7 +112,7 @@ def evaluate(
             )
         relations = read_config(run, "relations", RelationConfig)
         seed = read_seed(run) if seed is None else seed
-        evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds)
+        evaluation = evaluate_run(run, config, relations, seed, num_seeds=num_seeds, csv=csv)
         out = run / "evaluation.json"
     else:
         if embeddings is None or features is None:
@@ -118,6 +120,7 @@ def evaluate(
         evaluation = evaluate_files(
             *(embeddings, features, splits, words, config, seed or 0),
             num_seeds=num_seeds,
+            csv=csv,
             normalise=normalise,
         )
         if out is not None:

@@ -311,6 +311,7 @@ def evaluate_run(
     num_seeds: int = 1,
     clusters: dict[str, Any] | None = None,
     parts: Iterable[ImageFeatures] | None = None,
+    csv: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run folder and writes its evaluation.json.
 
@@ -348,6 +349,7 @@ def evaluate_run(
         num_seeds=num_seeds,
         solve=solve,
         choose_knowledge=choose,
+        csv=csv,
     )
     if clusters is None:
         clusters = read_mapping(path, remedy="remove it").get("clusters")

@@ -1,5 +1,6 @@
 """Files: what is written loads again, the way that the field's scripts load it, or says why not."""
 
+import csv
 import json
 import os
 import re
@@ -875,3 +876,31 @@ def test_permuted_knowledge_is_warned_of(run):
     content = json.loads((run / "relations.json").read_text())
     assert "say nothing about the pictures" in content["warning"]
     assert content["criterion"] <= content["permuted_best"]
+
+
+def test_predictions_as_csv_give_the_accuracies_of_the_table(run, tmp_path):
+    given = ["evaluate", str(run), "--models", "[eszsl]", "--csv", str(tmp_path / "csv")]
+    assert main(given) == 0
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    with open(tmp_path / "csv" / "predictions.csv") as stream:
+        lines = list(csv.DictReader(stream))
+    with open(tmp_path / "csv" / "per_class.csv") as stream:
+        classes = list(csv.DictReader(stream))
+    assert len(lines) == len(rows) * (len(DATA.test_seen) + len(DATA.test_unseen))
+    images = [int(line["image"]) for line in lines if line["row"] == "smo"]
+    assert images == [*DATA.test_seen, *DATA.test_unseen]
+    for row in rows:
+        result = row["results"]["eszsl"]
+        own = [line for line in classes if line["row"] == row["name"]]
+        for key, role, name in (
+            ("zsl", "unseen", "zsl"),
+            ("gzsl", "unseen", "unseen"),
+            ("gzsl", "seen", "seen"),
+        ):
+            shares = [float(line[key]) for line in own if line["role"] == role]
+            assert np.mean(shares) == pytest.approx(result[name]), (row["name"], name)
+            of_role = [li for li in lines if li["row"] == row["name"] and li["role"] == role]
+            right = {li["class"]: [] for li in of_role}
+            for line in of_role:
+                right[line["class"]].append(line[key] == line["class"])
+            assert np.mean([np.mean(r) for r in right.values()]) == pytest.approx(result[name])

@@ -37,6 +37,7 @@ def evaluate_files(
     *,
     num_seeds: int = 1,
     normalise: Normalisation | None = None,
+    csv: Path | None = None,
 ) -> dict[str, Any]:
     """The table of `embeddings` on the images of `features`, beside random vectors and words.
 
@@ -65,7 +66,10 @@ def evaluate_files(
         found = load_word_vectors(words, {name: words_of(name) for name in names})
         vectors = normalise_words(found.vectors, data.seen)
     return evaluate_embeddings(
-        *(data, given.rows, vectors, config, seed), num_seeds=num_seeds, predicted=given.in_turns()
+        *(data, given.rows, vectors, config, seed),
+        num_seeds=num_seeds,
+        predicted=given.in_turns(),
+        csv=csv,
     )
 
 
@@ -78,6 +82,7 @@ def evaluate_embeddings(
     *,
     num_seeds: int = 1,
     predicted: Predicted | None = None,
+    csv: Path | None = None,
 ) -> dict[str, Any]:
     """The table of class embeddings [C, D], beside random vectors and, where given, `words`
     [C, D_w]; what evaluation.json holds.
@@ -94,7 +99,10 @@ def evaluate_embeddings(
     ):
         predicted = None  # another split than the file was made for
     evaluation = evaluate(
-        *(data, rows, embeddings, words, config, seed), num_seeds=num_seeds, predicted=predicted
+        *(data, rows, embeddings, words, config, seed),
+        num_seeds=num_seeds,
+        predicted=predicted,
+        csv=csv,
     )
     evaluation["protocol"]["validation_drawn"] = drawn
     return evaluation

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 
+from vgse.zsl.data import Indices
 from vgse.zsl.folds import PreparedFold
 from vgse.zsl.metrics import (
     Generalised,
@@ -16,6 +17,7 @@ from vgse.zsl.metrics import (
     calibrated_stacking,
     per_class_top1,
     seen_unseen_area,
+    stacked_predictions,
     stacking_curve,
 )
 from vgse.zsl.models import Model, Params
@@ -184,15 +186,33 @@ def _curve_of(
     return stacking_curve([generalised_scores(*part) for part in parts], spreads)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Classes that a model gives test images, as rows of [seen; unseen] embeddings."""
+
+    zsl: Indices  # [M_u] of images of unseen classes, among the unseen ones
+    of_seen: Indices  # [M_s] of images of seen classes, among all, with gamma
+    of_unseen: Indices  # [M_u]
+
+
 def final_result(
-    model: Model, fold: PreparedFold, embeddings: Embeddings, choice: Choice, seed: int
+    model: Model,
+    fold: PreparedFold,
+    embeddings: Embeddings,
+    choice: Choice,
+    seed: int,
+    keep: Callable[[Predictions], None] | None = None,
 ) -> tuple[Result, list[tuple[float, float]]]:
     """Scores of the model refitted on all seen classes with what validation chose, and points
-    (unseen, seen) of its curve over gamma."""
+    (unseen, seen) of its curve over gamma; `keep` gets the predictions."""
     score = model.fit(fold.training, embeddings[: fold.num_seen], seed=seed, **choice.params)
     scores = generalised_scores(score, fold, embeddings)
     gamma = choice.gamma * score_spread(score, fold, embeddings)
     generalised, plain = calibrated_stacking(scores, gamma), calibrated_stacking(scores, 0.0)
+    if keep is not None:
+        among_unseen = score(fold.unseen_features, embeddings[fold.num_seen :]).argmax(1)
+        of_seen, of_unseen = stacked_predictions(scores, gamma)
+        keep(Predictions(among_unseen + fold.num_seen, of_seen, of_unseen))
     curve = stacking_curve([scores], [1.0])
     result = Result(
         zsl_top1(score, fold, embeddings),

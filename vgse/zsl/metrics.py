@@ -52,8 +52,8 @@ class GeneralisedScores:
     num_seen: int
 
 
-def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
-    """Accuracies where `gamma`, in the unit of the scores, is subtracted for seen classes."""
+def stacked_predictions(scores: GeneralisedScores, gamma: float) -> tuple[Indices, Indices]:
+    """Columns of images of seen and of unseen classes, `gamma` subtracted for seen classes."""
     penalty = np.zeros(scores.of_seen.shape[1])
     penalty[: scores.num_seen] = gamma
 
@@ -61,8 +61,14 @@ def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
         blocks = range(0, max(1, len(rows)), _BLOCK)  # no second copy of all scores
         return np.concatenate([(rows[i : i + _BLOCK] - penalty).argmax(1) for i in blocks])
 
-    seen = per_class_top1(predictions(scores.of_seen), scores.labels_seen)
-    unseen = per_class_top1(predictions(scores.of_unseen), scores.labels_unseen)
+    return predictions(scores.of_seen), predictions(scores.of_unseen)
+
+
+def calibrated_stacking(scores: GeneralisedScores, gamma: float) -> Generalised:
+    """Accuracies where `gamma`, in the unit of the scores, is subtracted for seen classes."""
+    of_seen, of_unseen = stacked_predictions(scores, gamma)
+    seen = per_class_top1(of_seen, scores.labels_seen)
+    unseen = per_class_top1(of_unseen, scores.labels_unseen)
     return Generalised(seen, unseen, harmonic_mean(seen, unseen))
 
 

@@ -1,12 +1,15 @@
 """The zero-shot table: every choice on validation classes, then every row on the test images."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from csv import writer
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from vgse.config import EvaluationConfig
 from vgse.errors import UserError
+from vgse.files import written_whole
 from vgse.relations import CachedSolver, Relations
 from vgse.relations.predict import ChosenKnowledge
 from vgse.zsl.data import Indices, ZslData
@@ -26,7 +30,7 @@ from vgse.zsl.folds import (
     prepare,
     validation_folds,
 )
-from vgse.zsl.hyperparameters import Choice, choose, final_result
+from vgse.zsl.hyperparameters import Choice, Predictions, choose, final_result
 from vgse.zsl.models import Model, find_model
 from vgse.zsl.models.bilinear import Embeddings
 from vgse.zsl.rows import Blocks, Row, RowInputs, assembled
@@ -56,6 +60,7 @@ def evaluate(
     solve: Callable[..., Relations] | None = None,
     choose_knowledge: Callable[[NDArray[np.floating], Indices], ChosenKnowledge] | None = None,
     predicted: Predicted | None = None,
+    csv: Path | None = None,
 ) -> dict[str, Any]:
     """The contents of evaluation.json, without its keys `clusters` and `relations`.
 
@@ -72,6 +77,7 @@ def evaluate(
         choose_knowledge: Φ_seen [S, D_v] and the seen classes [S] of a fold -> what is known of
             all names, chosen on them, where rows need it.
         predicted: `own` of seen classes as they are predicted in the folds, where they are known.
+        csv: folder that gets predictions.csv and per_class.csv, see `write_csv`.
     """
     for name, array in (("class embeddings", own), ("word vectors", words)):
         if array is not None and (array.ndim != 2 or len(array) != len(data.class_names)):
@@ -127,13 +133,16 @@ def evaluate(
             for index, row in enumerate(rows)
         ]
 
+        kept: dict[tuple[str, str], Predictions] = {}
+
         def entry(row: Row, blocks: list[Blocks]) -> dict[str, Any]:
-            results = {
-                model.name: _result(
-                    model, final, blocks, choices[row.name, model.name], seed, num_seeds
+            results = {}
+            for model in models:
+                at = row.name, model.name
+                keep = None if csv is None else partial(kept.setdefault, at)  # the first seed's
+                results[model.name] = _result(
+                    *(model, final, blocks, choices[at], seed, num_seeds), keep
                 )
-                for model in models
-            }
             return {
                 "name": row.name,
                 "label": row.label,
@@ -143,6 +152,8 @@ def evaluate(
             }
 
         entries = list(pool.map(entry, rows, of_rows))
+    if csv is not None:
+        write_csv(csv, data, fold, {at: kept[at] for at in choices})
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
@@ -158,6 +169,41 @@ def evaluate(
         "test_opened": guard.log,
     }
     return evaluation | {"summary": summary_sentence(evaluation)}
+
+
+def write_csv(
+    folder: Path, data: ZslData, fold: Fold, found: dict[tuple[str, str], Predictions]
+) -> None:
+    """Writes predictions.csv (a line an image, row and model) and per_class.csv.
+
+    `image` counts the rows of the features from 0; zsl is among unseen classes, gzsl among all,
+    with gamma. Accuracies are shares in 0..1.
+    """
+    columns = np.concatenate([fold.seen, fold.unseen])
+    names = np.array(data.class_names)
+    images = np.concatenate([fold.test_seen, fold.test_unseen])
+    labels, is_seen = data.labels[images], np.arange(len(images)) < len(fold.test_seen)
+    lines: list[list[Any]] = [["row", "model", "image", "class", "role", "zsl", "gzsl"]]
+    shares: list[list[Any]] = [["row", "model", "class", "role", "images", "zsl", "gzsl"]]
+    roles = np.where(is_seen, "seen", "unseen")
+    for at, predictions in found.items():
+        gzsl = columns[np.concatenate([predictions.of_seen, predictions.of_unseen])]
+        zsl = np.concatenate([np.full(is_seen.sum(), -1), columns[predictions.zsl]])
+        among = np.where(is_seen, "", names[zsl])
+        rows = zip(images, names[labels], roles, among, names[gzsl], strict=True)
+        lines += [[*at, *row] for row in rows]
+        for c in columns:
+            of_class = labels == c
+            if of_class.any():
+                own = [float((p[of_class] == c).mean()) for p in (zsl, gzsl)]
+                role = "unseen" if c in fold.unseen else "seen"
+                first = own[0] if role == "unseen" else ""
+                shares.append([*at, names[c], role, of_class.sum(), first, own[1]])
+    for name, table in (("predictions.csv", lines), ("per_class.csv", shares)):
+        text = io.StringIO()
+        writer(text, lineterminator="\n").writerows(table)
+        with written_whole(folder / name) as stream:
+            stream.write(text.getvalue().encode())
 
 
 @contextmanager
@@ -216,12 +262,13 @@ def _result(
     choice: Choice,
     seed: int,
     num_seeds: int,
+    keep: Callable[[Predictions], object] | None,
 ) -> dict[str, Any]:
     """One cell of evaluation.json; repeats over seeds where the row or the model is random."""
     repeats = num_seeds if model.stochastic or len(blocks) > 1 else 1
     embeddings = [assembled(each, fold.num_seen, choice.normalise) for each in blocks]
     found = [
-        final_result(model, fold, embeddings[i % len(embeddings)], choice, seed + i)
+        final_result(model, fold, embeddings[i % len(embeddings)], choice, seed + i, keep)
         for i in range(repeats)
     ]
     runs, curve = [asdict(result) for result, _ in found], found[0][1]
