@@ -201,7 +201,7 @@ def final_result(
     embeddings: Embeddings,
     choice: Choice,
     seed: int,
-    keep: Callable[[Predictions], None] | None = None,
+    keep: Callable[[Predictions], object] | None = None,
 ) -> tuple[Result, list[tuple[float, float]]]:
     """Scores of the model refitted on all seen classes with what validation chose, and points
     (unseen, seen) of its curve over gamma; `keep` gets the predictions."""
