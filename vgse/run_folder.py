@@ -223,7 +223,7 @@ def read_knowledge(run: Path, classes: ClassEmbeddings) -> Knowledge:
             pairs = zip(names, map(str, entries), strict=True)
             source = Source(
                 str(name),
-                arrays[f"rows_{i}"].astype(np.float64),
+                arrays[f"rows_{i}"],
                 None if np.isnan(weight) else weight,
                 bool(arrays["is_hierarchy"][i]),
                 [str(column) for column in arrays[f"columns_{i}"]],

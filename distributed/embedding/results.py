@@ -141,8 +141,11 @@ def write_results(
         stage.summary = "report.html"
 
     sections = to_dict(config)
-    tables = [source.rows.tobytes() for source in prepared.knowledge.sources]
-    known = hashlib.sha256(b"".join(tables)).hexdigest()
+    tables = hashlib.sha256()
+    for source in prepared.knowledge.sources:
+        for row in source.rows:  # a whole table may take gigabytes
+            tables.update(row.astype(np.float64).tobytes())
+    known = tables.hexdigest()
     weights = [source.weight for source in prepared.knowledge.sources]
     folds = config.evaluation.folds
     related = digest(embedding, sections["relations"], known, weights, config.seed, folds)

@@ -31,6 +31,7 @@ _NAMES = {"words": "words", "wordnet": "WordNet", "glosses": "WordNet glosses"}
 F64 = NDArray[np.float64]
 Indices = NDArray[np.integer]
 
+_ROWS = 1024  # whose lengths are taken at a time
 _SIF = 1e-3  # a of a / (a + p): words more frequent than this count less (Arora et al., ICLR 2017)
 
 
@@ -39,7 +40,7 @@ class Source:
     """What one source says of all classes."""
 
     name: str
-    rows: F64  # [C, D], zero for a class that the source lacks
+    rows: NDArray[np.floating]  # [C, D], zero for a class that the source lacks
     weight: float | None  # None: to be chosen
     is_hierarchy: bool = False  # columns are ancestors: those of many classes say less
     columns: list[str] = field(default_factory=list)  # names of ancestors, for readers
@@ -65,7 +66,7 @@ class Knowledge:
         taken = [row[class_names[i]] for i in kept]
         sources = []
         for source in self.sources:
-            rows = np.zeros((len(class_names), source.rows.shape[1]))
+            rows = np.zeros((len(class_names), source.rows.shape[1]), source.rows.dtype)
             rows[kept] = source.rows[taken]
             sources.append(replace(source, rows=rows))
         return Knowledge(class_names, sources)
@@ -136,7 +137,7 @@ def load_knowledge(
         is_hierarchy = config.kind in ("wordnet", "hierarchy")
         sources.append(
             Source(
-                *(_name(config, known), table.astype(np.float64), weight),
+                *(_name(config, known), table, weight),
                 *(is_hierarchy, columns, entries),
             )
         )
@@ -251,28 +252,38 @@ def source_blocks(knowledge: Knowledge, seen: Indices) -> list[F64]:
     """
     blocks = []
     for source in knowledge.sources:
-        rows = source.rows
+        rows = source.rows.astype(np.float64)  # a copy, large with thousands of ancestors:
         if source.is_hierarchy:
             common = np.maximum((rows[seen] != 0).sum(0), 1)
-            rows = rows * np.log(len(seen) / common)
-        blocks.append(centred_unit_rows(rows, seen))
+            rows *= np.log(len(seen) / common)
+        blocks.append(_centre(rows, seen))  # changed in place
     return blocks
 
 
-def centred_unit_rows(rows: F64, seen: Indices) -> F64:
+def centred_unit_rows(rows: NDArray[np.floating], seen: Indices) -> F64:
     """`rows` minus the mean of the seen ones, at length 1; rows of zeros stay out of both."""
-    present = (rows != 0).any(axis=1)
+    return _centre(rows.astype(np.float64), seen)
+
+
+def _centre(rows: F64, seen: Indices) -> F64:
+    """`centred_unit_rows` in the memory of `rows`."""
+    present: NDArray[np.bool_] = (rows != 0).any(axis=1)
     inside = np.asarray(seen)[present[seen]]
-    centred = rows - rows[inside].mean(0) if len(inside) else rows.copy()
-    centred[~present] = 0.0
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.where(lengths > 1e-12, lengths, np.inf))
+    if len(inside):
+        rows -= rows[inside].mean(0)
+    rows[~present] = 0.0
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        lengths = np.linalg.norm(part, axis=1, keepdims=True)
+        part /= np.where(lengths > 1e-12, lengths, np.inf)
+    return rows
 
 
 def combine_blocks(blocks: Sequence[F64], weights: Sequence[float], seen: Indices) -> F64:
     """[C, D_w]: weighted blocks side by side, centred over the seen classes, unit rows."""
-    used = [block * weight for block, weight in zip(blocks, weights, strict=True) if weight]
-    return centred_unit_rows(np.concatenate(used, axis=1), seen)
+    pairs = zip(blocks, weights, strict=True)
+    used = [block if weight == 1 else block * weight for block, weight in pairs if weight]
+    return _centre(np.concatenate(used, axis=1), seen)
 
 
 def semantic_targets(

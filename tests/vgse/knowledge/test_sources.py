@@ -1,5 +1,6 @@
 """Sources of knowledge brought together: what they lack, how they are centred and weighted."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,15 @@ def test_what_the_semantic_loss_regresses_keeps_the_distances_of_all_sources() -
     tree[[2, 5, 6]] = 7  # classes that are not trained on
     again = semantic_targets(knowledge, words, SEEN, "knowledge")
     np.testing.assert_allclose(again @ again.T, found @ found.T, atol=1e-12)
+
+
+def test_a_table_is_held_once_in_float32_and_worked_on_in_one_copy() -> None:
+    table = np.random.default_rng(0).random((1500, 2000), np.float32)
+    knowledge = Knowledge([str(i) for i in range(1500)], [Source("tree", table, None, True)])
+    before = table.copy()
+    tracemalloc.start()
+    (block,) = source_blocks(knowledge, np.arange(50))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.7 * block.nbytes  # another copy would make 2
+    np.testing.assert_array_equal(table, before)
