@@ -309,12 +309,15 @@ def page(folders: Sequence[Path]) -> str:
             numbers = np.mean(values), np.std(values), min(values), max(values)
             cells = " | ".join(f"{value:.1f}" for value in numbers)
             lines.append(f"| {name.replace('_', ' ')} | {cells} |")
-        lines += ["", f"| objective | {' | '.join(TESTS)} |"]
-        lines.append("| --- |" + " ---: |" * len(TESTS))
+        heads = [*TESTS, "winner's T1 − default's", "winner's H − default's"]
+        lines += ["", f"| objective | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
         for name, parts in OBJECTIVES.items():
             scores = [float(np.mean([row[part] for part in parts])) for row in rows]
             found = [spearman(scores, [row[test] for row in rows]) for test in TESTS]
             cells = " | ".join(f"{rho:.2f} ({chance:.2f})" for rho, chance in found)
+            winner = rows[int(np.argmax(scores))]
+            gains = (100 * (winner[test] - rows[0][test]) for test in TESTS[:2])
+            cells += "".join(f" | {gain:+.1f}" for gain in gains)
             lines.append(f"| {name} | {cells} |")
         lines += _semantic_lines(folder)
     return "\n".join(lines) + "\n"
