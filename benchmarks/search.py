@@ -165,9 +165,8 @@ def search_part(folder: Path, config: SearchConfig) -> list[str]:
         f"{len(records)} trials ({states(records)}) of at most {config.run.training.epochs} "
         f"epochs on the demo, {epochs} epochs in all, {100 * epochs / most:.0f}% of what they "
         f"were without ASHA; {timing['seconds'] / 60:.0f} minutes, {timing['concurrent']} at a "
-        f"time. Objective: {config.objective} (per-class top-1) of the prototype model on the "
-        "validation classes as unseen. The rows below were retrained on all seen classes; test "
-        "images were opened once for each.",
+        f"time. Objective: {config.objective}; T1 is the prototype model's. The rows below were "
+        "retrained on all seen classes; test images were opened once for each.",
         "",
         "| configuration | validation % | test zsl % | test u % | test s % | test H % |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
