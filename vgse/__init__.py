@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vgse.config import RunConfig, load_config
     from vgse.errors import UserError
-    from vgse.relations.tables import ClassRelation, relate_classes
+    from vgse.relations.predict import ClassRelation, relate_classes
     from vgse.run_folder import Run, load_run
     from vgse.zsl.data import ZslData
     from vgse.zsl.external import evaluate_embeddings
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ClassRelation": "vgse.relations.tables",
+    "ClassRelation": "vgse.relations.predict",
     "Run": "vgse.run_folder",
     "RunConfig": "vgse.config",
     "UserError": "vgse.errors",
@@ -32,7 +32,7 @@ _MODULES = {
     "evaluate_embeddings": "vgse.zsl.external",
     "load_config": "vgse.config",
     "load_run": "vgse.run_folder",
-    "relate_classes": "vgse.relations.tables",
+    "relate_classes": "vgse.relations.predict",
 }
 
 

@@ -1,5 +1,7 @@
 import pickle
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.loader import Batch, Batches, Cut, make_loader
+from shards.loader import Batch, Batches, Cut, LoadTimes, make_loader
 from shards.manifest import Manifest, ShardTable
 from shards.sampler import (
     Cursor,
@@ -287,3 +289,29 @@ def test_what_a_loader_process_gets_does_not_grow_with_the_shards(packed: Manife
 
     (few, whole), (many, all_of_it) = sizes(1), sizes(100)
     assert many < few + 100 and all_of_it > 20 * whole
+
+
+def measure(manifest: Manifest, loader_workers: int, pause: float) -> Iterator[LoadTimes]:
+    selection = select(manifest, "train")
+    cursor = start_of(manifest, selection, seed=3)
+    plan = split_ranges(cursor.remaining, 1, loader_workers, 32)
+    batches = Batches(manifest, selection, order_of(cursor, selection), plan, 0, Cut("images", 64))
+    for batch in make_loader(batches):
+        time.sleep(pause)
+        yield batch.times
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_batches_carry_the_time_of_each_part(packed: Manifest, loader_workers: int) -> None:
+    started = time.perf_counter()
+    found = list(measure(packed, loader_workers, 0.0))
+    wall = time.perf_counter() - started
+    whole = sum(found, LoadTimes())
+    assert len(found) > 3 and min(whole.read, whole.decode, whole.cut) > 0
+    assert whole.busy < wall
+
+
+def test_the_trainers_step_counts_as_idle(packed: Manifest) -> None:
+    quick, slow = (sum(measure(packed, 0, pause), LoadTimes()) for pause in (0.0, 0.05))
+    steps = len(list(measure(packed, 0, 0.0)))
+    assert slow.idle > 0.05 * (steps - 1) > quick.idle
