@@ -34,7 +34,7 @@ from vgse.zsl.table import evaluate
 VERSION = 1  # of what a stored result means
 GRID_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)  # of each further source beside the first
 RIDGES = (1e-8, 0.01, 0.1, 0.3, 1.0)  # the paper's, and those among which the choice lies
-GRID_MODELS = ["eszsl", "prototype"]  # of a grid's many rows, the two that are fastest
+GRID_MODELS = ["prototype"]  # of a grid's many rows, by the fastest model
 
 Values = NDArray[np.float64]
 Choose = Callable[[Knowledge, NDArray[np.floating], Indices], ChosenKnowledge]
