@@ -25,6 +25,7 @@ from benchmarks.quality.run import run as train_setting
 from benchmarks.quality.run import task_of
 from benchmarks.quality.settings import Setting
 from distributed.__main__ import make_parser
+from shards.manifest import SPLITS, Manifest, load_manifest
 from vgse.config import RunConfig
 from vgse.formats import read_npz
 
@@ -138,13 +139,16 @@ def bars(evaluations: list[dict[str, Any]]) -> list[tuple[str, str, float, bool]
     ]
 
 
-def markdown(evaluations: dict[str, dict[str, Any]]) -> str:
+def markdown(evaluations: dict[str, dict[str, Any]], manifest: Manifest) -> str:
     """The committed page."""
+    train, test = (manifest.num_images(split) // len(manifest.seen) for split in SPLITS[:2])
     lines = [
         "# CIFAR-100, two splits of 80 seen and 20 unseen classes",
         "",
         "`python -m benchmarks.cifar100 --images PATH/cifar100`. Means over the splits "
-        f"{' and '.join(evaluations)}; accuracies are shares.",
+        f"{' and '.join(evaluations)}; accuracies are shares. {train} training and {test} test "
+        "images a class; of a class that is unseen in the packed split, main, and seen in the "
+        f"other, {test} images are divided.",
         "",
         "| check | bar | measured | holds |",
         "| --- | --- | --- | --- |",
@@ -192,7 +196,7 @@ def main() -> int:
     evaluations = {
         split: run_split(options.images.absolute(), work, split) for split in SPLIT_NAMES
     }
-    page = markdown(evaluations)
+    page = markdown(evaluations, load_manifest(str(work / "shards")))
     (RESULTS / "cifar100.md").write_text(page)
     print(page)
     return 0 if all(holds for *_, holds in bars(list(evaluations.values()))) else 1
