@@ -44,7 +44,8 @@ def make_parser() -> ArgumentParser:
         "--settings",
         type=str,
         nargs="*",
-        help="Those of the ablation, such as kmeans shuffled; all by default.",
+        help="Those of the ablation, such as kmeans shuffled; all by default, none if empty: the "
+        "page of the whole runs alone.",
     )
     parser.add_argument("--config", action="config", help="YAML file of a run's configuration.")
     parser.add_argument(
@@ -198,7 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = settings_of(config, words, quick=quick)
         if names is not None:
-            settings = [s for s in settings if s.name in (DEFAULT, SHUFFLED, *names)]
+            always = (DEFAULT, SHUFFLED) if names else (DEFAULT,)
+            settings = [s for s in settings if s.name in (*always, *names)]
         tasks = tasks_of(settings, seeds, work)
         spread, known = None, []
         if not quick:

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.quality.compare import compare, difference, spread, usual_of_relations
 from benchmarks.quality.findings import findings, steps
 from benchmarks.quality.knowledge import RunResult, knowledge_section
-from benchmarks.quality.settings import alpha_rows, chosen_rows
+from benchmarks.quality.settings import SHUFFLED, alpha_rows, chosen_rows
 from benchmarks.quality.values import Ablation, Outcome
 
 MEASURES = (
@@ -38,6 +38,8 @@ def page(ablation: Ablation) -> str:
         sources = [source["kind"] for source in ablation.config["knowledge"]] or ["words"]
         results = [RunResult(**result) for result in ablation.knowledge]
         lines += ["", *knowledge_section(sources, results, ablation.repeat["runs"])]
+    if ablation.find(SHUFFLED) is None:  # whole runs alone
+        return "\n".join([*lines, "", f"Machine: {ablation.machine}.", ""])
     lines += ["", "## What the ablation says", "", *findings(ablation)]
     for group, title in GROUPS:
         outcomes = ablation.of_group(group)
@@ -122,6 +124,11 @@ def _repeat(content: dict[str, Any]) -> list[str]:
         f"{'word vectors' if reference == 'minus_words' else 'the paper'}"
         for (reference, measure), value in least.items()
     )
+
+    def of_clusters(name: str) -> str:
+        found = content["clusters"].get(name)
+        return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}" if found else ""
+
     models = ", ".join(content["models"])
     return [
         "## Every row",
@@ -134,6 +141,14 @@ def _repeat(content: dict[str, Any]) -> list[str]:
         *_table(["", "T1", "H", *against], map(cells, content["rows"])),
         "",
         f"{sentence}.",
+        "",
+        *_table(
+            ["clusters on held-out images", *(title for _, title in MEASURES[:3])],
+            [
+                [label, *(of_clusters(f"{name}{suffix}") for name, _ in MEASURES[:3])]
+                for label, suffix in (("trained", ""), ("as k-means left them", "_kmeans"))
+            ],
+        ),
     ]
 
 

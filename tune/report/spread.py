@@ -42,6 +42,7 @@ class Spread:
     chance: Values
     rows: list[Row]
     choices: list[str]  # of knowledge and ridge, in words, of each run
+    clusters: dict[str, Values]  # measures of the clusters, as in evaluation.json
 
     def find(self, name: str) -> Row | None:
         """The row of that name, if there is one."""
@@ -78,7 +79,13 @@ def read_spread(folder: Path, runs: Sequence[str], kind: str) -> Spread:
         rows.append(Row(name, first["label"], first["group"], values))
     chance = np.array([content["chance"] for content in evaluations])
     choices = [str(read_mapping(folder / run / "relations.json").get("line") or "") for run in runs]
-    return Spread(folder.name, kind, list(runs), models, chance, rows, choices)
+    measures = [content.get("clusters") or {} for content in evaluations]
+    clusters = {
+        name: np.array([of_run[name] for of_run in measures], np.float64)
+        for name in measures[0]
+        if all(name in of_run for of_run in measures)
+    }
+    return Spread(folder.name, kind, list(runs), models, chance, rows, choices, clusters)
 
 
 def spread_table(spread: Spread, measure: str) -> Table:
@@ -135,6 +142,7 @@ def to_dict(spread: Spread) -> dict[str, Any]:
         "models": spread.models,
         "chance": float(spread.chance.mean()),
         "choices": spread.choices,
+        "clusters": {name: summary(values) for name, values in spread.clusters.items()},
         "rows": [
             {
                 "name": row.name,

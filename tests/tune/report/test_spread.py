@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
         if number:  # a row that not all have is left out
             rows.append({**rows[0], "name": "knowledge"})
         content = {"models": ["eszsl", "sje"], "chance": 0.05, "rows": rows}
+        content["clusters"] = {"nmi": 0.3 + number / 10}
         (run / "evaluation.json").write_text(json.dumps(content))
         (run / "relations.json").write_text(json.dumps({"line": "words 1, ridge 0.1"}))
     (tmp_path / "repeat.yaml").write_text("splits: 3\n")
@@ -47,7 +48,9 @@ NAMES = ["split-0", "split-1", "split-2"]
 
 
 def test_means_and_deviations_are_those_of_the_runs(folder: Path) -> None:
-    rows = to_dict(read_spread(folder, NAMES, "split"))["rows"]
+    content = to_dict(read_spread(folder, NAMES, "split"))
+    assert content["clusters"]["nmi"]["mean"] == pytest.approx(0.4)
+    rows = content["rows"]
     assert [row["name"] for row in rows] == list(RUNS)
     means = np.array(RUNS["smo"]).mean(1)
     assert rows[2]["zsl"]["values"] == pytest.approx(means)
