@@ -111,20 +111,23 @@ def measure(tasks: list[list[Task]], work: Path) -> None:
 
 
 def whole_runs(
-    config: RunConfig, tasks: list[list[Task]], splits: int, work: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Do what is left of the repeat and of the rows on knowledge; the runs are the results of the
-    default setting, too. Returns repeat.json, and a RunResult for each run."""
+    config: RunConfig, tasks: list[list[Task]], splits: int, work: Path, *, stored: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Do what is left of the repeat and, unless only what is `stored` counts, of the rows on
+    knowledge; the runs are the results of the default setting, too. Returns repeat.json, and a
+    RunResult by run."""
     from tune.repeat import FILE, repeat
 
     folder = work / "splits"
     config = replace(config, storage=str(work))
     repeat(config, folder.name, splits=splits, resume=(folder / FILE).is_file())
     content = read_mapping(folder / "repeat.json")
-    known = []
+    known = {}
     for name in content["runs"]:
-        known.append(vars(evaluate_variants(folder / name, work / "knowledge" / f"{name}.json")))
-        print(f"{name}: sources and ridge are measured", flush=True)
+        file = work / "knowledge" / f"{name}.json"
+        if file.is_file() or not stored:
+            known[name] = vars(evaluate_variants(folder / name, file))
+            print(f"{name}: sources and ridge are measured", flush=True)
     (default,) = [row for row in tasks if row[0].setting.name == DEFAULT]
     for task in default:
         store(task, read_mapping(folder / task.split / "evaluation.json"), 0.0)
@@ -202,9 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
             always = (DEFAULT, SHUFFLED) if names else (DEFAULT,)
             settings = [s for s in settings if s.name in (*always, *names)]
         tasks = tasks_of(settings, seeds, work)
-        spread, known = None, []
+        spread, known = None, {}
         if not quick:
-            spread, known = whole_runs(config, tasks, splits, work)
+            spread, known = whole_runs(config, tasks, splits, work, stored=stored)
         if stored:
             tasks = [row for row in tasks if all(task.done for task in row)]
             check_stored(tasks, work)

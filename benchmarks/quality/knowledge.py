@@ -2,7 +2,7 @@
 relation they predict, and how near the choice on seen classes comes to the best on test."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import combinations, product
@@ -179,10 +179,10 @@ def _evaluate_variants(run: Path) -> RunResult:
     return RunResult(accuracies(source_variants(names), config.models), on_test, chosen)
 
 
-def knowledge_section(
-    names: Sequence[str], results: Sequence[RunResult], runs: Sequence[str] | None = None
-) -> list[str]:
+def knowledge_section(names: Sequence[str], of_runs: Mapping[str, RunResult]) -> list[str]:
     """Two tables and a sentence: sources and ridge, and the choice beside the grid."""
+
+    results = list(of_runs.values())
 
     def of(variant: str, measure: str = "zsl") -> Values:
         return np.array([100 * result.sources[variant][measure] for result in results])
@@ -193,7 +193,8 @@ def knowledge_section(
         "## Sources of knowledge, and the ridge",
         "",
         "VGSE-SMO by what its relation knows of names; T1 and H are means of the models. Weights "
-        "and ridge are chosen on seen classes, in every fold anew, where no ridge is given.",
+        "and ridge are chosen on seen classes, in every fold anew, where no ridge is given. "
+        f"Runs: {', '.join(of_runs)}.",
         "",
         "| knowledge | T1 | H | T1 minus all together |",
         "| --- | ---: | ---: | ---: |",
@@ -218,13 +219,13 @@ def knowledge_section(
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     rows = []
-    for number, result in enumerate(results):
+    for name, result in of_runs.items():
         t1 = np.array([100 * values["zsl"] for values in result.grid.values()])
         criterion = [values["criterion"] for values in result.grid.values()]
         rho = float(stats.spearmanr(criterion, t1).statistic)
         rows.append((100 * result.chosen["zsl"], t1.max(), t1.mean(), rho))
         weights = " : ".join(f"{weight:g}" for weight in result.chosen.get("weights", []))
-        name, ridge = runs[number] if runs else str(number), result.chosen.get("ridge", 0)
+        ridge = result.chosen.get("ridge", 0)
         lines.append(
             f"| {name} | {weights}, {ridge:g} | "
             + " | ".join(f"{value:.1f}" for value in rows[-1][:3])

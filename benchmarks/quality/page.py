@@ -36,8 +36,8 @@ def page(ablation: Ablation) -> str:
         lines += ["", *_repeat(ablation.repeat)]
     if ablation.knowledge and ablation.repeat is not None:
         sources = [source["kind"] for source in ablation.config["knowledge"]] or ["words"]
-        results = [RunResult(**result) for result in ablation.knowledge]
-        lines += ["", *knowledge_section(sources, results, ablation.repeat["runs"])]
+        results = {name: RunResult(**result) for name, result in ablation.knowledge.items()}
+        lines += ["", *knowledge_section(sources, results)]
     if ablation.find(SHUFFLED) is None:  # whole runs alone
         return "\n".join([*lines, "", f"Machine: {ablation.machine}.", ""])
     lines += ["", "## What the ablation says", "", *findings(ablation)]

@@ -73,7 +73,7 @@ class Ablation:
     machine: str
     note: str = ""
     repeat: dict[str, Any] | None = None  # repeat.json of whole runs of the configuration
-    knowledge: list[dict[str, Any]] = field(default_factory=list)  # a RunResult each run
+    knowledge: dict[str, dict[str, Any]] = field(default_factory=dict)  # run -> a RunResult
 
     def find(self, name: str) -> Outcome | None:
         """The outcome of a setting; None where it was not run."""

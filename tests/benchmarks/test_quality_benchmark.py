@@ -198,8 +198,8 @@ def test_the_choice_is_compared_with_the_best_and_the_mean_of_the_grid() -> None
         best = {"zsl": 0.1 + shift + (len(grid) - 2) / 1000, "weights": [1.0, 2.0], "ridge": 0.1}
         return RunResult(sources, on_test, best)
 
-    text = "\n".join(knowledge_section(names, [made(0.0), made(0.1)]))
+    text = "\n".join(knowledge_section(names, {"split-0": made(0.0), "split-1": made(0.1)}))
     assert "| words | 20.0 ± 7.1 | 10.0 ± 0.0 | -5.0 ± 0.0 |" in text
     assert "| words + WordNet | 25.0 ± 7.1 | 10.0 ± 0.0 |  |" in text
-    assert "| 1 : 2, 0.1 |" in text and "| 1.00 |" in text
+    assert "| split-1 | 1 : 2, 0.1 |" in text and "| 1.00 |" in text
     assert "which knows the test: -0.1 ± 0.0 points" in text
