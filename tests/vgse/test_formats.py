@@ -724,11 +724,11 @@ def test_sparse_matrices_of_other_authors_are_read(run, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("att", np.array([["a", "b"]], object), "att holds other things than real numbers"),
-        ("att", np.full((3, 40), 1j), "att holds other things than real numbers"),
+        ("att", np.array([["a", "b"]], object), "att is no matrix of numbers"),
+        ("att", np.full((3, 40), 1j), "att is no matrix of numbers"),
         ("att", np.full((3, 40), np.nan), "att holds NaN or infinity for class 00"),
         ("att", scipy.sparse.csc_matrix((1 << 20, 40 * 1000)), "too large when dense"),
-        ("val_loc", np.array([["a"]], object), "val_loc holds other things"),
+        ("val_loc", np.array([["a"]], object), "val_loc holds what is no whole number"),
         ("allclasses_names", np.array([["x"]] * 40, object), "allclasses_names hold x twice"),
     ],
 )
