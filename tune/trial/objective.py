@@ -98,7 +98,7 @@ def own_images_accuracy(problem: Problem, assignments: NDArray[np.floating]) -> 
 def check_objective(config: SearchConfig, prepared: Prepared) -> None:
     """UserError where the objective could not be had, or would be the same for all trials."""
     where, val = prepared.manifest.url, len(prepared.val)
-    if config.objective in ("zsl", "own_images") and val < 2:
+    if val < 2 and not {"zsl", "own_images"}.isdisjoint(config.objective.split("+")):
         raise UserError(
             f"{where}: {val} validation class, among which every trial is right: objective "
             f"{config.objective} needs at least 2 validation classes; pack again with more, or "
