@@ -210,7 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
             spread, known = whole_runs(config, tasks, splits, work, stored=stored)
         if stored:
             tasks = [row for row in tasks if all(task.done for task in row)]
-            check_stored(tasks, work)
+            if names != []:
+                check_stored(tasks, work)
         else:
             measure(tasks, work)
     except ValueError as error:
