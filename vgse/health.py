@@ -139,7 +139,8 @@ def findings(
         )
     first = metrics[0]
     chance = first.get("nmi_chance", 1.0)
-    if first.get("epoch") == 1 and chance < 0.3 and first.get("nmi", 1.0) < 1.2 * chance:
+    # Of few images the bound is high, and clusters of sound labels stay below 1.2 times as much.
+    if first.get("epoch") == 1 and chance < 0.15 and first.get("nmi", 1.0) < 1.2 * chance:
         found["labels unrelated to images"] = (
             f"in the first epoch clusters told no more of the classes (NMI {first['nmi']:.2f}) "
             f"than of labels dealt out at random (up to {chance:.2f}): check that labels and "
