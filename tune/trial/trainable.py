@@ -46,7 +46,7 @@ def tune_trial(config: dict[str, Any], context: list[Any]) -> None:
     the next trial, unless its GPU can no longer be used. `context` holds one reference, to the
     TrialContext in Ray's object store."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS") or 1)))
     epoch = 0
 
     def report(row: dict[str, Any]) -> None:
