@@ -3,9 +3,9 @@
 import logging
 import logging.handlers
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vgse.errors import UserError
 
@@ -47,6 +47,13 @@ def driver_log(folder: Path, *, verbose: bool) -> Iterator[None]:
         handler.setFormatter(logging.Formatter(_FORMAT, defaults={"source": "driver"}))
     with _handling(handlers, "the run"):
         yield
+
+
+@contextmanager
+def shown_in_file(path: Path) -> Iterator[TextIO]:
+    """Append what a terminal would show of what is inside to a file."""
+    with path.open("a", encoding="utf-8") as stream, redirect_stdout(stream):
+        yield stream
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distributed.features.cache import folder_prefix
 from distributed.storage import file_sizes
 from shards.manifest import SPLITS, Manifest
 from shards.objects import is_remote
@@ -176,7 +177,7 @@ def check_disk(config: RunConfig, prepared: Prepared, run: str | None) -> None:
 
     if not is_remote(prepared.cache):
         rows = 1 + patches * frozen
-        folders = Path(prepared.cache).glob(f"{config.backbone.name.replace('/', '-')}-*")
+        folders = Path(prepared.cache).glob(f"{folder_prefix(config.backbone.name)}*")
         there = sum(size for path in folders for size in file_sizes(str(path)).values())
         add(prepared.cache, 2 * images * rows * prepared.num_features, there)
     if run is not None and not is_remote(run):

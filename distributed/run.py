@@ -28,12 +28,19 @@ from shards.objects import FIRST, join_url
 from vgse.config import RunConfig, check_name, leaves, to_dict
 from vgse.errors import UserError
 
+_LAST = "report.html"  # what the last stage writes
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the run of a folder came to its end."""
+    return (run / _LAST).is_file()
+
 
 def check_run_folder(run: str, config: RunConfig, fingerprint: str, *, resume: bool) -> bool:
     """Make the run folder, or see that it holds a run of the same configuration and data;
     `resume` allows a finished one. Returns whether it is finished."""
     present = file_sizes(run, retry=FIRST)
-    finished = "report.html" in present  # what the last stage writes
+    finished = _LAST in present
     if finished and not resume:
         results = ("class_embeddings.npz", "relations.npz", "evaluation.json", "report.html")
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.datasets.classes import hash_key, read_names, require_known
+from shards.datasets.classes import draw_count, read_names, require_known
 from shards.manifest import SPLITS, Manifest, load_labels
 from shards.sampler import hash_values
 from vgse.errors import UserError
@@ -36,7 +36,9 @@ def asked_roles(
         return None
     where = "data.unseen"
     if unseen is None:
-        chosen = _draw(manifest.class_names, len(manifest.unseen), "unseen", seed)
+        assert seed is not None
+        drawn = draw_count(manifest.class_names, len(manifest.unseen), seed, "unseen")
+        chosen = tuple(drawn)
     else:
         # An é may be one sign or two, in the list and in the names of older shards.
         spelled = {unicodedata.normalize("NFC", name): name for name in manifest.class_names}
@@ -56,12 +58,8 @@ def asked_roles(
             "name at least one, and leave at least two"
         )
     share = len(manifest.val) / max(1, len(manifest.seen))
-    return Roles(chosen, _draw(seen, max(1, round(share * len(seen))), "val", seed or 0))
-
-
-def _draw(names: Sequence[str], count: int, purpose: str, seed: int | None) -> tuple[str, ...]:
-    ranked = sorted(names, key=lambda name: hash_key(purpose, seed, name))
-    return tuple(sorted(ranked[:count]))
+    val = draw_count(seen, max(1, round(share * len(seen))), seed or 0, "val")
+    return Roles(chosen, tuple(val))
 
 
 def with_roles(manifest: Manifest, roles: Roles | None) -> Manifest:

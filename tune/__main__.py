@@ -93,11 +93,7 @@ def _search(options: Any) -> int:
     try:
         folder = search(SearchConfig(**vars(options)), search_id, resume=resume, verbose=verbose)
     except (Interrupted, KeyboardInterrupt):
-        print(
-            f"stopped; the same command with --search-id {search_id} --resume goes on from here",
-            file=sys.stderr,
-        )
-        return 130
+        return _stopped("--search-id", search_id)
     print(analyse(folder))
     return 0
 
@@ -111,12 +107,16 @@ def _repeat(options: Any) -> int:
     try:
         print(repeat(RunConfig(**vars(options)), repeat_id, **how))
     except KeyboardInterrupt:
-        print(
-            f"stopped; the same command with --repeat-id {repeat_id} --resume goes on from here",
-            file=sys.stderr,
-        )
-        return 130
+        return _stopped("--repeat-id", repeat_id)
     return 0
+
+
+def _stopped(option: str, name: str) -> int:
+    print(
+        f"stopped; the same command with {option} {name} --resume goes on from here",
+        file=sys.stderr,
+    )
+    return 130
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,5 @@
 """The finalists: retrained on all seen classes, and scored on test images, once each."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from distributed.display import Display
-from distributed.run import train
+from distributed.logs import shown_in_file
+from distributed.run import is_finished, train
 from tune.config import SearchConfig
 from tune.space import with_params
 from tune.study import DEFAULT, TrialRecord, ranked, tested_by
@@ -65,12 +65,9 @@ def _test_scores(
     run = with_params(config.run, {**record.params, **fixed, "storage": str(folder / "final")})
     done = folder / "final" / name
     try:
-        if not (done / "report.html").is_file():
+        if not is_finished(done):
             done.parent.mkdir(exist_ok=True)
-            with (
-                done.with_name(f"{name}.log").open("a", encoding="utf-8") as stream,
-                contextlib.redirect_stdout(stream),
-            ):
+            with shown_in_file(done.with_name(f"{name}.log")):
                 train(run, name)
         evaluation = json.loads((done / "evaluation.json").read_text(encoding="utf-8"))
     except UserError as error:

@@ -4,7 +4,6 @@ A repetition is a whole run, with a folder of its own: what a run goes on from i
 interrupted repeat needs, and its evaluation.json is all that the table is made of.
 """
 
-import contextlib
 import logging
 import os
 import traceback
@@ -20,7 +19,8 @@ from rich.text import Text
 from distributed.cluster import describe_failure, ray_cluster
 from distributed.display import Display
 from distributed.features.extract import run_features
-from distributed.run import train
+from distributed.logs import shown_in_file
+from distributed.run import is_finished, train
 from distributed.setup import prepare, record_roles
 from shards.objects import is_remote
 from tune.config import SearchConfig, check_unchanged, write_yaml
@@ -90,7 +90,7 @@ def repeat(
         stack.enter_context(sole_user(folder))
         write_yaml(folder / FILE, content)
         display = stack.enter_context(Display())
-        left = [name for name in runs if not is_done(folder / name)]
+        left = [name for name in runs if not is_finished(folder / name)]
         display.line(
             Text.assemble(
                 (first.manifest.source or first.manifest.url, "bold"),
@@ -107,7 +107,7 @@ def repeat(
             if config.backbone.train == "none":  # or all would compute the same features
                 run_features(config, first, device == "cuda", display)
             causes = _run_all({name: runs[name] for name in left}, folder, concurrent, display)
-        done = [name for name in runs if is_done(folder / name)]
+        done = [name for name in runs if is_finished(folder / name)]
         if len(done) < 2:
             why = "; ".join(f"{name}: {cause}" for name, cause in causes.items())
             raise UserError(f"{folder}: {len(done)} of {len(runs)} runs came to an end ({why})")
@@ -117,11 +117,6 @@ def repeat(
         for name, cause in causes.items():
             display.line(Text.assemble((name, "yellow"), f" is not in the table: {cause}"))
         return write_spread(folder, spread, causes)
-
-
-def is_done(run: Path) -> bool:
-    """Whether a run came to its end."""
-    return (run / "report.html").is_file()
 
 
 def _run_all(
@@ -158,10 +153,7 @@ def run_repetition(config: RunConfig, folder: str, name: str, where: str) -> str
     logging.getLogger("ray").setLevel(logging.ERROR)
     if os.path.isdir(where):  # paths of the configuration count from there
         os.chdir(where)
-    with (
-        Path(folder, f"{name}.log").open("a", encoding="utf-8") as stream,
-        contextlib.redirect_stdout(stream),
-    ):
+    with shown_in_file(Path(folder, f"{name}.log")) as stream:
         try:
             train(replace(config, storage=folder), name)
         except UserError as error:

@@ -152,9 +152,13 @@ def earlier_cache_folder(root: str, manifest: Manifest, spec: FeatureSpec, weigh
 
 def _folder(root: str, spec: FeatureSpec, content: list[Any]) -> str:
     text = json.dumps(content, sort_keys=True)
-    return join_url(
-        root, f"{spec.name.replace('/', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return join_url(root, f"{folder_prefix(spec.name)}{digest}")
+
+
+def folder_prefix(backbone: str) -> str:
+    """What the names of all folders of a backbone's features begin with."""
+    return f"{backbone.replace('/', '-')}-"
 
 
 def local_folder(access: Access) -> Path:

@@ -24,9 +24,14 @@ def hash_key(*parts: object) -> bytes:
 
 def draw(names: Iterable[str], fraction: float, seed: int, purpose: str) -> list[str]:
     """A fraction of the names (at least one unless it is 0), drawn by hash, sorted."""
-    ranked = sorted(names, key=lambda name: hash_key(purpose, seed, name))
-    count = max(1, round(fraction * len(ranked))) if fraction > 0 else 0
-    return sorted(ranked[:count])
+    names = list(names)
+    count = max(1, round(fraction * len(names))) if fraction > 0 else 0
+    return draw_count(names, count, seed, purpose)
+
+
+def draw_count(names: Iterable[str], count: int, seed: int, purpose: str) -> list[str]:
+    """So many of the names, drawn by hash, sorted."""
+    return sorted(sorted(names, key=lambda name: hash_key(purpose, seed, name))[:count])
 
 
 def read_names(file: str) -> list[str]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
 
 from vgse.errors import UserError
 from vgse.files import read_mapping, write_json, written_whole
 from vgse.report.page import MINUS, NONE, page, render
+from vgse.zsl.show import rows_table
 
 MEASURES = {"zsl": "T1", "harmonic_mean": "H"}
 REFERENCES = {"words": "word vectors", "paper_smo": "VGSE-SMO, paper"}
@@ -90,17 +90,12 @@ def read_spread(folder: Path, runs: Sequence[str], kind: str) -> Spread:
 
 def spread_table(spread: Spread, measure: str) -> Table:
     """One of MEASURES for a terminal, in percent."""
-    table = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
-        padding=0,
-        show_edge=False,
-        caption=f"percent, mean of {', '.join(spread.models)}; mean ± standard deviation over "
+    table = rows_table(
+        f"percent, mean of {', '.join(spread.models)}; mean ± standard deviation over "
         f"{len(spread.runs)} {spread.kind}s, differences with their standard error "
         f"(chance {100 * spread.chance.mean():.1f})",
-        caption_justify="left",
+        31,
     )
-    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=31)
     for title in (MEASURES[measure], "minus words", "minus paper"):
         table.add_column(title, justify="right", no_wrap=True, min_width=13)
     for index, row in enumerate(spread.rows):

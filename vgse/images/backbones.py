@@ -156,17 +156,21 @@ def fill_network(network: nn.Module, state: dict[str, Tensor], path: str) -> Non
         raise UserError(f"backbone.weights: {path} does not fit backbone.name: {told}") from None
 
 
+def units_with_weights(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network that have weights, in order; of a list of parts its members."""
+    units: list[nn.Module] = []
+    for child in network.children():
+        units += child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
+    return [unit for unit in units if any(True for _ in unit.parameters())]
+
+
 def _last_block(network: nn.Module, name: str) -> list[nn.Module]:
     children = dict(network.named_children())
     if "layer4" in children:
         return [children["layer4"]]
     if "encoder" in children:  # vision transformers
         return [*list(children["encoder"].layers.children())[-1:], children["encoder"].ln]  # type: ignore[union-attr, list-item]
-    units: list[nn.Module] = []
-    for child in children.values():
-        is_list = isinstance(child, nn.Sequential | nn.ModuleList)
-        units += child.children() if is_list else [child]
-    units = [unit for unit in units if any(True for _ in unit.parameters())]
+    units = units_with_weights(network)
     if len(units) < 2:
         raise UserError(f"backbone.train: cannot tell the last block of {name}; use none or all")
     return units[-2:]  # the last stage, and the convolution or norm that most models end with

@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vgse.errors import UserError
-from vgse.images.backbones import Backbone, fill_network, load_weights, weights_file
+from vgse.images.backbones import (
+    Backbone,
+    fill_network,
+    load_weights,
+    units_with_weights,
+    weights_file,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -104,10 +110,7 @@ def build_lite0(weights: str) -> Backbone:
 
 def _last_block(network: nn.Module) -> list[nn.Module]:
     """The last stage or block, and the single layers that follow it."""
-    units: list[nn.Module] = []
-    for child in network.children():
-        units += child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
-    units = [unit for unit in units if any(True for _ in unit.parameters())]
+    units = units_with_weights(network)
     for start in reversed(range(len(units))):
         layers = [part for part in units[start].modules() if part._parameters]
         if len(layers) > 1:

@@ -11,6 +11,20 @@ from vgse.zsl.models import label_of
 _MOST_MODELS = 3  # fit 80 columns
 
 
+def rows_table(caption: str, width: int) -> Table:
+    """A table whose first column, at most `width` wide, names class embeddings."""
+    table = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        padding=0,
+        show_edge=False,
+        caption=caption,
+        caption_justify="left",
+    )
+    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=width)
+    return table
+
+
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """The rows of evaluation.json in percent: T1 of at most three models, then u, s and H of the
     model whose VGSE-SMO row (or last row) did best on validation, as published and calibrated."""
@@ -18,18 +32,13 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     judged = next((row for row in rows if row["name"] == "smo"), rows[-1])["results"]
     model = max(evaluation["models"], key=lambda name: judged[name]["val_harmonic_mean"])
     names = evaluation["models"][:_MOST_MODELS]
-    table = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
-        padding=0,
-        show_edge=False,
-        caption=f"percent, mean over classes; T1: unseen classes among themselves (chance "
+    table = rows_table(
+        f"percent, mean over classes; T1: unseen classes among themselves (chance "
         f"{100 * evaluation['chance']:.1f}); u, s, H: among all classes, {label_of(model)}, by "
         "plain arg max (as published), then calibrated: γ, chosen on validation classes, taken off "
         "the scores of seen classes",
-        caption_justify="left",
+        30,
     )
-    table.add_column("class embeddings", no_wrap=True, overflow="ellipsis", max_width=30)
     for name in names:
         label = label_of(name).replace("prototype", "proto-type").replace("-", "- ")
         header = "\n".join([*label.split(), "T1"])  # in narrow columns
