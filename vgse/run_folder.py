@@ -34,6 +34,7 @@ from vgse.images.image_features import (
     sample_images,
 )
 from vgse.knowledge.sources import Knowledge, Source
+from vgse.knowledge.sparse_rows import table_arrays, table_from
 from vgse.relations import CachedSolver
 from vgse.relations.predict import (
     FOLD_CLASSES,
@@ -198,7 +199,7 @@ def write_knowledge(run: Path, knowledge: Knowledge) -> None:
         "is_hierarchy": np.array([source.is_hierarchy for source in knowledge.sources]),
     }
     for i, source in enumerate(knowledge.sources):
-        arrays[f"rows_{i}"] = source.rows.astype(np.float32)
+        arrays |= table_arrays(source.rows, f"rows_{i}")
         arrays[f"columns_{i}"] = np.array(source.columns, np.str_)
         arrays[f"found_{i}"] = np.array([source.found.get(n, "") for n in knowledge.class_names])
     write_arrays(run / "knowledge.npz", arrays)
@@ -223,7 +224,7 @@ def read_knowledge(run: Path, classes: ClassEmbeddings) -> Knowledge:
             pairs = zip(names, map(str, entries), strict=True)
             source = Source(
                 str(name),
-                arrays[f"rows_{i}"],
+                table_from(arrays, f"rows_{i}"),
                 None if np.isnan(weight) else weight,
                 bool(arrays["is_hierarchy"][i]),
                 [str(column) for column in arrays[f"columns_{i}"]],

@@ -23,6 +23,7 @@ from vgse.embeddings import class_embeddings
 from vgse.files import read_mapping, write_arrays, write_json
 from vgse.formats import ClassEmbeddings, Indices
 from vgse.images.image_features import INDEX, read_index
+from vgse.knowledge.sparse_rows import row_parts
 from vgse.relations.predict import selection_line
 from vgse.report import write_report
 from vgse.run_folder import evaluate_run, export_splits, write_knowledge, write_relations
@@ -143,7 +144,7 @@ def write_results(
     sections = to_dict(config)
     tables = hashlib.sha256()
     for source in prepared.knowledge.sources:
-        for row in source.rows:  # a whole table may take gigabytes
+        for row in row_parts(source.rows):  # a whole table may take gigabytes
             tables.update(row.astype(np.float64).tobytes())
     known = tables.hexdigest()
     weights = [source.weight for source in prepared.knowledge.sources]

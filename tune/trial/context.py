@@ -22,6 +22,7 @@ from tune.trial.objective import Problem, make_problem
 from vgse.config import RunConfig
 from vgse.files import disk_errors_in_one_line
 from vgse.knowledge.sources import Knowledge
+from vgse.knowledge.sparse_rows import spread
 from vgse.zsl.data import Indices
 
 
@@ -80,9 +81,9 @@ def make_context(
     )
     word_vectors = prepared.word_vectors.copy()
     word_vectors[prepared.unseen] = np.nan
-    taken = np.isin(np.arange(len(manifest.class_names)), prepared.unseen)[:, None]
+    kept = np.setdiff1d(np.arange(len(manifest.class_names)), prepared.unseen)
     sources = [
-        replace(source, rows=np.where(taken, 0.0, source.rows), found={})
+        replace(source, rows=spread(source.rows[kept], kept, len(manifest.class_names)), found={})
         for source in prepared.knowledge.sources
     ]
     starts = Path(features) / "starts"

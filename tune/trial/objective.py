@@ -28,6 +28,7 @@ from vgse.config import RelationConfig
 from vgse.errors import UserError
 from vgse.health import own_class_mean
 from vgse.knowledge.sources import Knowledge
+from vgse.knowledge.sparse_rows import table_arrays
 from vgse.relations import CachedSolver
 from vgse.relations.predict import ChosenKnowledge, choose_knowledge
 from vgse.zsl.data import Features, Indices
@@ -166,7 +167,9 @@ def _chosen(
     """
     of_seen, relations = problem.means[fold.seen], replace(relations, alpha=0.0)
     content = hashlib.sha256(repr((relations, problem.seed)).encode())
-    for array in (fold.seen, of_seen, word_vectors, *(source.rows for source in knowledge.sources)):
+    tables = [table_arrays(source.rows, "rows") for source in knowledge.sources]
+    parts = [array for table in tables for array in table.values()]
+    for array in (fold.seen, of_seen, word_vectors, *parts):
         content.update(np.ascontiguousarray(array).tobytes())
     key = content.digest()
     if key not in _CHOICES:

@@ -5,17 +5,27 @@ Each source is centred over the seen classes, brought to unit rows and weighted;
 by side are centred and brought to unit rows again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from vgse.config import SourceConfig
 from vgse.errors import UserError
 from vgse.knowledge.hierarchy import ancestor_weights, node_name, read_hierarchy
+from vgse.knowledge.sparse_rows import (
+    Block,
+    SparseRows,
+    Table,
+    side_by_side,
+    spread,
+    table_of,
+    unit_rows,
+)
 from vgse.knowledge.wordnet import (
     WordNet,
     find_senses,
@@ -40,7 +50,7 @@ class Source:
     """What one source says of all classes."""
 
     name: str
-    rows: NDArray[np.floating]  # [C, D], zero for a class that the source lacks
+    rows: Table  # [C, D], zero for a class that the source lacks; a large hierarchy's are sparse
     weight: float | None  # None: to be chosen
     is_hierarchy: bool = False  # columns are ancestors: those of many classes say less
     columns: list[str] = field(default_factory=list)  # names of ancestors, for readers
@@ -64,16 +74,15 @@ class Knowledge:
         row = {name: i for i, name in enumerate(self.class_names)}
         kept = [i for i, name in enumerate(class_names) if name in row]
         taken = [row[class_names[i]] for i in kept]
-        sources = []
-        for source in self.sources:
-            rows = np.zeros((len(class_names), source.rows.shape[1]), source.rows.dtype)
-            rows[kept] = source.rows[taken]
-            sources.append(replace(source, rows=rows))
+        sources = [
+            replace(source, rows=spread(source.rows[taken], kept, len(class_names)))
+            for source in self.sources
+        ]
         return Knowledge(class_names, sources)
 
 
-Found = tuple[dict[str, NDArray[np.floating]], list[str], dict[str, str]]
-"""Class -> its row, for classes that the source has; names of columns; class -> entry found."""
+Found = tuple[list[str], Table, list[str], dict[str, str]]
+"""Classes that the source has; their rows; names of columns; class -> entry found."""
 
 
 def load_knowledge(
@@ -102,7 +111,7 @@ def load_knowledge(
             databases[config.path] = read_wordnet(config.path)
     known = word_vectors or {}
     found = [_read(config, class_words, synsets, databases, known) for config in configs]
-    lacking = [[name for name in names if name not in rows] for rows, _, _ in found]
+    lacking = [_without(names, has) for has, _, _, _ in found]
     refused = [
         f"{config.kind} {config.path} lacks {len(lost)} of {len(names)}: {', '.join(lost)}"
         for config, lost in zip(configs, lacking, strict=True)
@@ -119,20 +128,20 @@ def load_knowledge(
         if config.missing == "drop"
         for name in lost
     }
-    names = [name for name in names if name not in dropped]
-    ignored = [name for name in names if all(name not in rows for rows, _, _ in found)]
+    names = _without(names, dropped)
+    ignored = _without(names, {name for has, _, _, _ in found for name in has})
     if ignored or not names:
         raise UserError(
             f"no source knows {', '.join(ignored[:20]) or 'any class'}; "
             "give words or synsets in the manifest, or another source"
         )
     sources = []
-    for config, (rows, columns, entries) in zip(configs, found, strict=True):
+    row = {name: i for i, name in enumerate(names)}
+    for config, (has, rows, columns, entries) in zip(configs, found, strict=True):
+        taken = [i for i, name in enumerate(has) if name in row]
         # As files of a run hold it, so that the run folder gives the same choice.
-        table: NDArray[Any] = np.zeros((len(names), len(next(iter(rows.values()), ()))), np.float32)
-        for i, name in enumerate(names):
-            if name in rows:
-                table[i] = rows[name]
+        of_names = rows[taken].astype(np.float32)
+        table = spread(of_names, [row[has[i]] for i in taken], len(names))
         weight = None if config.weight == "auto" else float(config.weight)
         is_hierarchy = config.kind in ("wordnet", "hierarchy")
         sources.append(
@@ -142,6 +151,11 @@ def load_knowledge(
             )
         )
     return Knowledge(names, sources)
+
+
+def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    left_out = set(others)
+    return [name for name in names if name not in left_out]
 
 
 def _name(config: SourceConfig, word_vectors: Mapping[str, WordVectors]) -> str:
@@ -161,7 +175,7 @@ def _read(
         vectors = word_vectors.get(config.path) or load_word_vectors(
             config.path, dict(class_words), missing="drop"
         )
-        return dict(zip(vectors.class_names, vectors.vectors, strict=True)), [], {}
+        return vectors.class_names, vectors.vectors, [], {}
     if config.kind == "hierarchy":
         return _read_taxonomy(config, class_words)
     wordnet = databases[config.path]
@@ -175,7 +189,7 @@ def _read(
         for name, numbers in senses.items()
     }
     if config.kind == "glosses":
-        return _gloss_vectors(config, wordnet, senses), [], first
+        return *_gloss_vectors(config, wordnet, senses), [], first
     weights = {
         name: synset_weights(
             wordnet,
@@ -187,7 +201,7 @@ def _read(
         for name, numbers in senses.items()
     }
     rows, columns = _ancestor_rows(weights)
-    return rows, [wordnet.synset(number).lemmas[0] for number in columns], first
+    return list(weights), rows, [wordnet.synset(number).lemmas[0] for number in columns], first
 
 
 def _read_taxonomy(config: SourceConfig, class_words: Mapping[str, list[str]]) -> Found:
@@ -205,33 +219,28 @@ def _read_taxonomy(config: SourceConfig, class_words: Mapping[str, list[str]]) -
             for name, node in found.items()
         }
     )
-    return rows, columns, found
+    return list(found), rows, columns, found
 
 
-def _ancestor_rows(
-    weights: Mapping[str, Mapping[Any, float]],
-) -> tuple[dict[str, NDArray[np.floating]], list[Any]]:
-    """One column a node that any class has, in the nodes' order."""
+def _ancestor_rows(weights: Mapping[str, Mapping[Any, float]]) -> tuple[csr_array, list[Any]]:
+    """A row a class, and one column a node that any class has, in the nodes' order."""
     columns = sorted({node for of_class in weights.values() for node in of_class})
-    place = {node: i for i, node in enumerate(columns)}
-    rows = {}
-    for name, of_class in weights.items():
-        row = np.zeros(len(columns), np.float32)
-        row[[place[node] for node in of_class]] = list(of_class.values())
-        rows[name] = row
-    return rows, columns
+    column = {node: i for i, node in enumerate(columns)}
+    entries = [{column[n]: value for n, value in row.items()} for row in weights.values()]
+    return table_of(entries, len(columns)), columns
 
 
 def _gloss_vectors(
     config: SourceConfig, wordnet: WordNet, senses: Mapping[str, list[int]]
-) -> dict[str, NDArray[np.floating]]:
-    """The mean vector of the words of each class's glosses, frequent words weighing less."""
+) -> tuple[list[str], NDArray[np.floating]]:
+    """Classes, and the mean vector of the words of each one's glosses, frequent words weighing
+    less."""
     if config.vectors is None:
         raise UserError("a source of kind glosses needs vectors: name a file of word vectors")
     counts = {name: gloss_words(wordnet, numbers) for name, numbers in senses.items()}
     words = {word: [word] for word in sorted({w for of_class in counts.values() for w in of_class})}
     if not words:
-        return {}
+        return [], np.zeros((0, 0))
     read = load_word_vectors(config.vectors, words, missing="drop")
     vectors = dict(zip(read.class_names, read.vectors, strict=True))
     frequencies = gloss_frequencies(wordnet)
@@ -241,23 +250,36 @@ def _gloss_vectors(
         weights = [of_class[word] * _SIF / (_SIF + frequencies[word]) for word in known]
         if known:
             rows[name] = np.average([vectors[word] for word in known], 0, weights)
-    return rows
+    return list(rows), np.array(list(rows.values())).reshape(len(rows), -1)
 
 
-def source_blocks(knowledge: Knowledge, seen: Indices) -> list[F64]:
+def source_blocks(knowledge: Knowledge, seen: Indices) -> list[Block]:
     """[C, D] of each source: idf of ancestors, centred over the seen classes, unit rows.
 
     Only seen classes decide how common an ancestor is and where the centre lies. A class that a
     source lacks has zeros.
     """
-    blocks = []
+    blocks: list[Block] = []
     for source in knowledge.sources:
         rows = source.rows.astype(np.float64)  # a copy, large with thousands of ancestors:
+        if isinstance(rows, csr_array):
+            blocks.append(_sparse_block(rows, seen, source.is_hierarchy))
+            continue
         if source.is_hierarchy:
             common = np.maximum((rows[seen] != 0).sum(0), 1)
             rows *= np.log(len(seen) / common)
         blocks.append(_centre(rows, seen))  # changed in place
     return blocks
+
+
+def _sparse_block(rows: csr_array, seen: Indices, is_hierarchy: bool) -> SparseRows:
+    num_rows, num_columns = rows.shape
+    if is_hierarchy:
+        common = np.maximum(np.bincount(rows[seen].indices, minlength=num_columns), 1)
+        rows.data *= np.log(len(seen) / common)[rows.indices]
+        rows.eliminate_zeros()
+    plain = SparseRows(rows, np.zeros((num_rows, 0)), np.zeros((0, num_columns)))
+    return unit_rows(plain, seen)
 
 
 def centred_unit_rows(rows: NDArray[np.floating], seen: Indices) -> F64:
@@ -279,11 +301,17 @@ def _centre(rows: F64, seen: Indices) -> F64:
     return rows
 
 
-def combine_blocks(blocks: Sequence[F64], weights: Sequence[float], seen: Indices) -> F64:
-    """[C, D_w]: weighted blocks side by side, centred over the seen classes, unit rows."""
-    pairs = zip(blocks, weights, strict=True)
-    used = [block if weight == 1 else block * weight for block, weight in pairs if weight]
-    return _centre(np.concatenate(used, axis=1), seen)
+def combine_blocks(blocks: Sequence[Block], weights: Sequence[float], seen: Indices) -> F64:
+    """[C, D_w]: weighted blocks side by side, centred over the seen classes, unit rows.
+
+    Where a block is sparse, rows with the same inner products with those of seen classes.
+    """
+    used = [(block, weight) for block, weight in zip(blocks, weights, strict=True) if weight]
+    dense = [b if weight == 1 else b * weight for b, weight in used if isinstance(b, np.ndarray)]
+    if len(dense) == len(used):
+        return _centre(np.concatenate(dense, axis=1), seen)
+    sparse = [b.times(np.full(len(b), w)) for b, w in used if isinstance(b, SparseRows)]
+    return side_by_side([*dense, *sparse], seen)
 
 
 def semantic_targets(

@@ -283,13 +283,14 @@ def relate_classes(
         ridge: relative ridge of the quadratic program; auto chooses it on seen classes.
         seed: of the folds of the choice.
     """
-    sources = [Source(name, np.asarray(rows, np.float64), None) for name, rows in knowledge.items()]
-    if not sources:
+    tables = {name: np.asarray(rows, np.float64) for name, rows in knowledge.items()}
+    if not tables:
         raise UserError("knowledge is empty; give at least one table [C, D], such as word vectors")
-    for source in sources:
-        if source.rows.ndim != 2 or not np.isfinite(source.rows).all():
-            raise UserError(f"knowledge of {source.name}: give finite numbers of shape [C, D]")
-    sizes = {len(source.rows) for source in sources}
+    for name, rows in tables.items():
+        if rows.ndim != 2 or not np.isfinite(rows).all():
+            raise UserError(f"knowledge of {name}: give finite numbers of shape [C, D]")
+    sources = [Source(name, rows, None) for name, rows in tables.items()]
+    sizes = {len(rows) for rows in tables.values()}
     seen, unseen = np.asarray(seen, np.int64), np.asarray(unseen, np.int64)
     used = np.concatenate([seen, unseen])
     inside = 0 <= used.min() <= used.max() < min(sizes)
@@ -303,7 +304,7 @@ def relate_classes(
     order = np.argsort(seen)  # folds are drawn over classes in this order
     table = Knowledge([str(c) for c in range(sizes.pop())], sources)
     chosen = choose_knowledge(
-        *(table, centred_unit_rows(sources[0].rows, seen), seen[order], phi[order]),
+        *(table, centred_unit_rows(next(iter(tables.values())), seen), seen[order], phi[order]),
         *(RelationConfig(alpha=alpha, ridge=ridge), seed),
     )
     vectors, choice = chosen.vectors, chosen.selection

@@ -19,6 +19,7 @@ from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh
 from threadpoolctl import threadpool_limits
 
+from vgse.knowledge.sparse_rows import Block, gram_matrix
 from vgse.relations.pivoting import Mask, solve_simplex
 from vgse.relations.smo import solve_relations
 
@@ -86,7 +87,7 @@ class _Problem:
 
 def select_relation(
     embeddings: NDArray[np.floating],
-    blocks: Sequence[NDArray[np.floating]],
+    blocks: Sequence[Block],
     *,
     weights: Sequence[float | None] | None = None,
     ridge: float | None = None,
@@ -118,8 +119,7 @@ def select_relation(
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(num_classes)[:max_classes])
     phi = np.asarray(embeddings, np.float64)[sample]
-    rows = [np.asarray(block, np.float64)[sample] for block in blocks]
-    grams = [block @ block.T for block in rows]
+    grams = [gram_matrix(block[sample]) for block in blocks]
     folds = [
         _fold(phi, held, rng)
         for _ in range(_NUM_REPEATS)

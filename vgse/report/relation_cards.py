@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
+from vgse.knowledge.sparse_rows import table_from
 from vgse.report.pictures import ClassPictures
 from vgse.report.run_files import Arrays, RunFiles, need
 
@@ -61,13 +63,14 @@ class _Known:
 
     source: str
     row: dict[str, int]
-    weights: NDArray[Any]  # [C, A] of ancestors, rare ones more
+    weights: csr_array  # [C, A] of ancestors, rare ones more
     ancestors: list[str]
     entries: list[str]  # of the classes, "" where none was found
 
     def shared(self, one: str, other: str) -> list[str]:
         """The ancestors that say most of what the two have in common."""
-        common = np.minimum(self.weights[self.row[one]], self.weights[self.row[other]])
+        both = self.weights[[self.row[one], self.row[other]]].toarray()
+        common = both.min(0)
         order = np.argsort(-common, kind="stable")[: int((common > 0).sum())]
         names = dict.fromkeys(self.ancestors[a].replace("_", " ") for a in order)
         return list(names)[:NUM_ANCESTORS]
@@ -79,13 +82,13 @@ def _known(knowledge: Arrays, seen: list[str]) -> list[_Known]:
     row = {name: i for i, name in enumerate(names)}
     for i, source in enumerate(knowledge.get("sources", ())):
         if knowledge["is_hierarchy"][i]:
-            rows = knowledge[f"rows_{i}"]
+            rows = csr_array(table_from(knowledge, f"rows_{i}")).astype(np.float64)
             inside = [row[name] for name in seen]
-            common = np.maximum((rows[inside] != 0).sum(0), 1)
+            common = np.maximum(np.bincount(rows[inside].indices, minlength=rows.shape[1]), 1)
             ancestors = [str(name) for name in knowledge[f"columns_{i}"]]
             entries = [str(entry) for entry in knowledge[f"found_{i}"]]
-            weights = rows * np.log(len(seen) / common)
-            found.append(_Known(str(source), row, weights, ancestors, entries))
+            rows.data *= np.log(len(seen) / common)[rows.indices]
+            found.append(_Known(str(source), row, rows, ancestors, entries))
     return found
 
 
