@@ -190,6 +190,7 @@ def measure(options: argparse.Namespace, work: Path, save: Callable[[Results], N
     paths = plain_paths(setting, options.steps)
     paths["embedding"] = ours.embedding(options.steps)
     paths["synthetic"] = ours.synthetic(options.steps)
+    paths["unfolded"] = Ours(setting, folded=False).synthetic(options.steps)
     paths["accumulated"] = ours.synthetic(options.steps, micro_batches=4)
     compiled = compiled_path(setting, options.steps) if on_gpu or options.compile else None
     if compiled:

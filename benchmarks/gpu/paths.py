@@ -136,10 +136,15 @@ def plain_paths(setting: Setting, repeats: int) -> dict[str, Path]:
 class Ours:
     """Our model and optimiser, and a step's data that lies on the device."""
 
-    def __init__(self, setting: Setting, *, compile_blocks: bool = False) -> None:
+    def __init__(
+        self, setting: Setting, *, compile_blocks: bool = False, folded: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.setting = setting
         backbone = build_backbone(setting.backbone, "none").learn("all")
+        if not folded:
+            for module in backbone.modules():
+                module.__dict__.pop("forward", None)  # what `fold_norms` put there
         if compile_blocks:
             backbone.compile_blocks()
         head = ClusterHead(ModelConfig(), backbone.num_features, CLASSES, WORD_SIZE)

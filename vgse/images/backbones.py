@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vgse.errors import UserError
+from vgse.images.norms import fold_norms
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -223,7 +224,10 @@ def build_backbone(name: str, weights: str = "default") -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name == "efficientnet-lite0":
-            return build_lite0(weights).eval()
-        if name.startswith("timm/"):
-            return build_timm(name.removeprefix("timm/"), weights).eval()
-        return _torchvision(name, weights).eval()
+            backbone = build_lite0(weights)
+        elif name.startswith("timm/"):
+            backbone = build_timm(name.removeprefix("timm/"), weights)
+        else:
+            backbone = _torchvision(name, weights)
+        fold_norms(backbone.eval().network)
+        return backbone
