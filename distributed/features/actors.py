@@ -1,15 +1,15 @@
 """Remote calls of one function: in Ray tasks on CPUs, and on GPUs, where Ray ends a task's process
 with every call, in actors that load a backbone once for a whole stage.
 
-The calls of a process that is lost, alone or with its node, go to others; another process starts
-in its place as soon as there is room.
+The calls of a process that is lost, alone, with its node or with its GPU, go to others; another
+process starts in its place as soon as there is room.
 """
 
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,18 @@ import ray
 import ray.exceptions
 
 from distributed.cluster import Say, describe_failure
+from distributed.gpus import probe_gpu
 from vgse.config import ClusterConfig
 from vgse.errors import UserError
+from vgse.images.devices import context_is_broken
 
 # A call that is lost is repeated after so many seconds, longer in all than Ray takes to notice
 # that a node is gone; one that is lost once more ends the stage: it may be what kills.
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LOOK_S = 10.0  # between two looks at the room there is
 _FAILED_STARTS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -45,12 +49,27 @@ class _Call:
     due: float = 0.0
 
 
+class BrokenGpu(Exception):
+    """A process's GPU no longer computes: the process reports it and is ended, for it could serve
+    no other call."""
+
+
 class _Caller:
     def ready(self) -> None:
-        """Answers once the process is up."""
+        """Answers once the process is up, and its GPU if it has one."""
+        if ray.get_gpu_ids():
+            probe = probe_gpu()
+            if probe.fault:
+                raise BrokenGpu(f"the GPU of {probe.node} does not compute: {probe.fault}")
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return function(*arguments)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if not context_is_broken():
+                raise
+            node, (text, *_) = ray.util.get_node_ip_address(), str(error).splitlines() or [""]
+            raise BrokenGpu(f"the GPU of {node} failed: {text[:200]}") from error
 
 
 def remote_results(
@@ -108,7 +127,11 @@ def actor_results(
 
     def start() -> Process:
         actor: Any = caller.remote()
-        return Process(actor.call.remote, threads, actor.ready.remote(), lambda: ray.kill(actor))
+
+        def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+            return actor.call.remote(function, *arguments)
+
+        return Process(call, threads, actor.ready.remote(), lambda: ray.kill(actor))
 
     return call_results(function, calls, start, lambda: count, patience=patience, say=say)
 
@@ -135,14 +158,14 @@ def call_results(
     free: deque[Process] = deque()  # a place for each call that a process could take
     failed, look, said, alone = 0, 0.0, -math.inf, time.monotonic()
 
-    def lose(process: Process, error: ray.exceptions.RayError) -> None:
+    def lose(process: Process, error: Exception) -> None:
         nonlocal look, said
         if process.end is not None and not process.lost:
             process.lost, look = True, 0.0
             alive.discard(process)
             process.end()
         if time.monotonic() > said + _LOOK_S:
-            say(f"a process was lost ({describe_failure(error)}); others do its work")
+            say(f"a process was lost ({_cause(error)}); others do its work")
             said = time.monotonic()
 
     try:
@@ -179,10 +202,12 @@ def call_results(
                     try:
                         ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        failed, look = failed + 1, 0.0
-                        lose(process, error)
+                        failed, loss = failed + 1, _loss(error)
+                        lose(process, loss)
                         if failed > max(_FAILED_STARTS, len(starting)):
-                            raise _given_up(error) from error
+                            if not alive:
+                                raise _given_up(loss) from error
+                            look = time.monotonic() + _LOOK_S  # one GPU may never come back
                         continue
                     failed, alone = 0, time.monotonic()
                     alive.add(process)
@@ -193,14 +218,11 @@ def call_results(
                     free.append(process)
                 try:
                     result = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, UserError):
-                        raise error.cause from None
-                    raise
                 except ray.exceptions.RayError as error:
-                    lose(process, error)
+                    loss = _loss(error)
+                    lose(process, loss)
                     if call.losses == len(_PAUSES_S):
-                        raise _given_up(error) from error
+                        raise _given_up(loss) from error
                     call.due = time.monotonic() + _PAUSES_S[call.losses]
                     call.losses += 1
                     later.append(call)
@@ -225,18 +247,28 @@ def _ready(references: list[Any], seconds: float) -> list[Any]:
     return done
 
 
-def _given_up(error: ray.exceptions.RayError) -> UserError:
-    return UserError(f"{describe_failure(error)}; run the same command again to go on")
+def _loss(error: ray.exceptions.RayError) -> Exception:
+    """How a call lost its process; raises what the call itself raised."""
+    if not isinstance(error, ray.exceptions.RayTaskError):
+        return error
+    cause = error.cause
+    if isinstance(cause, BrokenGpu):
+        logger.warning("%s", error)  # with the call's traceback
+        return cause
+    if isinstance(cause, UserError):
+        raise cause from None
+    raise error
 
 
-@contextmanager
-def lost_calls() -> Iterator[None]:
-    """A call's UserError as it was raised, and one where Ray lost the call and its repetitions."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise _given_up(error) from error
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, BrokenGpu) else describe_failure(error)
+
+
+def _given_up(error: Exception) -> UserError:
+    again = "run the same command again"
+    if isinstance(error, BrokenGpu):
+        return UserError(
+            f"{_cause(error)} (in new processes too); take nodes whose kernel log (dmesg) has Xid "
+            f"errors out of the cluster, or set cluster.use_gpu to no, then {again}"
+        )
+    return UserError(f"{_cause(error)}; {again} to go on")

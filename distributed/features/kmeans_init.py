@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import ray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from distributed.cluster import Say
 from distributed.display import Display
-from distributed.features.actors import lost_calls, task_results
+from distributed.features.actors import remote_results, task_results
 from distributed.features.cache import Unit, access_of, units_of
 from distributed.features.sample import PatchSample, sample_of_units, sample_patches
 from distributed.setup import Prepared
@@ -51,15 +52,9 @@ def run_kmeans(
         count = len(features)
         shared = ray.put(features)
         del features  # as large as a copy in the store
-        task: Any = ray.remote(start_from)  # type: ignore[arg-type]  # takes keywords
-        call = task.options(num_cpus=1, num_gpus=int(gpu), max_retries=3).remote(
-            shared,
-            job.config,
-            init=join_url(job.run, "init"),
-            device="cuda" if gpu else "cpu",
-        )
-        with lost_calls():
-            centroids = ray.get(call)
+        calls = [(shared, job.config, join_url(job.run, "init"), "cuda" if gpu else "cpu")]
+        lone = replace(job.config.cluster, num_workers=1)
+        (centroids,) = remote_results(start_from, calls, lone, gpu, stage.say)
         stage.summary = (
             f"k-means of {count:,} of {sample.population:,} patches into "
             f"{len(centroids.vectors)} on {centroids.device}, mean distance "
@@ -105,7 +100,6 @@ def make_start(
 def start_from(
     features: NDArray[np.float16],
     config: RunConfig,
-    *,
     init: str | Path,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Centroids:

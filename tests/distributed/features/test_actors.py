@@ -1,6 +1,7 @@
 """Processes that compute on GPUs for a whole stage; here without the GPUs."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import ray
+import ray.exceptions
 import torch
 from safetensors.torch import load_file
 
 from distributed.features import actors
 from distributed.features.actors import (
+    BrokenGpu,
     Process,
     _Caller,
     actor_results,
@@ -149,7 +152,8 @@ def test_calls_of_a_dead_process_go_to_others_where_there_is_no_room_for_another
 
     def started() -> Process:
         actor: Any = ray.remote(num_cpus=1)(_Caller).options(max_concurrency=2).remote()
-        return Process(actor.call.remote, 2, actor.ready.remote(), lambda: ray.kill(actor))
+        call = actor.call.remote
+        return Process(lambda f, a: call(f, *a), 2, actor.ready.remote(), lambda: ray.kill(actor))
 
     found = call_results(die_or_answer, calls, started, lambda: next(room, 0), say=lines.append)
     assert sorted(found) == list(range(12))
@@ -170,6 +174,99 @@ def test_a_call_that_always_kills_its_process_ends_the_stage_in_one_line(
     monkeypatch.setattr(actors, "_PAUSES_S", (0.0,))
     with pytest.raises(UserError, match=r"was killed or crashed.*; run the same command again"):
         list(task_results(die, [()]))
+
+
+def break_gpu_once(mark: Path) -> int:
+    if not mark.exists():
+        mark.touch()
+
+        def fail() -> None:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with")
+
+        torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, fail  # type: ignore
+        fail()
+    return os.getpid()
+
+
+def test_a_process_whose_gpu_fails_is_ended_and_another_repeats_its_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "_PAUSES_S", (0.0,) * 5)
+    lines: list[str] = []
+    calls = [(tmp_path / "mark",)] * 4
+    found = actor_results(break_gpu_once, calls, 1, cpus=1, threads=1, gpus=0, say=lines.append)
+    assert len(set(found)) == 1  # by the second process, whose GPU is whole
+    (line,) = lines
+    assert re.fullmatch(
+        r"a process was lost \(the GPU of [\d.]+ failed: CUDA error: device-side assert "
+        r"triggered\); others do its work",
+        line,
+    )
+
+
+FAULT = "the GPU of 10.0.0.7 failed: CUDA error: device-side assert triggered"
+BROKEN = ray.exceptions.RayTaskError("call", "Traceback", BrokenGpu(FAULT))
+
+
+def test_a_gpu_that_fails_again_and_again_ends_the_stage_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actors, "_PAUSES_S", (0.0,) * 5)
+    made: list[Process] = []
+
+    def started() -> Process:
+        made.append(Process(lambda *_: ray.put(BROKEN), 3, ray.put(None), lambda: None))
+        return made[-1]
+
+    with pytest.raises(UserError, match=rf"^{FAULT} \(in new .*dmesg.*use_gpu to no") as raised:
+        list(call_results(abs, [(1,)], started, lambda: 1))
+    assert "\n" not in str(raised.value)
+    assert len(made) == 6
+
+
+def test_starts_that_fail_end_no_stage_that_others_work_for() -> None:
+    whole: list[Process] = []
+    starts = 0
+
+    def started() -> Process:
+        nonlocal starts
+        starts += 1
+        broken = Process(lambda *_: None, 1, ray.put(BROKEN), lambda: None)
+        return whole.pop() if whole else broken
+
+    with pytest.raises(UserError, match=f"^{FAULT} .in new processes too"):
+        list(call_results(abs, [(1,)], started, lambda: 3))
+    starts = 0
+    whole.append(Process(lambda function, given: ray.put(function(*given)), 1))
+    found = call_results(abs, [(number,) for number in range(30)], started, lambda: 3)
+    assert sorted(found) == [*range(30)]
+    assert starts < 20
+
+
+def test_an_error_beside_a_gpu_that_works_is_the_calls_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def divide() -> float:
+        return 1 / 0
+
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        _Caller().call(divide)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(BrokenGpu, match="failed: division by zero"):
+        _Caller().call(divide)
+
+
+def test_a_process_on_a_gpu_that_does_not_compute_takes_no_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    with pytest.raises(BrokenGpu, match=r"the GPU of [\d.]+ does not compute: "):
+        _Caller().ready()
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    _Caller().ready()
 
 
 def test_without_room_for_any_process_the_stage_waits_as_configured_and_says_so() -> None:
