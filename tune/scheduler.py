@@ -13,7 +13,8 @@ from tune.trial.trainable import ended
 class Halving(ASHAScheduler):
     """Asynchronous successive halving (Li et al., MLSys 2020) on `objective` over `epoch`.
 
-    The default configuration is never stopped; a collapsed or failed trial is, and enters no rung.
+    The default configuration is never stopped, nor is a trial in its last epoch, which ends by
+    itself; a collapsed or failed trial is, and enters no rung.
     """
 
     def __init__(self, records: Sequence[TrialRecord] = (), **options: Any) -> None:
@@ -31,9 +32,12 @@ class Halving(ASHAScheduler):
         """Whether the trial goes on."""
         if ended(result):
             return TrialScheduler.STOP
+        if result["epoch"] >= self._max_t:
+            # Ray Tune would kill the process while Ray Train takes its workers down, whose
+            # placement group then stays as long as the driver, or until the dashboard answers.
+            return TrialScheduler.CONTINUE
         action = super().on_trial_result(tune_controller, trial, result)
-        never_stopped = trial.config["trial"] == DEFAULT and result["epoch"] < self._max_t
-        return TrialScheduler.CONTINUE if never_stopped else action
+        return TrialScheduler.CONTINUE if trial.config["trial"] == DEFAULT else action
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Forget a trial; ASHA would enter a collapsed one into its rungs here."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.placement_group import placement_group_table
 
 import tune.finalists
 from tune.search import search
@@ -97,3 +98,4 @@ def test_a_trial_of_two_workers_is_a_run_of_ray_train(root: Path, blind: Path) -
     assert record.params == alone.params
     assert record.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], abs=0.1)
     assert record.history[0]["loss"] > record.history[-1]["loss"]
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}

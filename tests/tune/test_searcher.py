@@ -156,10 +156,12 @@ def test_asha_compares_with_the_trials_of_earlier_attempts() -> None:
     assert decision(halving(before, grace=1), "0007", poor | {"objective": 0.6}) == "CONTINUE"
 
 
-def test_the_default_goes_on_to_its_last_epoch_and_no_further() -> None:
+def test_the_default_goes_on_to_its_last_epoch_which_every_trial_ends_by_itself() -> None:
     scheduler = halving(records_of(3), grace=1)
-    assert decision(scheduler, "0000", {"epoch": 1, "objective": 0.1}) == "CONTINUE"
-    assert decision(scheduler, "0000", {"epoch": 9, "objective": 0.1}) == "STOP"
+    poor = {"epoch": 1, "objective": 0.1}
+    assert decision(scheduler, "0000", poor) == "CONTINUE"
+    for name in ("0000", "0001"):
+        assert decision(scheduler, name, poor | {"epoch": 9}) == "CONTINUE"
 
 
 def test_a_collapsed_trial_is_stopped_and_enters_no_rung() -> None:
