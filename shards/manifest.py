@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -28,6 +29,8 @@ _LISTED = 1000  # of more shards manifest.json has no list
 _NO_OFFSET = np.uint64(2**64 - 1)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,12 @@ def load_manifest(url: str, *, check_files: bool = True) -> Manifest:
     problems = _class_problems(manifest)
     if check_files:
         problems = problems or find_problems(manifest) or file_problems(manifest)
+        if manifest.version == 1 and len(manifest.shards) > _LISTED:
+            _log.warning(
+                "%s: is of version 1, which every process reads whole, about %.0f s for its %s "
+                "shards; pack into another folder, and it takes milliseconds",
+                *(path, 3e-4 * len(manifest.shards), f"{len(manifest.shards):,}"),
+            )
     for problem in problems:
         raise UserError(f"{path}: {problem}")
     return manifest

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+import shards.manifest
 from shards.manifest import Manifest, load_labels, load_manifest, shard_table, write_table
 from shards.objects import Retry
 from shards.samples import read_shard
@@ -188,6 +189,18 @@ def test_a_manifest_of_the_first_version_is_read_as_it_was(packed: Manifest, cop
     # As the demo's fingerprint was before there was a second version: caches go on.
     demo = load_manifest(str(ROOT / "demo" / "shards"), check_files=False)
     assert (demo.version, demo.fingerprint[:16]) == (1, "94217c8f31a8ff4f")
+
+
+def test_what_many_shards_cost_in_a_manifest_of_the_first_version_is_said(
+    packed: Manifest, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "manifest.json").write_text(json.dumps(version_1(packed)))
+    load_manifest(str(copy))
+    assert not caplog.messages
+    monkeypatch.setattr(shards.manifest, "_LISTED", 1)
+    load_manifest(str(copy))
+    load_manifest(packed.url)
+    assert len(caplog.messages) == 1 and "of version 1, which every process" in caplog.messages[0]
 
 
 def first(content: dict[str, Any], split: str = "train") -> dict[str, Any]:

@@ -119,13 +119,19 @@ def read_image_features(run: Path) -> ImageFeatures:
 
 
 def image_labels(run: Path) -> tuple[Indices, NDArray[np.uint8]]:
-    """Labels and splits [M] of all images; of none where they are not listed."""
+    """Labels and splits [M] of all images, from each file in turn where no index lists them."""
     index = read_index(run)
-    if index is not None:
+    if index is not None and len(index.labels) == index.num_images:
         return index.labels.astype(np.int64), index.split
-    arrays = read_arrays(run / FILE, "labels", "split", "split_names")
-    names = [SPLITS.index(str(name)) for name in arrays["split_names"]]
-    return arrays["labels"], np.array(names, np.uint8)[arrays["split"]]
+    files = [FILE] if index is None else map(part_name, range(index.num_parts))
+    columns = []
+    for file in files:
+        arrays = read_arrays(run / file, "labels", "split", "split_names")
+        names = [SPLITS.index(str(name)) for name in arrays["split_names"]]
+        split = np.array(names, np.uint8)[arrays["split"]]
+        columns.append((arrays["labels"].astype(np.int32), split))
+    labels, splits = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return labels.astype(np.int64), splits
 
 
 def joined(parts: Iterable[ImageFeatures]) -> ImageFeatures:

@@ -1,5 +1,6 @@
 """A run with too many images for the driver's memory: they lie in parts, read one at a time."""
 
+import shutil
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,11 +28,13 @@ from vgse.embeddings import add_images, empty_sums
 from vgse.errors import UserError
 from vgse.images.image_features import (
     SPLITS,
+    PartsIndex,
     image_labels,
     image_parts,
     read_image_features,
     read_index,
     sample_images,
+    write_index,
 )
 from vgse.run_folder import evaluated_images
 
@@ -183,6 +186,19 @@ def test_a_sample_is_of_each_class_and_split_and_the_same_for_any_parts(
         [replace(every, keys=[f"x{key}" for key in every.keys])], index.counts, 100
     )
     assert not np.array_equal(other.features, images.features)
+
+
+def test_labels_of_images_that_no_index_lists_come_from_the_parts(
+    run: Path, tmp_path: Path
+) -> None:
+    listed = read_index(run)
+    assert listed is not None
+    shutil.copytree(run, tmp_path / "run")
+    none = np.empty(0, np.int32), np.empty(0, np.uint8)
+    write_index(tmp_path / "run", PartsIndex(listed.num_parts, listed.counts, *none))
+    for found, expected in zip(image_labels(tmp_path / "run"), image_labels(run), strict=True):
+        assert len(found) == listed.num_images
+        np.testing.assert_array_equal(found, expected)
 
 
 def growth(work: Any, few: int, many: int) -> float:
