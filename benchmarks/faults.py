@@ -72,9 +72,9 @@ NOTES = """
 - **A lost node** is waited for `cluster.wait_for_workers` seconds. An elastic run goes on with
   fewer workers as soon as Ray has noticed the loss (up to 20 s more), and looks every
   `cluster.resize_interval` seconds whether new ones fit in.
-- **Features, k-means and embedding** lose the calls of a lost node, which others do again; each call
-  is repeated up to five times. Processes come back as soon as there is room; a stage ends in one
-  line where there is room for none within `cluster.wait_for_workers` seconds.
+- **Features, k-means and embedding** lose the calls of a lost node, which others do again; each
+  call is repeated up to five times. Processes come back as soon as there is room; a stage ends in
+  one line where there is room for none within `cluster.wait_for_workers` seconds.
 - **A GPU that fails** in these stages (a CUDA error after which it no longer computes, or one that
   is gone when a process starts) is a lost process: it reports the error, whose traceback stands in
   `run.log`, is ended, and its calls go to others. Where a call meets that six times, or no process
