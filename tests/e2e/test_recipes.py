@@ -1,8 +1,8 @@
-"""Recipes of published data sets: their commands, on tiny trees of the same layout."""
+"""docs/recipes.md, command by command, on tiny trees that are laid out as the archives are."""
 
 import json
 import re
-import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,46 +10,88 @@ import numpy as np
 import pytest
 import scipy.io
 
-from shards.__main__ import main
+from class_lists import AWA2, CUB
+from readme_commands import blocks, run_command
 from shards.config import PackConfig
 from shards.datasets.classes import read_words
 from shards.datasets.dataset import read_source
-from shards_trees import awa2_tree, sun_tree, write
+from shards_trees import write
 from vgse.config import load_config
+from vgse.knowledge.wordnet import find_senses, named_synset, read_wordnet
+from vgse.knowledge.words import words_of
 
 ROOT = Path(__file__).parents[2]
-CUB = ["002.Laysan_Albatross", "022.Chuck_will_Widow", "105.Whip_poor_Will", "141.Artic_Tern"]
+RECIPES = ROOT / "docs" / "recipes.md"
+WORDNET = Path("/usr/share/wordnet")
+IMAGES = 3  # of a class
+SMALLER = {
+    "pack": "--workers 1 --num_patches 2 --short_side 32 --images_per_shard 200",
+    "train": (
+        "--model.num_clusters 8 --model.projection 16 --training.batch_size 32 --training.epochs 1 "
+        "--backbone.patch_size 32 --backbone.image_size 32 --cluster.num_workers 1 "
+        "--relations.ridge 0.1 --evaluation.models [prototype] --evaluation.folds 2"
+    ),
+    "evaluate": "--models [prototype] --folds 2",
+}
 
 
-def cub_tree(root: Path) -> Path:
-    files = [f"{name}/{name[4:]}_{n}.jpg" for name in CUB for n in range(5)]
-    for n, file in enumerate(files):
-        write(root / "images" / file, n)
+def mapped(kind: str, what: str) -> dict[str, str]:
+    """Class -> its words or its synset in the map of a recipe."""
+    file = ROOT / "configs" / kind / f"{what}.yaml"
+    return {name: " ".join(w) for name, w in read_words(str(file)).items()} if file.exists() else {}
+
+
+def awa2_tree(root: Path) -> None:
+    """JPEGImages/<class>, the mapped classes and a few that need no map."""
+    names = [name for name in AWA2 if name in mapped("awa2", "synsets")] + ["killer+whale", "ox"]
+    for number, name in enumerate(names):
+        for n in range(IMAGES):
+            write(root / "JPEGImages" / name / f"{name}_{10001 + n}.jpg", 10 * number + n)
+    (root / "classes.txt").write_text("".join(f"{i:8d}\t{n}\n" for i, n in enumerate(names, 1)))
+    (root / "trainclasses.txt").write_text("".join(f"{name}\n" for name in names[:-2]))
+    (root / "testclasses.txt").write_text("".join(f"{name}\n" for name in names[-2:]))
+
+
+def cub_tree(root: Path) -> None:
+    """images/<number.class> and the numbered tables of CUB_200_2011."""
+    wanted = {*mapped("cub", "words"), *mapped("cub", "synsets"), "058.Pigeon_Guillemot"}
+    names = [name for name in CUB if name in wanted]
+    files = [f"{name}/{name[4:]}_{n:04d}_{n}.jpg" for name in names for n in range(IMAGES)]
+    for number, file in enumerate(files):
+        write(root / "images" / file, number)
     tables = {
         "images.txt": files,
-        "image_class_labels.txt": [1 + CUB.index(file.split("/")[0]) for file in files],
-        "classes.txt": CUB,
+        "image_class_labels.txt": [1 + names.index(file.split("/")[0]) for file in files],
+        "classes.txt": names,
     }
     for name, rows in tables.items():
         (root / name).write_text("".join(f"{i} {row}\n" for i, row in enumerate(rows, 1)))
-    return root
 
 
-TREES: dict[str, Callable[[Path], Path]] = {"awa2": awa2_tree, "cub": cub_tree, "sun": sun_tree}
+def sun_tree(root: Path) -> None:
+    """images/<letter>/<class>, some with a folder for what follows the class: church/indoor."""
+    names = sorted({*mapped("sun", "words"), *mapped("sun", "synsets"), "abbey", "apse_indoor"})
+    for number, name in enumerate(names):
+        path = re.sub(r"_(indoor|outdoor)$", r"/\1", name)
+        for n in range(IMAGES):
+            write(root / "images" / name[0] / path / f"sun_{number}{n}.jpg", 10 * number + n)
+
+
+TREES: dict[str, Callable[[Path], None]] = {"awa2": awa2_tree, "cub": cub_tree, "sun": sun_tree}
 
 
 def write_xlsa17(kind: str, root: Path, folder: Path) -> list[str]:
-    """att_splits.mat and res101.mat of a tree, the last class unseen, and the unseen class."""
-    (folder / "unseen.txt").parent.mkdir(parents=True)
+    """att_splits.mat and res101.mat of a tree, the last 3 classes unseen; returns all classes."""
+    folder.mkdir(parents=True)
     data = read_source(PackConfig(source=f"{kind}:{root}", out="", unseen_fraction=0.3))
     names = [entry.name for entry in data.classes]
-    files = sorted(p for p in root.rglob("*.jpg"))
     of_source = {image.source: image.class_name for image in data.images}
-    known = [file for file in files if str(file.relative_to(root)) in of_source]
-    labels = np.array([names.index(of_source[str(f.relative_to(root))]) for f in known]) + 1
-    unseen = labels == labels.max()
-    val = ~unseen & (labels == np.unique(labels)[0])
-    test = ~unseen & (np.arange(len(labels)) % 5 == 1)
+    files = [str(file.relative_to(root)) for file in sorted(root.rglob("*.jpg"))]
+    known = [file for file in files if file in of_source]
+    labels = np.array([names.index(of_source[file]) for file in known]) + 1
+    unseen = labels > labels.max() - 3
+    val = ~unseen & (labels <= 4)
+    test = ~unseen & (np.arange(len(labels)) % IMAGES == 1)
     parts = {
         "trainval_loc": ~unseen & ~test,
         "train_loc": ~unseen & ~test & ~val,
@@ -57,34 +99,120 @@ def write_xlsa17(kind: str, root: Path, folder: Path) -> list[str]:
         "test_seen_loc": test,
         "test_unseen_loc": unseen,
     }
-    cells = [np.array([[text] for text in texts], object) for texts in (names, map(str, known))]
+    paths = [f"/BS/someone/work/data/{kind.upper()}/{file}" for file in known]
+    cells = [np.array([[text] for text in texts], object) for texts in (names, paths)]
     locations = {name: np.flatnonzero(mask)[:, None] + 1 for name, mask in parts.items()}
     att = {"att": np.eye(len(names)), "allclasses_names": cells[0], **locations}
     scipy.io.savemat(folder / "att_splits.mat", att)
-    images = {"features": np.eye(len(known)), "labels": labels[:, None], "image_files": cells[1]}
+    features = np.random.default_rng(0).normal(size=(16, len(known))) + labels % 7
+    images = {"features": features, "labels": labels[:, None], "image_files": cells[1]}
     scipy.io.savemat(folder / "res101.mat", images)
-    return [names[labels.max() - 1]]
+    return names
+
+
+def write_glove(path: Path, kind: str, names: list[str]) -> None:
+    """Vectors of the words that are looked up, of none that the map replaces."""
+    random, words = np.random.default_rng(0), mapped(kind, "words")
+    asked = sorted({w for name in names for w in words.get(name, " ".join(words_of(name))).split()})
+    rows = [" ".join([word, *(f"{x:.4f}" for x in random.normal(size=8))]) for word in asked]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def write_wordnet(folder: Path, kind: str) -> None:
+    """A database in which each synset of the map is there, with the senses before it."""
+    folder.mkdir()
+    senses: dict[str, int] = {}
+    for synset in mapped(kind, "synsets").values():
+        lemma, _, sense = synset.partition(".n.")
+        senses[lemma] = max(senses.get(lemma, 0), int(sense))
+    data, index = ["00000001 05 n 01 animal 0 000 | it lives"], []
+    for lemma, count in sorted(senses.items()):
+        numbers = [len(data) + 1 + sense for sense in range(count)]
+        data += [f"{n:08d} 05 n 01 {lemma} 0 001 @ 00000001 n 0000 | a kind" for n in numbers]
+        index.append(f"{lemma} n {count} 1 @ {count} 0 {' '.join(f'{n:08d}' for n in numbers)}")
+    (folder / "data.noun").write_text("\n".join(data) + "\n")
+    (folder / "index.noun").write_text("\n".join(index) + "\n")
+
+
+def commands(kind: str) -> list[str]:
+    """The recipe's commands for one data set, as a shell in this folder hands them to Python."""
+    (block,) = [block for block in blocks("bash", RECIPES) if "shards pack" in block]
+    loop, count = re.subn(r"for SET in [^;]*;", f"for SET in {kind}:{kind.upper()};", block)
+    assert count == 1
+    script = f'python() {{ echo python "$@"; }}\n{loop}'
+    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert not shell.stderr
+    return [re.sub(r" +", " ", line) for line in shell.stdout.splitlines()]
+
+
+@pytest.fixture
+def laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Makes all that a recipe reads in the working folder, and returns the classes."""
+
+    def lay_out(kind: str) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        Path("configs").symlink_to(ROOT / "configs")
+        root = tmp_path / "data" / kind.upper()
+        TREES[kind](root)
+        names = write_xlsa17(kind, root, tmp_path / "data" / "xlsa17" / "data" / kind.upper())
+        write_glove(Path(load_config(f"configs/{kind}.yaml").data.words), kind, names)
+        write_wordnet(tmp_path / "wordnet", kind)
+        return names
+
+    return lay_out
 
 
 @pytest.mark.parametrize("kind", TREES)
-def test_the_command_of_a_recipe_packs_its_data_set(
+def test_the_packed_classes_have_the_roles_of_the_splits_and_the_mapped_names(
+    kind: str, laid_out: Callable[[str], list[str]]
+) -> None:
+    names = laid_out(kind)
+    assert run_command(f"{commands(kind)[0]} {SMALLER['pack']}") == 0
+    manifest = json.loads(Path(f"data/{kind}-shards/manifest.json").read_text())
+    classes = {entry["name"]: entry for entry in manifest["classes"]}
+    unseen = [name for name, entry in classes.items() if entry["role"] == "unseen"]
+    assert unseen == names[-3:]
+    for name, words in mapped(kind, "words").items():
+        assert " ".join(classes[name]["words"]) == words
+    for name, synset in mapped(kind, "synsets").items():
+        assert classes[name]["synset"] == synset
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_the_head_of_a_recipe_holds_the_documented_commands(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = ROOT / "configs" / f"{kind}.yaml"
-    config = load_config(recipe)
-    text = recipe.read_text().replace("\\\n#", "")
-    pack = re.search(r"^#\s+python -m shards (pack .*)$", text, re.M)
-    assert pack, "the head of a recipe holds its commands"
-    monkeypatch.chdir(tmp_path)
-    Path("configs").symlink_to(ROOT / "configs")
-    root = TREES[kind](tmp_path / "data" / kind.upper())
-    unseen = write_xlsa17(kind, root, tmp_path / "data" / "xlsa17" / "data" / kind.upper())
-    assert main([*shlex.split(pack[1]), "--workers", "1"]) == 0
-    manifest = json.loads(Path(config.data.shards, "manifest.json").read_text())
-    roles = {entry["name"]: entry["role"] for entry in manifest["classes"]}
-    assert [name for name, role in roles.items() if role == "unseen"] == unseen
-    words = {entry["name"]: entry["words"] for entry in manifest["classes"]}
-    if kind == "cub":
-        mapped = read_words(str(ROOT / "configs" / "cub" / "words.yaml"))
-        assert {name: words[name] for name in mapped} == mapped
-        assert words["002.Laysan_Albatross"] == ["laysan", "albatross"]
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "configs" / f"{kind}.yaml").read_text().replace("\\\n#", "")
+    stated = re.findall(r"^#\s+(python -m (?:shards|distributed) .*)$", text, re.M)
+    assert [re.sub(r" +", " ", line) for line in stated] == commands(kind)[:2]
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("awa2", AWA2), ("cub", CUB)])
+def test_maps_name_classes_of_the_data_set(kind: str, classes: list[str]) -> None:
+    assert len(set(classes)) == len(classes) == {"awa2": 50, "cub": 200}[kind]
+    for what in ("words", "synsets"):
+        assert set(mapped(kind, what)) <= set(classes)
+    assert all(re.fullmatch(r"[a-z ]+", words) for words in mapped(kind, "words").values())
+
+
+def test_maps_of_scenes_name_them_as_their_folders_are_read() -> None:
+    names = {**mapped("sun", "words"), **mapped("sun", "synsets")}
+    assert all(re.fullmatch(r"[a-z]+([_-][a-z]+)*", name) for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WORDNET.is_dir(), reason="needs Debian's wordnet-base")
+def test_mapped_birds_and_animals_are_animals_in_wordnet() -> None:
+    wordnet = read_wordnet(str(WORDNET))
+
+    def animal(name: str, kind: str, synsets: dict[str, str]) -> bool:
+        words = mapped(kind, "words").get(name, " ".join(words_of(name))).split()
+        senses = find_senses(wordnet, words, synsets.get(name))
+        return bool(senses) and wordnet.lines[senses[0]].split()[1] == b"05"  # noun.animal
+
+    for kind, classes in (("awa2", AWA2), ("cub", CUB)):
+        assert all(animal(name, kind, mapped(kind, "synsets")) for name in classes)
+        assert sum(not animal(name, kind, {}) for name in classes) > 9
+    for kind in TREES:
+        assert all(named_synset(wordnet, synset) for synset in mapped(kind, "synsets").values())

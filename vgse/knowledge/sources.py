@@ -122,6 +122,13 @@ def load_knowledge(
             f"classes without knowledge: {'; '.join(refused)}; give their words or synset in the "
             "manifest, or set missing of the source to zero or drop"
         )
+    for config, lost in zip(configs, lacking, strict=True):
+        if len(lost) == len(names):
+            raise UserError(
+                f"{config.kind} {config.path} knows none of the {len(names)} classes, such as "
+                f"{', '.join(names[:3])}; is it the right file? Give their words or synsets in "
+                "the manifest, or leave this source out"
+            )
     dropped = {
         name
         for config, lost in zip(configs, lacking, strict=True)

@@ -7,7 +7,7 @@ by the number at the start of their line, so a part of data.noun is as good as t
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import fsspec
 
@@ -43,6 +43,7 @@ class WordNet:
     index: dict[str, bytes]  # lemma -> its line of index.noun
     exceptions: dict[str, tuple[str, ...]]  # irregular plural -> singulars
     lines: dict[int, bytes]  # synset -> its line of data.noun
+    spellings: dict[str, str] = field(default_factory=dict)  # `_plain` lemma -> lemma
 
     def senses(self, lemma: str) -> list[int]:
         """Synsets of a lemma, the most frequent sense first."""
@@ -96,7 +97,15 @@ def read_wordnet(folder: str) -> WordNet:
     for name, found in (("index.noun", index), ("data.noun", lines)):
         if not found:
             raise UserError(f"{folder}/{name}: holds no noun; {REMEDY}")
-    return WordNet(folder, index, exceptions, lines)
+    plain = {_plain(lemma): lemma for lemma in index if "-" in lemma or "'" in lemma}
+    spellings = {name: lemma for name, lemma in plain.items() if "_" in name}
+    return WordNet(folder, index, exceptions, lines, spellings)
+
+
+def _plain(lemma: str) -> str:
+    """A lemma as names of classes have it: `ring-billed_gull` and `brewer's_blackbird` without
+    hyphens and possessives."""
+    return lemma.replace("'s", "").replace("'", "").replace("-", "_")
 
 
 def _lines(folder: str, name: str, *, optional: bool = False) -> list[bytes]:
@@ -136,6 +145,8 @@ def find_lemma(wordnet: WordNet, words: Sequence[str]) -> str | None:
                 for lemma in dict.fromkeys(sign.join(parts) for sign in ("_", "-", "")):
                     if lemma in wordnet.index:
                         return lemma
+                if spelled := wordnet.spellings.get(_plain("_".join(parts))):
+                    return spelled
     return None
 
 

@@ -146,6 +146,15 @@ def test_a_class_that_no_source_knows_is_refused(words: str) -> None:
         load_knowledge([], WORDS)
 
 
+def test_a_source_that_knows_no_class_is_refused(words: str, taxonomy: str) -> None:
+    Path(taxonomy).write_text("gryphon\tbeast\n", "utf-8")
+    configs = [SourceConfig("words", words), SourceConfig("hierarchy", taxonomy, missing="zero")]
+    with pytest.raises(UserError, match="knows none of the 7 classes, such as cat, dog, wolf"):
+        load_knowledge(configs, WORDS)
+    Path(taxonomy).write_text("cat\tbeast\n", "utf-8")
+    assert load_knowledge(configs, WORDS).sources[1].found == {"cat": "cat"}
+
+
 def test_plurals_and_camel_case_are_found_in_a_hierarchy(words: str, taxonomy: str) -> None:
     configs = [SourceConfig("hierarchy", taxonomy)]
     found = load_knowledge(configs, {"12.PolarBears": ["polar", "bears"], "elms": ["elms"]})

@@ -34,6 +34,7 @@ INDEX = """\
 animal n 1 1 @ 1 0 00000002
 bear n 2 1 @ 2 1 00000003 00000005
 beast n 1 1 @ 1 0 00000002
+brown's_white-nosed_bear n 1 1 @ 1 0 00000004
 entity n 1 1 ~ 1 0 00000001
 leaf n 1 1 @ 1 0 00000008
 polar_bear n 1 1 @ 1 0 00000004
@@ -79,6 +80,14 @@ def test_a_name_is_a_compound_first_then_its_head_noun(
     wordnet: WordNet, words: list[str], lemma: str | None
 ) -> None:
     assert find_lemma(wordnet, words) == lemma
+
+
+@pytest.mark.parametrize("name", ["Brown_white_nosed_Bear", "031.Brown's White-nosed Bears"])
+def test_hyphens_and_possessives_that_a_name_leaves_out_are_found(
+    name: str, wordnet: WordNet
+) -> None:
+    assert find_lemma(wordnet, words_of(name)) == "brown's_white-nosed_bear"
+    assert find_lemma(wordnet, words_of("Brown_nosed_Bear")) == "bear"
 
 
 def test_ancestors_weigh_less_by_step_and_sense_and_the_largest_weight_stays(
