@@ -1,5 +1,5 @@
 # make demo   train on the data set in demo/, print the zero-shot table and the report's path
-# make test   lint, types and tests; what continuous integration runs
+# make test   lint, types and, in two processes, tests; what continuous integration runs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,8 @@ demo: $(VENV)/installed
 	@$(BIN)/python -m distributed train --config configs/demo.yaml
 
 test: lint
-	@$(BIN)/python -m pytest
+	@printf '%s\n' ray 'not ray' | xargs -P 2 -I {} $(BIN)/python -m pytest \
+	  -o console_output_style=classic -m '{} and not slow and not gpu'
 
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check .

@@ -15,7 +15,6 @@ import ray
 from joblib import cpu_count  # what a container may use, not what its machine has
 from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
-from torch.distributed import DistError
 
 from distributed.display import plural
 from vgse.config import ClusterConfig
@@ -273,6 +272,8 @@ def is_death(error: BaseException) -> bool:
 
 def lost_partner(error: BaseException) -> bool:
     """Whether a worker's partner is gone, which is often heard before the death itself."""
+    from torch.distributed import DistError  # torch takes seconds, which most processes do without
+
     # NCCL and the store raise kinds of their own, gloo does not.
     return isinstance(error, DistError) or "gloo/transport" in str(error)
 

@@ -26,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the shared Ray, which `make test` runs beside all others."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two gloo workers found, see gloo_workers."""
@@ -52,7 +60,7 @@ def ray_session() -> Iterator[None]:
     from distributed.cluster import ray_cluster
     from vgse.config import ClusterConfig
 
-    # Four CPUs in name: as many workers as the README's cluster example asks for.
+    # Four CPUs in name: two trials of two workers each run at once in test_finalists.
     with ray_cluster(ClusterConfig(num_workers=4)):
         yield
 

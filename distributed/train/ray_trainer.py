@@ -28,11 +28,12 @@ from distributed.features.cache import FeatureSpec
 from distributed.logs import worker_log
 from distributed.setup import Prepared
 from distributed.storage import absolute
-from distributed.train.callbacks import ReportCallback, TrainingProgress, cause_of, start_progress
+from distributed.train.callbacks import ReportCallback, cause_of
 from distributed.train.checkpoint import epoch_of, newest_sound, remove_leftovers
 from distributed.train.filesystem import ray_storage
 from distributed.train.loggers import Tracking, tracking
 from distributed.train.metrics import Diverged, read_metrics
+from distributed.train.progress import TrainingProgress, start_progress
 from distributed.train.trainer import TrainingJob, train_epochs
 from shards.objects import join_url
 from vgse.config import ClusterConfig, RunConfig

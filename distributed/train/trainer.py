@@ -61,7 +61,7 @@ class TrainingJob:
     fingerprint: str  # of configuration and data
     num_images: int = 0  # of an epoch
     roles: Roles | None = None  # of classes, where they are not the shards' own
-    progress: Any = None  # actor of distributed.train.callbacks.TrainingProgress
+    progress: Any = None  # actor of distributed.train.progress.TrainingProgress
 
 
 def learning_rate(progress: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import compiled_path
+from benchmarks.gpu.__main__ import arguments, compiled_path
 from benchmarks.gpu.memory import kept_bytes, optimiser_bytes
 from benchmarks.gpu.page import ROWS, Results, ratios, render, spread
 from benchmarks.gpu.paths import Setting, Turn, peak_tflops
@@ -70,17 +70,15 @@ def test_where_the_loader_is_installed_it_is_what_feeds_the_step(tmp_path: Path)
     assert "cpu (FAISS)" in page
 
 
-def test_without_a_gpu_full_sizes_are_refused(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 2
-    assert "use --quick" in ran.stderr
-    assert not list(tmp_path.iterdir())
+def test_without_a_gpu_full_sizes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick"])
+    assert arguments().side == 64
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match="2"):
+        arguments()
+    assert "use --quick" in capsys.readouterr().err
 
 
 def gpu_results() -> Results:

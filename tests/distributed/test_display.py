@@ -16,13 +16,9 @@ from ray.exceptions import ActorDiedError
 from rich.console import Console
 
 from distributed.display import Display
-from distributed.train.callbacks import (
-    ReportCallback,
-    TrainingProgress,
-    cause_of,
-    start_progress,
-)
+from distributed.train.callbacks import ReportCallback, cause_of
 from distributed.train.metrics import Diverged, EpochSums, read_metrics
+from distributed.train.progress import TrainingProgress, start_progress
 from processes import descendants
 from tiny import make_tiny
 

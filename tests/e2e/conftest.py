@@ -32,6 +32,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"num_clusters": 20, "projection": 64},
         "training": {"epochs": 1, "batch_size": 60},
         "evaluation": {"models": ["prototype"]},
+        "cluster": {"num_workers": 1},  # those of `own_run` are two
     }
     search = {
         "run": "demo.yaml",

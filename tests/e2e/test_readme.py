@@ -11,6 +11,7 @@ SMALLER = {
     "--trials": "2",
     "--splits": "2",
     "--model.num_clusters": "30",
+    "--cluster.num_workers": "2",
 }  # the reader's own set is as small
 
 

@@ -81,11 +81,12 @@ def write_without_end(folder: Path) -> None:
         source.on_trial_result("a", {"epoch": epoch, "objective": 0.5, "loss": 1.0})
 
 
+@pytest.mark.filterwarnings("ignore:The value of `grace_period`")  # of live writers
 @pytest.mark.parametrize("writes", [1, 40, 90])
 def test_a_driver_killed_within_a_write_loses_no_row_before_it(
     tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune.study._DEAD_LOCK_S", 3)
+    monkeypatch.setattr("tune.study._DEAD_LOCK_S", 1)
     context = multiprocessing.get_context("fork")
     process = context.Process(target=write_without_end, args=(tmp_path,), daemon=True)
     process.start()

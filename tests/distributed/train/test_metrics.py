@@ -1,13 +1,15 @@
 """The metrics of an epoch: losses go by the fields of the configuration."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from distributed.train.callbacks import TrainingProgress
 from distributed.train.loggers import scalars
 from distributed.train.metrics import EpochSums
+from distributed.train.progress import TrainingProgress
 from vgse import config
 from vgse.config import LossConfig
 
@@ -32,3 +34,10 @@ def test_a_loss_more_is_one_field_more_of_the_configuration(
     progress = TrainingProgress(1, 2, 4, 3)
     progress.epoch_ended({"epoch": 1, **row})
     assert dict(progress.details())["loss"] == "8.000 (cls 2.00  toy 3.00)"
+
+
+def test_the_actor_that_shows_a_training_imports_nothing_heavy() -> None:
+    names = "{'ray', 'ray.train', 'torch', 'pandas'} & sys.modules.keys()"
+    program = f"import sys, distributed.train.progress; print({names})"
+    found = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert found.strip() == "{'ray'}"

@@ -25,8 +25,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_search(tmp_path_factory.mktemp("importance") / "search")
 
 
-def test_importance_orders_what_matters_before_what_does_not(whole: Path) -> None:
-    found = found_in(whole)
+@pytest.fixture(scope="module")
+def found(whole: Path) -> Importance:
+    return found_in(whole)
+
+
+def test_importance_orders_what_matters_before_what_does_not(found: Importance) -> None:
     assert next(iter(found.shares)) == "model.temperature"
     assert found.shares["model.temperature"] > 0.6
     idle = [share for name, share in found.shares.items() if name != "model.temperature"]
@@ -34,7 +38,9 @@ def test_importance_orders_what_matters_before_what_does_not(whole: Path) -> Non
     assert found.floor < found.shares["model.temperature"] / 2
 
 
-def test_shuffled_objectives_leave_nothing_above_the_floor_by_much(whole: Path) -> None:
+def test_shuffled_objectives_leave_nothing_above_the_floor_by_much(
+    whole: Path, found: Importance
+) -> None:
     search = load_search(whole)
     order = np.random.default_rng(1).permutation(len(search.trials))
     histories = [search.trials[n].history for n in order]
@@ -42,10 +48,11 @@ def test_shuffled_objectives_leave_nothing_above_the_floor_by_much(whole: Path) 
         replace(trial, history=history)
         for trial, history in zip(search.trials, histories, strict=True)
     ]
-    found = importance(shuffled, axes_of(search))
-    assert found is not None
-    assert found.shares["model.temperature"] < 0.3 < found_in(whole).shares["model.temperature"]
-    assert max(found.shares.values()) < 2 * found.floor  # by an ordinary share it may be above
+    of_shuffled = importance(shuffled, axes_of(search))
+    assert of_shuffled is not None
+    assert of_shuffled.shares["model.temperature"] < 0.3 < found.shares["model.temperature"]
+    # By an ordinary share it may be above.
+    assert max(of_shuffled.shares.values()) < 2 * of_shuffled.floor
 
 
 def test_a_search_that_drifts_raises_the_floor_above_its_idle_parameters(tmp_path: Path) -> None:
@@ -79,8 +86,8 @@ def test_importance_weighs_the_decades_of_a_log_scale_alike(tmp_path: Path) -> N
     assert found_in(folder).shares["loss.entropy"] > 0.8
 
 
-def test_importance_is_the_same_when_asked_again(whole: Path) -> None:
-    assert found_in(whole) == found_in(whole)
+def test_importance_is_the_same_when_asked_again(whole: Path, found: Importance) -> None:
+    assert found_in(whole) == found
 
 
 def test_ten_trials_are_enough(tmp_path: Path) -> None:

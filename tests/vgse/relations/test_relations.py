@@ -202,7 +202,7 @@ def test_piqp_with_polishing_equals_the_active_set(num_seen: int, size: int, sca
 
 
 def test_without_the_gram_matrix_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    unseen, seen = words(150, 6)
+    unseen, seen = words(150, 2)
     whole = solve_relations(unseen, seen)
     monkeypatch.setattr("vgse.relations.smo.GRAM_LIMIT", 100)
     monkeypatch.setattr(solvers, "_CANDIDATES", 8)  # so that several rounds are needed
