@@ -157,13 +157,23 @@ class _Candidates:
     hashes: NDArray[np.uint64]  # [n]
     images: ImageFeatures  # features, labels and split
 
-    def smallest(self, most: int) -> "_Candidates":
-        """Those of each group with the smallest hashes, in the order that they had."""
-        order = np.lexsort((self.hashes, self.group))
-        group = self.group[order]
-        rank = np.arange(len(group)) - np.searchsorted(group, group)
-        kept = np.sort(order[rank < most])
-        return _Candidates(self.group[kept], self.hashes[kept], _rows(self.images, kept))
+    def of(self, rows: Indices) -> "_Candidates":
+        """Some of them."""
+        return _Candidates(self.group[rows], self.hashes[rows], _rows(self.images, rows))
+
+
+def _keep_smallest(held: list[_Candidates], most: int) -> None:
+    """Of each group leaves those with the smallest hashes, in the order that they had, a part at a
+    time: all features are never in memory twice."""
+    group = np.concatenate([candidates.group for candidates in held])
+    order = np.lexsort((np.concatenate([candidates.hashes for candidates in held]), group))
+    ordered = group[order]
+    rank = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    kept = np.zeros(len(group), bool)
+    kept[order[rank < most]] = True
+    ends = np.cumsum([len(candidates.group) for candidates in held])
+    for number, rows in enumerate(np.split(kept, ends[:-1])):
+        held[number] = held[number].of(np.flatnonzero(rows))
 
 
 def sample_images(
@@ -184,8 +194,9 @@ def sample_images(
         chosen = np.flatnonzero(hashes <= below[group])
         held.append(_Candidates(group[chosen], hashes[chosen], _rows(part, chosen)))
         if sum(len(candidates.group) for candidates in held) > 1.25 * most:
-            held = [_merged(held).smallest(each)]
-    return _merged(held).smallest(each).images
+            _keep_smallest(held, each)
+    _keep_smallest(held, each)
+    return joined(candidates.images for candidates in held)
 
 
 def _each(counts: NDArray[np.integer], most: int) -> int:
@@ -205,11 +216,3 @@ def _rows(images: ImageFeatures, rows: Indices) -> ImageFeatures:
     labels, split = images.labels[rows], images.split[rows]
     blank = np.empty((len(rows), 0), np.float16)
     return ImageFeatures(images.features[rows], labels, split, [], blank)
-
-
-def _merged(held: list[_Candidates]) -> _Candidates:
-    return _Candidates(
-        np.concatenate([candidates.group for candidates in held]),
-        np.concatenate([candidates.hashes for candidates in held]),
-        joined(candidates.images for candidates in held),
-    )

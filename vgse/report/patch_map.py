@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from vgse.report.pictures import resize, sheet, webp
@@ -69,6 +67,10 @@ def map_section(run: RunFiles) -> dict[str, Any]:
 
 def patch_map(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Positions f32 [T, 2] by PCA (at most 40 dimensions) and t-SNE, the same on every call."""
+    # Here: a driver evaluates before it reports, in 58 MB less.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     count = len(features)
     with threadpool_limits(limits=1):
         size = min(40, count - 1, features.shape[1])

@@ -1,7 +1,7 @@
 """Choice of normalisation, hyper-parameters and gamma on folds of the seen classes, and the scores
 with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,7 +12,6 @@ from vgse.zsl.folds import PreparedFold
 from vgse.zsl.metrics import (
     Generalised,
     GeneralisedScores,
-    StackingCurve,
     best_gamma,
     calibrated_stacking,
     per_class_top1,
@@ -110,7 +109,7 @@ def choose(
     folds so far, goes on to the next fold.
     """
     grid = [(way, params) for way in normalisations_for(model, normalise) for params in model.grid]
-    scores: list[list[Score]] = [[] for _ in grid]
+    learned: list[list[Score]] = [[] for _ in grid]
     totals = np.zeros(len(grid))
     alive = np.arange(len(grid))
     for number, fold in enumerate(folds):
@@ -122,11 +121,20 @@ def choose(
             fit = model.prepare(fold.training, rows[: fold.num_seen], seed)
             for index in alive:
                 if grid[index][0] == way:
-                    scores[index].append(fit(**grid[index][1]))
-                    totals[index] += zsl_top1(scores[index][-1], fold, rows)
+                    score = fit(**grid[index][1])
+                    totals[index] += zsl_top1(score, fold, rows)
+                    if model.stochastic:
+                        learned[index].append(score)
     best = int(alive[totals[alive].argmax()])
     way, params = grid[best]
-    curve = _curve_of(scores[best], folds, [embeddings(i, way) for i in range(len(folds))])
+    rows_of = [embeddings(number, way) for number in range(len(folds))]
+    # What SGD learned is small, and dear to make again; of closed forms it is the other way round.
+    scores: Iterable[Score] = learned[best] or (
+        model.fit(fold.training, rows[: fold.num_seen], seed=seed, **params)
+        for fold, rows in zip(folds, rows_of, strict=True)
+    )
+    parts = zip(scores, folds, rows_of, strict=True)
+    curve = stacking_curve((generalised_scores(*part), score_spread(*part)) for part in parts)
     if model.calibrated:
         gamma, generalised = best_gamma(curve)
     else:
@@ -170,20 +178,12 @@ def cross_validate(
         at = int(accuracy[others].mean(0).argmax())
         gamma = 0.0
         if model.calibrated:
-            gamma, _ = best_gamma(stacking_curve(*zip(*(part(i, at) for i in others), strict=True)))
+            gamma, _ = best_gamma(stacking_curve(part(i, at) for i in others))
         generalised, spread = part(number, at)
         stacked = calibrated_stacking(generalised, gamma * spread)
         found.append((accuracy[number, at], stacked.seen, stacked.unseen, stacked.harmonic_mean))
     zsl, seen, unseen, harmonic = np.mean(found, axis=0)
     return float(zsl), Generalised(float(seen), float(unseen), float(harmonic))
-
-
-def _curve_of(
-    scores: Sequence[Score], folds: Sequence[PreparedFold], embeddings: Sequence[Embeddings]
-) -> StackingCurve:
-    parts = list(zip(scores, folds, embeddings, strict=True))
-    spreads = [score_spread(*part) for part in parts]
-    return stacking_curve([generalised_scores(*part) for part in parts], spreads)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def final_result(
         among_unseen = score(fold.unseen_features, embeddings[fold.num_seen :]).argmax(1)
         of_seen, of_unseen = stacked_predictions(scores, gamma)
         keep(Predictions(among_unseen + fold.num_seen, of_seen, of_unseen))
-    curve = stacking_curve([scores], [1.0])
+    curve = stacking_curve([(scores, 1.0)])
     result = Result(
         zsl_top1(score, fold, embeddings),
         generalised.seen,

@@ -2,7 +2,7 @@
 of the Good, the Bad and the Ugly", TPAMI 2018) and calibrated stacking (Chao et al., "An Empirical
 Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +96,11 @@ def _generalised(seen: float, unseen: float) -> Generalised:
     return Generalised(float(seen), float(unseen), harmonic_mean(float(seen), float(unseen)))
 
 
-def stacking_curve(folds: Sequence[GeneralisedScores], units: Sequence[float]) -> StackingCurve:
-    """The curve of all folds together, each with the same weight; gamma is in the fold's `unit`."""
+def stacking_curve(folds: Iterable[tuple[GeneralisedScores, float]]) -> StackingCurve:
+    """The curve of all folds together, each with the same weight; gamma is in the unit that stands
+    beside a fold's scores, which are looked at one fold at a time."""
     margins, falling, rising = [], [], []
-    for scores, unit in zip(folds, units, strict=True):
+    for scores, unit in folds:
         split = scores.num_seen
         right_seen = scores.of_seen[:, :split].argmax(1) == scores.labels_seen
         right_unseen = scores.of_unseen[:, split:].argmax(1) + split == scores.labels_unseen
@@ -112,10 +113,10 @@ def stacking_curve(folds: Sequence[GeneralisedScores], units: Sequence[float]) -
             margins.append(difference.astype(np.float64) / unit)
         falling += [lost, np.zeros_like(won)]
         rising += [np.zeros_like(lost), won]
-    joined = np.concatenate(margins)
+    num_folds, joined = len(margins) // 2, np.concatenate(margins)
     order = np.argsort(joined, kind="stable")
     joined = joined[order]
-    lost, won = (np.concatenate(x)[order] / len(folds) for x in (falling, rising))
+    lost, won = (np.concatenate(x)[order] / num_folds for x in (falling, rising))
     edges = np.concatenate([[joined[0] - 1.0], joined, [joined[-1] + 1.0]])
     seen = lost.sum() - np.concatenate([[0.0], np.cumsum(lost)])
     unseen = np.concatenate([[0.0], np.cumsum(won)])

@@ -110,7 +110,9 @@ def prepare_prototype(
             prototypes = unit_rows((embeddings @ to_axes / ridges) @ to_features * metric)
             # The metric stands twice: once on the images, without a copy of them.
             lengths = np.sqrt(np.einsum("md,md,d->m", features, features, metric**2))
-            return features @ (prototypes * metric).T / np.where(lengths > 0, lengths, 1)[:, None]
+            scores = features @ (prototypes * metric).T
+            scores /= np.where(lengths > 0, lengths, 1)[:, None]
+            return scores
 
         return score
 
