@@ -17,8 +17,10 @@ from shards.datasets.classes import read_words
 from shards.datasets.dataset import read_source
 from shards_trees import write
 from vgse.config import load_config
+from vgse.formats import read_npz
 from vgse.knowledge.wordnet import find_senses, named_synset, read_wordnet
 from vgse.knowledge.words import words_of
+from vgse.run_folder import read_knowledge
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "recipes.md"
@@ -162,6 +164,12 @@ def laid_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return lay_out
 
 
+def known_wordnet(kind: str) -> str:
+    """The recipe's knowledge, with the WordNet that is laid out."""
+    words, wordnet = (vars(source) for source in load_config(f"configs/{kind}.yaml").knowledge)
+    return json.dumps([words, {**wordnet, "path": "wordnet"}])
+
+
 @pytest.mark.parametrize("kind", TREES)
 def test_the_packed_classes_have_the_roles_of_the_splits_and_the_mapped_names(
     kind: str, laid_out: Callable[[str], list[str]]
@@ -176,6 +184,39 @@ def test_the_packed_classes_have_the_roles_of_the_splits_and_the_mapped_names(
         assert " ".join(classes[name]["words"]) == words
     for name, synset in mapped(kind, "synsets").items():
         assert classes[name]["synset"] == synset
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", ["cub", pytest.param("awa2", marks=SLOW), pytest.param("sun", marks=SLOW)]
+)
+def test_the_commands_of_a_recipe_lead_from_the_archives_to_the_table(
+    kind: str,
+    ray_session: None,
+    laid_out: Callable[[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    laid_out(kind)
+    ran = []
+    for line in commands(kind):
+        name = line.split()[3]
+        more = SMALLER.get(name, "")
+        if name == "train":
+            more += f" --knowledge '{known_wordnet(kind)}'"
+        capsys.readouterr()
+        assert run_command(f"{line} {more}") == 0, line
+        ran.append(name)
+    assert ran == ["pack", "train", "export", "evaluate"]
+    assert "given" in capsys.readouterr().out
+    run = Path("runs") / kind
+    table = json.loads((run / "evaluation.json").read_text())
+    assert {"words", "paper_smo", "smo"} <= {row["name"] for row in table["rows"]}
+    assert (run / "report.html").is_file()
+    known = read_knowledge(run, read_npz(run / "class_embeddings.npz"))
+    assert [source.name for source in known.sources] == ["words", "WordNet"]
+    assert set(mapped(kind, "synsets")) <= set(known.sources[1].found)
 
 
 @pytest.mark.parametrize("kind", TREES)

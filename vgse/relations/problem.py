@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh
+from scipy.linalg import LinAlgError, eigh
 from scipy.sparse import csr_array
 
 from vgse.errors import UserError
@@ -86,12 +86,22 @@ def prepare(seen: F64, ridge: float) -> SeenPoints:
         points /= scale
         weighted = points * np.sqrt(counts)[:, None]
         small = weighted.T @ weighted if len(points) > points.shape[1] else weighted @ weighted.T
-        top = len(small) - 1
-        largest = float(eigh(small, eigvals_only=True, subset_by_index=[top, top])[0])
+        largest = largest_eigenvalue(small)
     spread = float(counts @ np.square(points).sum(axis=1) / counts.sum())
     return SeenPoints(
         points, counts, inverse, points[inverse], centre, scale, spread, ridge * largest
     )
+
+
+def largest_eigenvalue(gram: F64) -> float:
+    """That of a symmetric matrix."""
+    top = len(gram) - 1
+    try:
+        return float(eigh(gram, eigvals_only=True, subset_by_index=[top, top])[0])
+    except (
+        LinAlgError
+    ):  # LAPACK finds no single one where all are equal: classes alike to each other
+        return float(np.linalg.eigvalsh(gram)[-1])
 
 
 def certify(weights: F64, targets: F64, seen: SeenPoints, alpha: float) -> tuple[F64, F64, F64]:

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from vgse.knowledge.sparse_rows import Block, gram_matrix
 from vgse.relations.pivoting import Mask, solve_simplex
+from vgse.relations.problem import largest_eigenvalue
 from vgse.relations.smo import solve_relations
 
 F64 = NDArray[np.float64]
@@ -298,9 +299,8 @@ def _centred_unit_gram(gram: F64, train: Indices) -> F64:
 
 
 def _largest_eigenvalue(gram: F64) -> float:
-    top = len(gram) - 1
     if len(gram) <= _FULL_SPECTRUM:
-        return float(eigh(gram, eigvals_only=True, subset_by_index=[top, top])[0])
+        return largest_eigenvalue(gram)
     start = np.linspace(1.0, 2.0, len(gram)) * gram[0]  # a start of its own would be random
     return float(eigsh(gram, k=1, v0=start, return_eigenvectors=False)[0])
 

@@ -238,3 +238,13 @@ def test_both_ways_to_the_largest_eigenvalue_agree(monkeypatch: pytest.MonkeyPat
     gram = (points - points.mean(0)) @ (points - points.mean(0)).T
     few, many = (largest_eigenvalue_with(limit, monkeypatch, gram) for limit in (10, 100))
     assert few == pytest.approx(many, rel=1e-10)
+
+
+def test_classes_that_are_all_alike_to_each_other_are_no_error() -> None:
+    for num_classes in range(20, 40):  # at some sizes LAPACK finds no largest eigenvalue
+        blocks = source_blocks(knowledge_of([np.eye(num_classes)]), np.arange(num_classes))
+        embeddings = np.random.default_rng(0).normal(size=(num_classes, 3))
+        found = select_relation(embeddings, blocks, ridge=0.1)
+        assert abs(found.criterion) < 0.5
+        rows = combine_blocks(blocks, [1.0], np.arange(num_classes))
+        np.testing.assert_allclose(solve_relations(rows[:2], rows).weights.sum(1), 1)
