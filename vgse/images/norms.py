@@ -2,7 +2,8 @@
 
 With statistics that stay, norm(conv(x)) is one convolution with the weight w s and the bias
 b - m s, where s = g / sqrt(v + eps). Its gradients are the same, and neither pass touches the
-pictures for the norm: on a GPU that is a third of a step's time, and their memory beside it.
+pictures for the norm: on a GPU that is nearly half of a step's time and of its memory. Without
+gradients a GPU is faster with its own norm.
 """
 
 import copy
@@ -91,9 +92,13 @@ def _fold(network: nn.Module, pairs: dict[str, str]) -> None:
         object.__setattr__(norm, "forward", MethodType(_after_convolution, norm))
 
 
+def _is_folded(norm: nn.Module, pictures: Tensor) -> bool:
+    return not norm.training and (torch.is_grad_enabled() or not pictures.is_cuda)
+
+
 def _convolve(self: Any, pictures: Tensor) -> Tensor:
     (norm,) = self.folded_norm
-    if norm.training:
+    if not _is_folded(norm, pictures):
         return type(self).forward(self, pictures)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # [D_out]
     shift = norm.running_mean if self.bias is None else norm.running_mean - self.bias
@@ -107,7 +112,7 @@ def _convolve(self: Any, pictures: Tensor) -> Tensor:
 
 
 def _after_convolution(self: Any, pictures: Tensor) -> Tensor:
-    if self.training:
+    if not _is_folded(self, pictures):
         return type(self).forward(self, pictures)
     # timm's norms hold the activation, too.
     return self.act(self.drop(pictures)) if hasattr(self, "drop") else pictures
