@@ -190,7 +190,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "kind", ["cub", pytest.param("awa2", marks=SLOW), pytest.param("sun", marks=SLOW)]
+    "kind", ["sun", pytest.param("awa2", marks=SLOW), pytest.param("cub", marks=SLOW)]
 )
 def test_the_commands_of_a_recipe_lead_from_the_archives_to_the_table(
     kind: str,
