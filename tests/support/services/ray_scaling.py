@@ -63,7 +63,9 @@ def scaling_head(types: dict[str, dict[str, float]], most: int) -> Iterator[dict
     gcs, agent, client, metrics = free_ports(4)
     address = f"127.0.0.1:{gcs}"
     (folder / "scaling.yaml").write_text(json.dumps(_config(address, types, most)))
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    # With GPUs hidden, no node could start that pretends to have one.
+    hidden = ("RAY_", "CUDA_VISIBLE_DEVICES")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     env |= {
         "PATH": f"{Path(sys.executable).parent}:{env['PATH']}",
         "RAY_AUTH_MODE": "token",
