@@ -17,6 +17,7 @@ OBJECTIVES = {
     "unseen": "accuracy on unseen classes",
     "own_images": "accuracy of own images under the clusters",
     "own_images+zsl": "mean of own images under the clusters and T1",
+    "own_images+harmonic_mean": "mean of own images under the clusters and H",
 }
 STATE_WORDS = {s: s for s in ("finished", "stopped", "collapsed", "failed", "running")}
 STATE_WORDS["stopped"] = "stopped early"

@@ -12,6 +12,7 @@ import pytest
 from distributed.features.cache import read_unit, units_of
 from distributed.features.extract import compute_unit
 from shards.manifest import load_manifest
+from tune.config import SearchConfig
 from tune.trial.context import TrialContext
 from tune.trial.evaluator import collapse_cause, objective_of
 from tune.trial.objective import Problem, make_problem, own_images_accuracy, zero_shot_scores
@@ -85,9 +86,10 @@ def test_own_images_need_no_relation_and_no_other_class(context: TrialContext) -
 
 
 def test_an_objective_is_a_measure_or_the_mean_of_two() -> None:
-    found = {"own_images": 0.6, "zsl": 0.2}
+    found = {"own_images": 0.6, "zsl": 0.2, "harmonic_mean": 0.3}
     assert objective_of(found, "own_images") == 0.6
     assert objective_of(found, "own_images+zsl") == pytest.approx(0.4)
+    assert objective_of(found, SearchConfig().objective) == pytest.approx(0.45)
 
 
 def test_good_embeddings_score_above_shuffled_ones(context: TrialContext) -> None:
