@@ -114,7 +114,7 @@ def test_rows_of_the_permuted_control_are_near_chance_and_the_oracle_is_not(
     ablation: Ablation,
 ) -> None:
     default = outcome(ablation, DEFAULT)
-    assert default.accuracy("oracle") > default.accuracy("permuted") + 20
+    assert default.accuracy("oracle") > default.accuracy("permuted") + 10  # of 4 classes
 
 
 def test_a_second_call_computes_nothing_anew(
