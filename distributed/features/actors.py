@@ -158,6 +158,10 @@ def call_results(
     free: deque[Process] = deque()  # a place for each call that a process could take
     failed, look, said, alone = 0, 0.0, -math.inf, time.monotonic()
 
+    def take(process: Process) -> None:
+        alive.add(process)
+        free.extend([process] * process.slots)
+
     def lose(process: Process, error: Exception) -> None:
         nonlocal look, said
         if process.end is not None and not process.lost:
@@ -179,8 +183,7 @@ def call_results(
                 for _ in range(min(there, open_calls) - len(alive) - len(starting)):
                     process = start()
                     if process.ready is None:
-                        alive.add(process)
-                        free.extend([process] * process.slots)
+                        take(process)
                     else:
                         starting[process.ready] = process
                 if alive and there:
@@ -195,7 +198,7 @@ def call_results(
                 if not process.lost:
                     call = waiting.popleft()
                     flying[process.call(function, call.arguments)] = call, process
-            until = min([look, *(call.due for call in later)], default=look)
+            until = min([look, *(call.due for call in later)])
             for reference in _ready([*flying, *starting], until - time.monotonic()):
                 if reference in starting:
                     process = starting.pop(reference)
@@ -208,10 +211,9 @@ def call_results(
                             if not alive:
                                 raise _given_up(loss) from error
                             look = time.monotonic() + _LOOK_S  # one GPU may never come back
-                        continue
-                    failed, alone = 0, time.monotonic()
-                    alive.add(process)
-                    free.extend([process] * process.slots)
+                    else:
+                        failed, alone = 0, time.monotonic()
+                        take(process)
                     continue
                 call, process = flying.pop(reference)
                 if not process.lost:
