@@ -99,6 +99,27 @@ def test_a_cluster_of_ours_is_refused_gpus_at_once(ray_session: None) -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_gpu_of_a_process_that_ends_is_waited_for_but_not_one_that_stays_taken(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([0.0, 0.0])
+
+    def available() -> dict[str, float]:
+        return {"CPU": 4.0, "GPU": next(free, 1.0) if ends else 0.0}
+
+    monkeypatch.setattr(cluster, "_RELEASE_S", 30.0 if ends else 0.3)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "available_resources", available)
+    monkeypatch.setattr(cluster, "fitting", lambda worker: 1)
+    config = ClusterConfig(num_workers=1, use_gpu="yes")
+    if ends:
+        assert wants_gpu(config, str)
+    else:
+        with pytest.raises(ValueError, match=r"waiting for 1 GPU \(1 there, 0 free\)"):
+            wants_gpu(config, str)
+
+
 WAIT = """
 import ray
 from distributed.cluster import ray_cluster, wants_gpu
