@@ -17,6 +17,7 @@ from distributed.train.ray_trainer import ddp_options
 from step_tensors import entropy_loss
 from vgse.config import LossConfig, ModelConfig
 from vgse.images.backbones import Backbone
+from vgse.images.norms import fold_norms
 from vgse.training.model import ClusterHead, TrainingModel
 from vgse.training.neighbours import NeighbourQueue
 from vgse.training.step import StepData, run_step
@@ -121,17 +122,27 @@ def mean_over_workers(value: Tensor, rank: int | None) -> Tensor:
 
 
 def build_with_backbone() -> TrainingModel:
-    """The same small model from pixels on every call, with all four losses."""
+    """The same small model from pixels on every call, with all four losses and batch norms that
+    are part of their convolutions."""
     torch.manual_seed(1)
+    norms = nn.BatchNorm2d(8), nn.BatchNorm2d(FEATURES)
+    for norm in norms:  # new ones would change nothing
+        for values in (norm.weight.data, norm.running_var):
+            values.uniform_(0.5, 1.5)
+        for values in (norm.bias.data, norm.running_mean):
+            values.uniform_(-0.1, 0.1)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2),
+        norms[0],
         nn.ReLU(),
-        nn.Conv2d(8, FEATURES, 1),
+        nn.Conv2d(8, FEATURES, 1, bias=False),
+        norms[1],
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    backbone = Backbone(network, FEATURES, [network[2]]).learn("all")
+    backbone = Backbone(network, FEATURES, [network[3], norms[1]]).learn("all")
+    assert fold_norms(backbone.eval().network) == 2
     head = build().head
     weights = LossConfig(semantic=0.7, consistency=0.5, entropy=0.9, queue_size=CAPACITY)
     return TrainingModel(backbone, head, torch.randn(CLASSES, WORD_SIZE), weights).train()

@@ -10,6 +10,7 @@ from torch import Tensor
 import gloo_workers
 from distributed.setup import learned
 from vgse.config import BackboneConfig, RunConfig, TrainingConfig, to_dict
+from vgse.images import norms
 from vgse.images.patches import cut_patches, grid_boxes
 from vgse.training.model import StepOutput
 from vgse.training.step import StepData, run_step
@@ -43,11 +44,21 @@ def test_micro_batches_have_the_loss_gradient_and_queue_of_the_whole_step(
     assert whole.terms["consistency"] > 0.1
     torch.testing.assert_close(parts.loss, whole.loss)
     torch.testing.assert_close(parts.terms, whole.terms)
-    assert len(gradients) == 11
+    assert len(gradients) == 14
     assert all(gradient.abs().max() > 1e-5 for gradient in gradients.values())
     assert largest_gap(own, gradients) < 1e-4
     assert torch.equal(parts.cells, whole.cells)
     torch.testing.assert_close(own_queue, queue)
+
+
+def test_so_they_have_where_a_pass_without_gradients_keeps_its_norms_as_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, gradients, _ = two_steps(1)
+    monkeypatch.setattr(norms, "_is_folded", lambda norm, _: torch.is_grad_enabled())
+    parts, own, _ = two_steps(3)
+    torch.testing.assert_close(parts.terms, whole.terms)
+    assert largest_gap(own, gradients) < 1e-4
 
 
 def test_to_add_the_losses_of_micro_batches_is_something_else() -> None:

@@ -1,10 +1,11 @@
 """The code of a GPU without one: tensors that pretend to be there have shapes, devices and layouts,
 but no values, so whatever would make the host wait for a value, or move one, is seen."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from distributed.train.data import StepBatch
 from distributed.train.metrics import EpochSums
 from distributed.train.prefetch import map_tensors
 from vgse.config import TrainingConfig
+from vgse.images.backbones import Backbone, build_backbone
 from vgse.images.devices import autocast
 from vgse.training.model import StepOutput, TrainingModel
 from vgse.training.optimizer import make_optimizer
@@ -67,10 +69,14 @@ def pretend(module: nn.Module) -> None:
                 part._buffers[name] = on_gpu(buffer)
 
 
-def model_and_data(inputs: str) -> tuple[TrainingModel, StepData]:
+def model_and_data(inputs: str, backbone: Backbone | None = None) -> tuple[TrainingModel, StepData]:
+    """The small model, or one with another `backbone` that learns, and a step for it."""
     frozen = inputs == "features"
     with unset_fake_temporarily():
         model = gloo_workers.build() if frozen else gloo_workers.build_with_backbone()
+        if backbone is not None:
+            model.backbone = copy.deepcopy(backbone)
+            model.head.projection = nn.Linear(backbone.num_features, 4)
         step = gloo_workers.pixels_of(0, None)
     pretend(model)
     data = map_tensors(step, on_gpu)
@@ -97,9 +103,25 @@ def forward(model: TrainingModel, data: StepData) -> StepOutput:
     return output
 
 
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    """With all that a real network has: TensorFlow's padding, norms that hold an activation."""
+    return build_backbone("efficientnet-lite0", "none")
+
+
 @pytest.mark.parametrize("inputs", ["pictures", "patches", "features"])
 def test_a_step_reads_nothing_back_and_moves_nothing(inputs: str) -> None:
-    model, data = model_and_data(inputs)
+    assert_a_step_moves_nothing(*model_and_data(inputs))
+
+
+@pytest.mark.parametrize("part", ["last", "all"])
+def test_nor_does_a_step_of_the_default_backbone(
+    lite0: Backbone, part: Literal["last", "all"]
+) -> None:
+    assert_a_step_moves_nothing(*model_and_data("pictures", lite0.learn(part)))
+
+
+def assert_a_step_moves_nothing(model: TrainingModel, data: StepData) -> None:
     optimizer = make_optimizer(model, TrainingConfig())
     assert optimizer.defaults["fused"]
     sums = EpochSums(gloo_workers.CLASSES, gloo_workers.CLUSTERS, GPU)
@@ -110,16 +132,21 @@ def test_a_step_reads_nothing_back_and_moves_nothing(inputs: str) -> None:
             output = forward(model, data)
             # Backward, torch's own part, asks for a real device.
             for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
             optimizer.step()
             sums.add(output, batch)
     assert set(output.terms) == {"classification", "semantic", "consistency", "entropy"}
 
 
-def test_the_embedding_pass_reads_nothing_back_before_its_end() -> None:
-    model, data = model_and_data("pictures")
+@pytest.mark.parametrize("real", [False, True])
+def test_the_embedding_pass_reads_nothing_back_before_its_end(lite0: Backbone, real: bool) -> None:
+    model, data = model_and_data("pictures", lite0 if real else None)
     with NothingMoves(), torch.inference_mode():
-        assignments = model.head(model.features(data.patches(0, len(data.labels))))
+        patches = data.patches(0, len(data.labels))
+        with autocast("cuda", "bfloat16"):
+            features = model.features(patches)
+        assignments = model.head(features)
     assert assignments.shape == (gloo_workers.IMAGES * gloo_workers.PATCHES, gloo_workers.CLUSTERS)
 
 
