@@ -11,13 +11,13 @@ from pathlib import Path
 
 import yaml
 
+from vgse.config import SourceConfig
+from vgse.knowledge.hierarchy import ancestor_weights
 from vgse.knowledge.wordnet import (
-    NUM_SENSES,
     WordNet,
     find_lemma,
     find_senses,
     read_wordnet,
-    synset_weights,
 )
 from vgse.knowledge.words import words_of
 
@@ -40,11 +40,12 @@ def write_wordnet(
     if lost:
         raise ValueError(f"{folder}: no noun for {', '.join(lost)}; rename these classes")
     kept = {
-        lemma: find_senses(wordnet, words[name])[:NUM_SENSES]
+        lemma: find_senses(wordnet, words[name])[: SourceConfig("wordnet").senses]
         for name, lemma in lemmas.items()
         if lemma is not None
     }
-    numbers = sorted({n for senses in kept.values() for n in synset_weights(wordnet, senses)})
+    starts = {number: 1.0 for senses in kept.values() for number in senses}
+    numbers = sorted(ancestor_weights(starts, lambda n: wordnet.synset(n).hypernyms))
     data = [_synset_line(wordnet, number) for number in numbers]
     index = [
         f"{lemma} n {len(senses)} 0 {len(senses)} 0 {' '.join(f'{n:08d}' for n in senses)}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +50,7 @@ def prepare(config: RunConfig) -> Prepared:
     words = load_word_vectors(
         config.data.words, manifest.class_words, missing=config.data.missing_words
     )
-    knowledge = _load_knowledge(config, words, manifest.synsets, manifest.class_words)
+    knowledge = _load_knowledge(config, words, manifest)
     row = {name: i for i, name in enumerate(manifest.class_names)}
     kept = np.array([row[name] for name in knowledge.class_names])
     has_words = set(knowledge.class_names)
@@ -95,8 +94,7 @@ def record_roles(config: RunConfig, prepared: Prepared) -> RunConfig:
 def _load_knowledge(
     config: RunConfig,
     words: WordVectors,
-    synsets: Mapping[str, str],
-    class_words: Mapping[str, list[str]],
+    manifest: Manifest,
 ) -> Knowledge:
     """All sources for the classes that have words."""
     sources = []
@@ -110,8 +108,10 @@ def _load_knowledge(
         elif source.kind == "glosses" and source.vectors is None:
             source = replace(source, vectors=config.data.words)
         sources.append(source)
-    of_words = {name: class_words[name] for name in words.class_names}
-    return load_knowledge(sources, of_words, synsets, {config.data.words: words})
+    of_words = {name: manifest.class_words[name] for name in words.class_names}
+    seen = {manifest.class_names[i] for i in manifest.seen}
+    read = {config.data.words: words}
+    return load_knowledge(sources, of_words, manifest.synsets, read, seen)
 
 
 def _check_backbone(config: RunConfig) -> int:

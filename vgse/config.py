@@ -67,10 +67,13 @@ class SourceConfig:
     """A class that the source lacks stops the run, has zeros there, or is left out."""
     weight: float | Literal["auto"] = bounded("auto", 0)
     """Weight beside the other sources; "auto" chooses it on seen classes."""
-    senses: int = bounded(3, 1)
+    senses: int = bounded(5, 1)
     """Senses of a noun in WordNet that count, the most frequent ones first."""
     sense_decay: float = bounded(0.6, 0, 1)
     """Factor from one sense to the next."""
+    sense_agreement: float = bounded(3, 0, 100)
+    """Logarithm of the factor of a sense whose relatives among the seen classes are wholly those by
+    the first word vectors; 0 leaves senses in the order of WordNet."""
     decay: float = bounded(0.9, 0, 1)
     """Factor from a class to its parent, and so on upwards."""
 

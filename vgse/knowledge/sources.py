@@ -5,7 +5,7 @@ Each source is centred over the seen classes, brought to unit rows and weighted;
 by side are centred and brought to unit rows again.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from vgse.config import SourceConfig
 from vgse.errors import UserError
 from vgse.knowledge.hierarchy import ancestor_weights, node_name, read_hierarchy
+from vgse.knowledge.senses import weigh_senses
 from vgse.knowledge.sparse_rows import (
     Block,
     SparseRows,
@@ -33,7 +34,6 @@ from vgse.knowledge.wordnet import (
     gloss_words,
     read_wordnet,
     singulars,
-    synset_weights,
 )
 from vgse.knowledge.words import WordVectors, load_word_vectors
 
@@ -90,6 +90,7 @@ def load_knowledge(
     class_words: Mapping[str, list[str]],
     synsets: Mapping[str, str] | None = None,
     word_vectors: Mapping[str, WordVectors] | None = None,
+    seen: Collection[str] | None = None,
 ) -> Knowledge:
     """Reads all sources.
 
@@ -98,6 +99,7 @@ def load_knowledge(
         class_words: class -> its words in lower case, in the order wanted.
         synsets: class -> its synset, such as `n02084071` or `dog.n.01`, where one is named.
         word_vectors: path -> its vectors, where they are read already.
+        seen: classes among whose names those of WordNet are understood; all by default.
 
     Raises:
         UserError: naming at once all classes that any source lacks.
@@ -110,7 +112,25 @@ def load_knowledge(
         if config.kind in ("wordnet", "glosses") and config.path not in databases:
             databases[config.path] = read_wordnet(config.path)
     known = word_vectors or {}
-    found = [_read(config, class_words, synsets, databases, known) for config in configs]
+    vectors = {
+        i: _read_vectors(config, class_words, known)
+        for i, config in enumerate(configs)
+        if config.kind in ("words", "table")
+    }
+    # The first vectors tell in which sense a name is meant.
+    first = next(iter(vectors.values()), None)
+    word_rows = {} if first is None else dict(zip(first[0], first[1], strict=True))
+    context = set(names if seen is None else seen)
+    found = [
+        vectors[i]
+        if i in vectors
+        else _read_taxonomy(config, class_words)
+        if config.kind == "hierarchy"
+        else _read_wordnet(
+            *(config, class_words, synsets, databases[config.path], word_rows, context)
+        )
+        for i, config in enumerate(configs)
+    ]
     lacking = [_without(names, has) for has, _, _, _ in found]
     refused = [
         f"{config.kind} {config.path} lacks {len(lost)} of {len(names)}: {', '.join(lost)}"
@@ -171,44 +191,54 @@ def _name(config: SourceConfig, word_vectors: Mapping[str, WordVectors]) -> str:
     return PurePath(config.path).stem
 
 
-def _read(
+def _read_vectors(
+    config: SourceConfig,
+    class_words: Mapping[str, list[str]],
+    word_vectors: Mapping[str, WordVectors],
+) -> Found:
+    vectors = word_vectors.get(config.path) or load_word_vectors(
+        config.path, dict(class_words), missing="drop"
+    )
+    return vectors.class_names, vectors.vectors, [], {}
+
+
+def _read_wordnet(
     config: SourceConfig,
     class_words: Mapping[str, list[str]],
     synsets: Mapping[str, str],
-    databases: Mapping[str, WordNet],
-    word_vectors: Mapping[str, WordVectors],
+    wordnet: WordNet,
+    word_vectors: Mapping[str, NDArray[np.floating]],
+    seen: Collection[str],
 ) -> Found:
-    if config.kind in ("words", "table"):
-        vectors = word_vectors.get(config.path) or load_word_vectors(
-            config.path, dict(class_words), missing="drop"
-        )
-        return vectors.class_names, vectors.vectors, [], {}
-    if config.kind == "hierarchy":
-        return _read_taxonomy(config, class_words)
-    wordnet = databases[config.path]
+    """The ancestors of each class, or the vectors of its gloss."""
+
+    def parents(number: int) -> Sequence[int]:
+        return wordnet.synset(number).hypernyms
+
     senses = {
-        name: numbers
+        name: numbers[: config.senses]
         for name, words in class_words.items()
         if (numbers := find_senses(wordnet, words, synsets.get(name)))
     }
-    first = {
-        name: f"{wordnet.synset(numbers[0]).lemmas[0]} (n{numbers[0]:08d})"
-        for name, numbers in senses.items()
+    weighed = weigh_senses(
+        *(senses, parents, word_vectors, seen),
+        sense_decay=config.sense_decay,
+        decay=config.decay,
+        agreement=config.sense_agreement,
+    )
+    best = {name: next(iter(weights)) for name, weights in weighed.items()}
+    entries = {
+        name: f"{wordnet.synset(number).lemmas[0]} (n{number:08d})" for name, number in best.items()
     }
     if config.kind == "glosses":
-        return *_gloss_vectors(config, wordnet, senses), [], first
-    weights = {
-        name: synset_weights(
-            wordnet,
-            numbers,
-            num_senses=config.senses,
-            sense_decay=config.sense_decay,
-            decay=config.decay,
-        )
-        for name, numbers in senses.items()
-    }
-    rows, columns = _ancestor_rows(weights)
-    return list(weights), rows, [wordnet.synset(number).lemmas[0] for number in columns], first
+        return *_gloss_vectors(config, wordnet, best), [], entries
+    rows, columns = _ancestor_rows(
+        {
+            name: ancestor_weights(weights, parents, config.decay)
+            for name, weights in weighed.items()
+        }
+    )
+    return list(weighed), rows, [wordnet.synset(number).lemmas[0] for number in columns], entries
 
 
 def _read_taxonomy(config: SourceConfig, class_words: Mapping[str, list[str]]) -> Found:
@@ -238,13 +268,13 @@ def _ancestor_rows(weights: Mapping[str, Mapping[Any, float]]) -> tuple[csr_arra
 
 
 def _gloss_vectors(
-    config: SourceConfig, wordnet: WordNet, senses: Mapping[str, list[int]]
+    config: SourceConfig, wordnet: WordNet, senses: Mapping[str, int]
 ) -> tuple[list[str], NDArray[np.floating]]:
     """Classes, and the mean vector of the words of each one's glosses, frequent words weighing
     less."""
     if config.vectors is None:
         raise UserError("a source of kind glosses needs vectors: name a file of word vectors")
-    counts = {name: gloss_words(wordnet, numbers) for name, numbers in senses.items()}
+    counts = {name: gloss_words(wordnet, number) for name, number in senses.items()}
     words = {word: [word] for word in sorted({w for of_class in counts.values() for w in of_class})}
     if not words:
         return [], np.zeros((0, 0))
@@ -261,8 +291,11 @@ def _gloss_vectors(
 
 
 def source_blocks(knowledge: Knowledge, seen: Indices) -> list[Block]:
-    """[C, D] of each source: idf of ancestors, centred over the seen classes, unit rows.
+    """[C, D] of each source: centred over the seen classes, unit rows.
 
+    Ancestors weigh the square root of their information content ln(S / classes that have it), so
+    that the inner product of two classes sums that of the ancestors they share (after Resnik,
+    "Using Information Content to Evaluate Semantic Similarity in a Taxonomy", IJCAI 1995).
     Only seen classes decide how common an ancestor is and where the centre lies. A class that a
     source lacks has zeros.
     """
@@ -274,7 +307,7 @@ def source_blocks(knowledge: Knowledge, seen: Indices) -> list[Block]:
             continue
         if source.is_hierarchy:
             common = np.maximum((rows[seen] != 0).sum(0), 1)
-            rows *= np.log(len(seen) / common)
+            rows *= np.sqrt(np.log(len(seen) / common))
         blocks.append(_centre(rows, seen))  # changed in place
     return blocks
 
@@ -283,7 +316,7 @@ def _sparse_block(rows: csr_array, seen: Indices, is_hierarchy: bool) -> SparseR
     num_rows, num_columns = rows.shape
     if is_hierarchy:
         common = np.maximum(np.bincount(rows[seen].indices, minlength=num_columns), 1)
-        rows.data *= np.log(len(seen) / common)[rows.indices]
+        rows.data *= np.sqrt(np.log(len(seen) / common))[rows.indices]
         rows.eliminate_zeros()
     plain = SparseRows(rows, np.zeros((num_rows, 0)), np.zeros((0, num_columns)))
     return unit_rows(plain, seen)

@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 import fsspec
 
 from vgse.errors import UserError
-from vgse.knowledge.hierarchy import DECAY, ancestor_weights
 
-NUM_SENSES = 3
-SENSE_DECAY = 0.6
 GLOSS_STEPS = 2
 # What morphy of WordNet detaches from nouns.
 _ENDINGS = (
@@ -171,26 +168,13 @@ def find_senses(wordnet: WordNet, words: Sequence[str], synset: str | None = Non
     return [] if lemma is None else wordnet.senses(lemma)
 
 
-def synset_weights(
-    wordnet: WordNet,
-    senses: Sequence[int],
-    *,
-    num_senses: int = NUM_SENSES,
-    sense_decay: float = SENSE_DECAY,
-    decay: float = DECAY,
-) -> dict[int, float]:
-    """The first senses and all their ancestors: sense_decay^sense · decay^steps, the largest."""
-    starts = {number: sense_decay**i for i, number in enumerate(senses[:num_senses])}
-    return ancestor_weights(starts, lambda number: wordnet.synset(number).hypernyms, decay)
-
-
-def gloss_words(wordnet: WordNet, senses: Sequence[int], steps: int = GLOSS_STEPS) -> Counter[str]:
-    """How often a word stands in the gloss of the first sense and of its near ancestors."""
+def gloss_words(wordnet: WordNet, number: int, steps: int = GLOSS_STEPS) -> Counter[str]:
+    """How often a word stands in the gloss of a synset and of its near ancestors."""
     counts: Counter[str] = Counter()
-    level = list(senses[:1])
+    level = [number]
     for _ in range(steps + 1):
-        for number in level:
-            counts.update(_words(wordnet.synset(number).gloss))
+        for near in level:
+            counts.update(_words(wordnet.synset(near).gloss))
         level = list(dict.fromkeys(p for n in level for p in wordnet.synset(n).hypernyms))
     return counts
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from vgse.config import SourceConfig
 from vgse.errors import UserError
+from vgse.knowledge.hierarchy import ancestor_weights
 from vgse.knowledge.wordnet import (
     WordNet,
     find_lemma,
@@ -12,7 +14,6 @@ from vgse.knowledge.wordnet import (
     gloss_frequencies,
     gloss_words,
     read_wordnet,
-    synset_weights,
 )
 from vgse.knowledge.words import words_of
 
@@ -53,7 +54,12 @@ def folder_with(path: Path, **changed: str | None) -> str:
 
 def ancestors_of(folder: str, words: list[str]) -> dict[int, float]:
     wordnet = read_wordnet(folder)
-    return synset_weights(wordnet, find_senses(wordnet, words))
+    return weights_of(wordnet, find_senses(wordnet, words))
+
+
+def weights_of(wordnet: WordNet, senses: list[int]) -> dict[int, float]:
+    starts = {number: 0.6**i for i, number in enumerate(senses)}
+    return ancestor_weights(starts, lambda number: wordnet.synset(number).hypernyms)
 
 
 @pytest.fixture
@@ -93,14 +99,15 @@ def test_hyphens_and_possessives_that_a_name_leaves_out_are_found(
 def test_ancestors_weigh_less_by_step_and_sense_and_the_largest_weight_stays(
     wordnet: WordNet,
 ) -> None:
-    weights = synset_weights(wordnet, find_senses(wordnet, ["bear"]))
+    weights = weights_of(wordnet, find_senses(wordnet, ["bear"]))
     assert weights == pytest.approx({3: 1.0, 2: 0.9, 1: 0.81, 5: 0.6})  # 1 is 0.54 through 5
-    first = synset_weights(wordnet, find_senses(wordnet, ["bear"]), num_senses=1)
-    assert first == pytest.approx({3: 1.0, 2: 0.9, 1: 0.81})
+    assert weights_of(wordnet, find_senses(wordnet, ["bear"])[:1]) == pytest.approx(
+        {3: 1.0, 2: 0.9, 1: 0.81}
+    )
 
 
 def test_an_instance_has_the_ancestors_of_what_it_is_one_of(wordnet: WordNet) -> None:
-    assert synset_weights(wordnet, find_senses(wordnet, ["winnie"])) == pytest.approx(
+    assert weights_of(wordnet, find_senses(wordnet, ["winnie"])) == pytest.approx(
         {6: 1.0, 3: 0.9, 2: 0.81, 1: 0.729}
     )
 
@@ -145,8 +152,8 @@ def test_a_damaged_folder_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_glosses_count_the_words_of_the_first_sense_and_two_steps_above(wordnet: WordNet) -> None:
-    counts = gloss_words(wordnet, find_senses(wordnet, ["polar", "bear"]))
+def test_glosses_count_the_words_of_a_sense_and_two_steps_above(wordnet: WordNet) -> None:
+    counts = gloss_words(wordnet, *find_senses(wordnet, ["polar", "bear"]))
     assert counts["white"] == 1 and counts["fur"] == 1 and counts["living"] == 1
     assert counts["a"] == 3 and "entity" not in counts  # three steps above
     frequencies = gloss_frequencies(wordnet)
@@ -178,8 +185,13 @@ def test_classes_of_cifar100_are_found_in_the_part_that_ships() -> None:
 
 @pytest.mark.skipif(not WHOLE.is_dir(), reason="needs Debian's wordnet-base")
 def test_the_part_that_ships_has_the_ancestors_of_the_whole() -> None:
+    num_senses = SourceConfig("wordnet").senses
+
     def ancestors(wordnet: WordNet) -> list[dict[int, float]]:
-        return [synset_weights(wordnet, find_senses(wordnet, words)) for words in demo_classes()]
+        return [
+            weights_of(wordnet, find_senses(wordnet, words)[:num_senses])
+            for words in demo_classes()
+        ]
 
     part, whole = read_wordnet(str(DEMO)), read_wordnet(str(WHOLE))
     assert ancestors(part) == ancestors(whole)
