@@ -28,6 +28,9 @@ class PackConfig:
     test_fraction: float = bounded(0.2, 0, 1)
     """Share of each seen class's images that becomes test_seen where the data set has no
     split of its own; drawn by a hash of the file names."""
+    all_unseen: bool = False
+    """Of unseen classes in train/ and test/ pack the training images, too, as test images: for
+    runs that take other unseen classes, where a class that is seen then has as many as others."""
     splits: str | None = None
     """att_splits.mat of xlsa17: takes its classes, image splits and, where it has a val_loc, its
     validation classes."""

@@ -47,7 +47,7 @@ def read_source(config: PackConfig) -> DataSet:
     val = _val(config, layout, unseen)
     synsets = read_words(config.synsets) if config.synsets else {}
     classes = make_entries(layout.class_names, unseen, val, words, synsets, where=str(root))
-    images = assign_parts(layout.images, set(unseen), config.test_fraction)
+    images = assign_parts(layout.images, set(unseen), config)
     _require_images(classes, images, root)
     title = config.title or f"{kind}:{as_utf8(root.resolve().name)}"
     layout.left_out["training images of unseen classes"] = len(layout.images) - len(images)
@@ -63,10 +63,10 @@ def _summary(left_out: Counter[str], limit: int = 20) -> dict[str, int]:
 
 
 def assign_parts(
-    images: list[SourceImage], unseen: set[str], test_fraction: float
+    images: list[SourceImage], unseen: set[str], config: PackConfig
 ) -> list[SourceImage]:
     """The images with their final split: the one they came with, or one drawn by a hash of their
-    names; training images of unseen classes are dropped."""
+    names; training images of unseen classes are dropped, unless all of unseen ones are wanted."""
     loose: dict[str, list[SourceImage]] = {}
     placed = []
     for image in images:
@@ -74,11 +74,11 @@ def assign_parts(
             loose.setdefault(image.class_name, []).append(image)
         elif image.class_name not in unseen:
             placed.append(replace(image, part="train" if image.part == "train" else "test_seen"))
-        elif image.part != "train":
+        elif image.part != "train" or config.all_unseen:
             placed.append(replace(image, part="test_unseen"))
     for group in loose.values():
         ranked = sorted(group, key=lambda image: hash_key(image.source))
-        num_test = min(round(test_fraction * len(ranked)), len(ranked) - 1)
+        num_test = min(round(config.test_fraction * len(ranked)), len(ranked) - 1)
         for rank, image in enumerate(ranked):
             placed.append(replace(image, part="test_seen" if rank < num_test else "train"))
     return sorted(placed, key=lambda image: image.source)

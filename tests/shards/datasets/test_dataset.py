@@ -58,6 +58,8 @@ def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
     counts = parts(data)
     assert (counts["dog", "train"], counts["dog", "test_seen"]) == (4, 2)
     assert counts["cat", "test_unseen"] == 2
+    every = parts(read(f"folder:{tmp_path / 'set'}", unseen=unseen, all_unseen=True))
+    assert every == {**counts, ("cat", "test_unseen"): 6}
     assert not any(i.class_name == "cat" and i.source.startswith("train") for i in data.images)
 
 
