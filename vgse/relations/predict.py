@@ -23,6 +23,7 @@ from vgse.relations.select import MAX_CLASSES, Selection, Setting, select_relati
 F64 = NDArray[np.float64]
 
 PAPER_RIDGE = 1e-8
+_VERSION = 2  # of what a choice means: 1 had ancestors weigh their whole information content
 FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold: there are several
 _SUPPORT = 1e-6
 
@@ -83,7 +84,8 @@ def choose_knowledge(
 
 def _question(knowledge: Knowledge, config: RelationConfig, seed: int) -> dict[str, Any]:
     weights = [source.weight for source in knowledge.sources]
-    return {"alpha": config.alpha, "ridge": config.ridge, "weights": weights, "seed": seed}
+    asked = {"alpha": config.alpha, "ridge": config.ridge, "weights": weights, "seed": seed}
+    return {"version": _VERSION, **asked}
 
 
 def selection_summary(
