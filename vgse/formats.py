@@ -111,14 +111,24 @@ def write_safetensors(path: Path, classes: ClassEmbeddings) -> None:
 
 def read_safetensors(path: Path) -> ClassEmbeddings:
     """What `write_safetensors` wrote."""
+    arrays = safetensors_arrays(path)
+    lacking = [name for name in ("class_names", *_EMBEDDINGS, *_INDICES) if name not in arrays]
+    if lacking:
+        raise UserError(f"{path}: is no file of class embeddings, it lacks {', '.join(lacking)}")
+    names = [str(name) for name in arrays["class_names"]]
+    wanted = (*_EMBEDDINGS, *_INDICES, *VALIDATION)
+    return ClassEmbeddings(names, **{name: arrays[name] for name in wanted if name in arrays})
+
+
+def safetensors_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of a .safetensors file, and the class_names of its metadata where they are."""
     try:
         with safetensors.safe_open(str(path), "np") as file:
-            names = json.loads((file.metadata() or {})["class_names"])
-            there = [name for name in VALIDATION if name in file.keys()]  # noqa: SIM118
-            wanted = (*_EMBEDDINGS, *_INDICES, *there)
-            arrays = {name: file.get_tensor(name) for name in wanted}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if names := (file.metadata() or {}).get("class_names"):
+                arrays["class_names"] = np.array(json.loads(names))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: is not a file of class embeddings ({error})") from None
-    return ClassEmbeddings([str(name) for name in names], **arrays)
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is not a readable .safetensors file ({error})") from None
+    return arrays

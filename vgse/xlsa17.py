@@ -5,7 +5,6 @@ Indices and labels count from 1 in .mat files, where classes and images stand in
 fields are read from .npz, .h5 and .safetensors, where they count from 0 and stand in rows.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -15,14 +14,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-import safetensors
 import scipy.io
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from vgse.errors import UserError
 from vgse.files import read_arrays, written_whole
-from vgse.formats import Indices
+from vgse.formats import Indices, safetensors_arrays
 from vgse.zsl.data import ZslData
 
 _VALIDATION = ("validation_att", "validation_fold")  # in our own files
@@ -268,7 +266,7 @@ def read_fields(path: Path, *needed: str, also: Sequence[str] = ()) -> tuple[dic
     elif path.suffix == ".npz":
         fields, from_matlab = read_arrays(path), False
     elif path.suffix == ".safetensors":
-        fields, from_matlab = _read_safetensors(path), False
+        fields, from_matlab = safetensors_arrays(path), False
     else:
         return read_mat(path, *needed, also=also), True
     for name, other in _OTHER_NAMES.items():
@@ -313,19 +311,6 @@ def _require(path: Path, needed: Sequence[str], fields: dict[str, Any]) -> None:
     if missing:
         there = ", ".join(name for name in fields if not name.startswith("__"))
         raise UserError(f"{path}: holds no {', '.join(missing)}, only {there}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safetensors.safe_open(str(path), "np") as file:
-            fields: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if names := (file.metadata() or {}).get("class_names"):
-                fields["class_names"] = np.array(json.loads(names))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: is not a readable .safetensors file ({error})") from None
-    return fields
 
 
 def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], bool]:

@@ -123,6 +123,15 @@ def test_safetensors_carry_class_names_in_their_metadata(tmp_path):
         assert file.get_tensor("embeddings").shape == (40, 10)
 
 
+def test_a_file_that_holds_no_class_embeddings_is_refused_in_one_line(tmp_path):
+    save_file({"embeddings": np.eye(3)}, tmp_path / "e.safetensors", {"class_names": '["a"'})
+    with pytest.raises(UserError, match=r"not a readable .safetensors file \(Expecting"):
+        read_safetensors(tmp_path / "e.safetensors")
+    save_file({"embeddings": np.eye(3)}, tmp_path / "e.safetensors")
+    with pytest.raises(UserError, match="lacks class_names"):
+        read_safetensors(tmp_path / "e.safetensors")
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
