@@ -73,7 +73,7 @@ class SourceConfig:
     """Factor from one sense to the next."""
     sense_agreement: float = bounded(3, 0, 100)
     """Logarithm of the factor of a sense whose relatives among the seen classes are wholly those by
-    the first word vectors; 0 leaves senses in the order of WordNet."""
+    the word vectors of data.words; 0 leaves senses in the order of WordNet."""
     decay: float = bounded(0.9, 0, 1)
     """Factor from a class to its parent, and so on upwards."""
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import diags_array
+from scipy.sparse import csr_array, diags_array
 
 from vgse.knowledge.hierarchy import ancestor_weights
 from vgse.knowledge.sparse_rows import table_of
+from vgse.knowledge.words import normalise_words
 
 FEWEST_RELATIVES = 10  # seen classes: a correlation over fewer says nothing
-_ROWS = 2048  # senses that are compared at a time
+_ROWS = 512  # senses that are compared at a time
+_EQUAL = 1e-9  # variance, as a share of the mean square, that is rounding
 
 F64 = NDArray[np.float64]
 Weights = dict[int, float]
@@ -40,79 +42,86 @@ def weigh_senses(
     classes only seen ones.
     """
     prior = {
-        name: {number: sense_decay**i for i, number in enumerate(numbers)}
+        name: {number: sense_decay**i for i, number in enumerate(dict.fromkeys(numbers))}
         for name, numbers in senses.items()
     }
-    names = list(senses)
-    context = [i for i, name in enumerate(names) if name in seen and name in word_vectors]
-    ambiguous = [name for name in names if len(senses[name]) > 1 and name in word_vectors]
+    context = [name for name in prior if name in seen and name in word_vectors]
+    ambiguous = [name for name in prior if len(prior[name]) > 1 and name in word_vectors]
     if not agreement or not ambiguous or len(context) < FEWEST_RELATIVES:
         return prior
-    of_context = [ancestor_weights(prior[names[i]], parents, decay) for i in context]
-    of_senses = [
-        ancestor_weights({number: 1.0}, parents, decay)
-        for name in ambiguous
-        for number in senses[name]
-    ]
-    shared = _shared_ancestors(of_senses, of_context)
-    cosines = _cosines(ambiguous, [names[i] for i in context], word_vectors)
-    column = {names[i]: at for at, i in enumerate(context)}
-    start = 0
+    counts = [len(prior[name]) for name in ambiguous]
+    rows, of_context = _ancestor_tables(
+        [{number: 1.0} for name in ambiguous for number in prior[name]],
+        [prior[name] for name in context],
+        lambda starts: ancestor_weights(starts, parents, decay),
+    )
+    vectors = np.array([np.ravel(word_vectors[name]) for name in [*context, *ambiguous]])
+    units = normalise_words(vectors, np.arange(len(context)))
+    at = {name: i for i, name in enumerate(context)}
+    rho = _correlations(
+        *(rows, of_context, units[len(context) :], units[: len(context)]),
+        of_class=np.repeat(np.arange(len(ambiguous)), counts),
+        own=np.array([at.get(name, -1) for name in ambiguous]),
+    )
     found = dict(prior)
-    for name, row in zip(ambiguous, cosines, strict=True):
-        numbers = senses[name]
-        others = np.arange(len(context)) != column.get(name, -1)
-        rho = _correlations(shared[start : start + len(numbers), others], row[others])
-        start += len(numbers)
-        weights = np.array(list(prior[name].values())) * np.exp(agreement * rho)
+    for name, agreements in zip(ambiguous, np.split(rho, np.cumsum(counts)[:-1]), strict=True):
+        numbers, weights = list(prior[name]), np.array(list(prior[name].values()))
+        weights *= np.exp(agreement * agreements)
         order = np.argsort(-weights, kind="stable")
         found[name] = {numbers[i]: float(weights[i] / weights.max()) for i in order}
     return found
 
 
-def _shared_ancestors(
-    of_senses: Sequence[Mapping[int, float]], of_context: Sequence[Mapping[int, float]]
-) -> NDArray[np.float32]:
-    """[P, S] cosines of senses and classes by the information content of their ancestors, up to a
-    factor for each sense."""
+def _ancestor_tables(
+    senses: Sequence[Weights], context: Sequence[Weights], ancestors: Callable[[Weights], Weights]
+) -> tuple[csr_array, csr_array]:
+    """[P, N] and [S, N], whose inner products are the cosines of senses and classes by the
+    information content of their ancestors, up to a factor for each sense."""
+    of_context = [ancestors(starts) for starts in context]
     columns = sorted({node for row in of_context for node in row})
     at = {node: i for i, node in enumerate(columns)}
-    rows, context = (
+    rows, table = (
         table_of([{at[n]: value for n, value in row.items() if n in at} for row in part], len(at))
-        for part in (of_senses, of_context)
+        for part in (list(map(ancestors, senses)), of_context)
     )
-    common = np.bincount(context.indices, minlength=len(columns))
-    content = np.log(len(of_context) / np.maximum(common, 1))
-    lengths = np.sqrt((context * context) @ content)
-    context.data *= content[context.indices]
-    scale = diags_array(1 / np.maximum(lengths, 1e-6), dtype=np.float32)
-    other = (scale @ context).T.tocsc()
-    shared = np.empty((len(of_senses), len(of_context)), np.float32)
-    for first in range(0, len(of_senses), _ROWS):
-        part = slice(first, first + _ROWS)
-        shared[part] = (rows[part] @ other).toarray()
-    return shared
+    common = np.bincount(table.indices, minlength=len(columns))
+    content = np.log(len(context) / np.maximum(common, 1))
+    lengths = np.sqrt((table * table) @ content)
+    table.data *= content[table.indices]
+    return rows, diags_array(1 / np.maximum(lengths, 1e-6)) @ table
 
 
-def _cosines(
-    names: Sequence[str], context: Sequence[str], word_vectors: Mapping[str, NDArray[np.floating]]
+def _correlations(
+    rows: csr_array,
+    context: csr_array,
+    vectors: F64,
+    of_context: F64,
+    *,
+    of_class: NDArray[np.integer],
+    own: NDArray[np.integer],
 ) -> F64:
-    """[A, S] of word vectors, centred over the context."""
-    of_context, of_names = (
-        np.array([word_vectors[name] for name in part], np.float64).reshape(len(part), -1)
-        for part in (context, names)
-    )
-    centre = of_context.mean(0)
-    units = [
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for rows in (of_names - centre, of_context - centre)
-    ]
-    return np.asarray(units[0] @ units[1].T)
+    """[P] correlations, over the context's S classes, of x = `rows` [P, N] `context`ᵀ [N, S] with
+    y = `vectors` [A, D] `of_context`ᵀ [D, S] at row `of_class` [P]; 0 where one is constant.
 
-
-def _correlations(rows: NDArray[np.float32], target: F64) -> F64:
-    """[n] of each row with the target [S]; 0 where one of them is constant."""
-    centred = rows - rows.mean(1, keepdims=True, dtype=np.float64)
-    aim = target - target.mean()
-    scale = np.linalg.norm(centred, axis=1) * np.linalg.norm(aim)
-    return np.asarray((centred @ aim) / np.where(scale > 1e-12, scale, np.inf))
+    `own` [A] are the classes' places in the context, which do not count for themselves, or -1.
+    x and y would take gigabytes with 20,000 classes; their sums and products need neither.
+    """
+    among = own >= 0
+    y = np.where(among, np.einsum("ad,ad->a", vectors, of_context[own]), 0.0)
+    sum_y = vectors @ of_context.sum(0) - y
+    sum_yy = np.einsum("ad,ad->a", vectors @ (of_context.T @ of_context), vectors) - y * y
+    y, sum_y, sum_yy, among, own = (part[of_class] for part in (y, sum_y, sum_yy, among, own))
+    x = np.where(among, (rows * context[own]).sum(1), 0.0)
+    sum_x = rows @ context.sum(0) - x
+    sum_xx, sum_xy = -x * x, -x * y
+    squares, products = context.T @ context, context.T @ of_context
+    for first in range(0, len(x), _ROWS):
+        part = slice(first, first + _ROWS)
+        nodes = np.unique(rows[part].indices)  # the product is dense: it has few of its columns
+        block = rows[part][:, nodes]
+        sum_xx[part] += (block @ squares[nodes][:, nodes] * block).sum(1)
+        sum_xy[part] += np.einsum("pd,pd->p", rows[part] @ products, vectors[of_class[part]])
+    n = len(of_context) - among
+    of_x, of_y = sum_xx - sum_x**2 / n, sum_yy - sum_y**2 / n
+    varies = (of_x > _EQUAL * sum_xx) & (of_y > _EQUAL * sum_yy)
+    return np.asarray((sum_xy - sum_x * sum_y / n) / np.sqrt(np.where(varies, of_x * of_y, np.inf)))

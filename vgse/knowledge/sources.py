@@ -7,6 +7,7 @@ by side are centred and brought to unit rows again.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -117,12 +118,10 @@ def load_knowledge(
         for i, config in enumerate(configs)
         if config.kind in ("words", "table")
     }
-    # The first vectors tell in which sense a name is meant.
-    first = next(iter(vectors.values()), None)
-    word_rows = {} if first is None else dict(zip(first[0], first[1], strict=True))
+    word_rows = _word_rows(configs, vectors, known)
     context = set(names if seen is None else seen)
     found = [
-        vectors[i]
+        (vectors[i].class_names, vectors[i].vectors, [], {})
         if i in vectors
         else _read_taxonomy(config, class_words)
         if config.kind == "hierarchy"
@@ -195,11 +194,22 @@ def _read_vectors(
     config: SourceConfig,
     class_words: Mapping[str, list[str]],
     word_vectors: Mapping[str, WordVectors],
-) -> Found:
-    vectors = word_vectors.get(config.path) or load_word_vectors(
+) -> WordVectors:
+    return word_vectors.get(config.path) or load_word_vectors(
         config.path, dict(class_words), missing="drop"
     )
-    return vectors.class_names, vectors.vectors, [], {}
+
+
+def _word_rows(
+    configs: Sequence[SourceConfig],
+    read: Mapping[int, WordVectors],
+    known: Mapping[str, WordVectors],
+) -> dict[str, NDArray[np.floating]]:
+    """Class -> the vector that decides in which sense its name is meant: of the run's own word
+    vectors, else of the first source of words, else of the first table."""
+    order = sorted(read, key=lambda i: configs[i].kind != "words")
+    first = next(iter([*known.values(), *(read[i] for i in order)]), None)
+    return {} if first is None else dict(zip(first.class_names, first.vectors, strict=True))
 
 
 def _read_wordnet(
@@ -212,6 +222,7 @@ def _read_wordnet(
 ) -> Found:
     """The ancestors of each class, or the vectors of its gloss."""
 
+    @cache
     def parents(number: int) -> Sequence[int]:
         return wordnet.synset(number).hypernyms
 

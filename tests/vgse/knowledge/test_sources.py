@@ -16,6 +16,7 @@ from vgse.knowledge.sources import (
     semantic_targets,
     source_blocks,
 )
+from vgse.knowledge.words import load_word_vectors
 
 NAMES = ["cat", "dog", "wolf", "oak", "pine", "polar_bear", "elm"]
 WORDS = {name: name.split("_") for name in NAMES}
@@ -198,6 +199,44 @@ def test_a_synset_of_the_manifest_goes_before_the_name(wordnet: str) -> None:
     assert load_knowledge(configs, classes).sources[0].found["dog"] == "dog (n00000004)"
     with pytest.raises(UserError, match="lacks 1 of 2: dog"):
         load_knowledge(configs, classes, {"dog": "n00000009"})
+
+
+@pytest.fixture
+def shrews(tmp_path: Path) -> str:
+    """WordNet of six beasts, six humans and the shrew, which is first of all a human."""
+    senses = {f"beast{i}": [1000 + i] for i in range(6)}
+    senses |= {f"human{i}": [2000 + i] for i in range(6)} | {"shrew": [2006, 1006]}
+    roots = "".join(f"{n:08d} 03 n 01 root 0 000 | a\n" for n in (1, 2))
+    nouns = "".join(
+        f"{n:08d} 03 n 01 {name} 0 001 @ {n // 1000:08d} n 0000 | a\n"
+        for name, numbers in senses.items()
+        for n in numbers
+    )
+    lines = [
+        f"{name} n {len(numbers)} 1 @ 1 1 {' '.join(f'{n:08d}' for n in numbers)}\n"
+        for name, numbers in senses.items()
+    ]
+    (tmp_path / "data.noun").write_text(roots + nouns, "utf-8")
+    (tmp_path / "index.noun").write_text("".join(lines), "utf-8")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["of the run", "a source of words", "a table"])
+def test_word_vectors_tell_the_sense_before_tables_whatever_the_order_of_sources(
+    how: str, tmp_path: Path, shrews: str
+) -> None:
+    names = [f"{kind}{i}" for kind in ("beast", "human") for i in range(6)] + ["shrew"]
+    rng = np.random.default_rng(0)
+    for file, of_shrew in (("words.npz", 0), ("table.npz", 1)):
+        vectors = np.eye(4)[[0] * 6 + [1] * 6 + [of_shrew]] + 0.1 * rng.normal(size=(13, 4))
+        np.savez(tmp_path / file, words=np.array(names), vectors=vectors)
+    words, classes = str(tmp_path / "words.npz"), {name: [name] for name in names}
+    sources = [SourceConfig("wordnet", shrews), SourceConfig("table", str(tmp_path / "table.npz"))]
+    if how == "a source of words":
+        sources.append(SourceConfig("words", words))
+    known = {words: load_word_vectors(words, classes)} if how == "of the run" else None
+    found = load_knowledge(sources, classes, None, known).sources[0].found
+    assert found["shrew"] == f"shrew (n0000{2006 if how == 'a table' else 1006})"
 
 
 def test_glosses_weigh_rare_words_more(tmp_path: Path, wordnet: str) -> None:
