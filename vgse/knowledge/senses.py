@@ -65,7 +65,7 @@ def weigh_senses(
     )
     found = dict(prior)
     for name, agreements in zip(ambiguous, np.split(rho, np.cumsum(counts)[:-1]), strict=True):
-        numbers, weights = list(prior[name]), np.array(list(prior[name].values()))
+        numbers, weights = list(prior[name]), np.array(list(prior[name].values()), float)
         weights *= np.exp(agreement * agreements)
         order = np.argsort(-weights, kind="stable")
         found[name] = {numbers[i]: float(weights[i] / weights.max()) for i in order}

@@ -34,10 +34,11 @@ def weigh(
     vectors: dict[str, np.ndarray] | None = None,
     seen: Sequence[str] = SEEN,
     agreement: float = 3.0,
+    sense_decay: float = 0.6,
 ) -> dict[str, Weights]:
     return weigh_senses(
         *(senses, lambda node: PARENTS.get(node, []), vectors or word_vectors(), seen),
-        sense_decay=0.6,
+        sense_decay=sense_decay,
         decay=0.9,
         agreement=agreement,
     )
@@ -157,3 +158,11 @@ def test_senses_of_thousands_of_classes_are_compared_in_little_memory() -> None:
 def test_a_sense_that_is_listed_twice_counts_once() -> None:
     senses = SENSES | {"turtle": [COLLAR, COLLAR, TURTLE]}
     assert weigh(senses) == weigh()
+
+
+def test_senses_that_start_alike_or_not_at_all_stay_finite_under_the_largest_agreement() -> None:
+    for agreement in (3.0, 100.0):
+        alike = weigh(sense_decay=1, agreement=agreement)["turtle"]
+        assert list(alike) == [TURTLE, COLLAR] and 0 <= alike[COLLAR] < 0.1
+        first = weigh(sense_decay=0, agreement=agreement)["turtle"]
+        assert first == {COLLAR: 1.0, TURTLE: 0.0}
