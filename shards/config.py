@@ -29,8 +29,9 @@ class PackConfig:
     """Share of each seen class's images that becomes test_seen where the data set has no
     split of its own; drawn by a hash of the file names."""
     all_unseen: bool = False
-    """Of unseen classes in train/ and test/ pack the training images, too, as test images: for
-    runs that take other unseen classes, where a class that is seen then has as many as others."""
+    """Of unseen classes in train/ and test/, pack the training images, too, as test images: a run
+    that takes other unseen classes then has as many images of each. Where no such folders divide
+    the images, unseen classes are packed whole anyway."""
     splits: str | None = None
     """att_splits.mat of xlsa17: takes its classes, image splits and, where it has a val_loc, its
     validation classes."""

@@ -48,7 +48,7 @@ def read_source(config: PackConfig) -> DataSet:
     synsets = read_words(config.synsets) if config.synsets else {}
     classes = make_entries(layout.class_names, unseen, val, words, synsets, where=str(root))
     images = assign_parts(layout.images, set(unseen), config)
-    _require_images(classes, images, root)
+    _require_images(classes, images, root, {image.class_name for image in layout.images})
     title = config.title or f"{kind}:{as_utf8(root.resolve().name)}"
     layout.left_out["training images of unseen classes"] = len(layout.images) - len(images)
     return DataSet(classes, images, title, _summary(layout.left_out))
@@ -66,7 +66,7 @@ def assign_parts(
     images: list[SourceImage], unseen: set[str], config: PackConfig
 ) -> list[SourceImage]:
     """The images with their final split: the one they came with, or one drawn by a hash of their
-    names; training images of unseen classes are dropped, unless all of unseen ones are wanted."""
+    names; training images of unseen classes become test images or are dropped."""
     loose: dict[str, list[SourceImage]] = {}
     placed = []
     for image in images:
@@ -108,12 +108,17 @@ def _val(config: PackConfig, layout: Layout, unseen: list[str]) -> list[str]:
     return draw(seen, config.val_fraction, config.seed, "val")
 
 
-def _require_images(classes: list[ClassEntry], images: list[SourceImage], root: Path) -> None:
+def _require_images(
+    classes: list[ClassEntry], images: list[SourceImage], root: Path, listed: set[str]
+) -> None:
     counts = Counter((image.class_name, image.part) for image in images)
     parts = {"unseen": "test_unseen"}
     empty = [e.name for e in classes if not counts[e.name, parts.get(e.role, "train")]]
     if empty:
         remedy = "add images or take the classes out"
+        unseen = {entry.name for entry in classes if entry.role == "unseen"}
+        if unseen.intersection(empty, listed):  # in train/ alone
+            remedy += ", or pack the training images of unseen classes: --all_unseen true"
         raise UserError(f"{root}: classes without images: {some(empty)}; {remedy}")
     twice = [name for name, count in Counter(image.source for image in images).items() if count > 1]
     if twice:

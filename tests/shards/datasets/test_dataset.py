@@ -20,6 +20,7 @@ from shards_trees import (
     write,
     xlsa17_files,
 )
+from vgse.errors import UserError
 
 PARTS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 
@@ -58,9 +59,41 @@ def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
     counts = parts(data)
     assert (counts["dog", "train"], counts["dog", "test_seen"]) == (4, 2)
     assert counts["cat", "test_unseen"] == 2
-    every = parts(read(f"folder:{tmp_path / 'set'}", unseen=unseen, all_unseen=True))
-    assert every == {**counts, ("cat", "test_unseen"): 6}
     assert not any(i.class_name == "cat" and i.source.startswith("train") for i in data.images)
+    assert data.left_out == {"training images of unseen classes": 4}
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_training_images_of_unseen_classes_are_packed_where_asked(
+    tmp_path: Path, name: str
+) -> None:
+    unseen = names_file(tmp_path / "unseen.txt", "cat")
+    source = f"folder:{split_tree(tmp_path / 'set')}"
+    (tmp_path / "set" / "test").rename(tmp_path / "set" / name)
+    counts = parts(read(source, unseen=unseen))
+    every = read(source, unseen=unseen, all_unseen=True)
+    assert parts(every) == {**counts, ("cat", "test_unseen"): 6}
+    assert not every.left_out
+    shutil.rmtree(tmp_path / "set" / name / "cat")
+    with pytest.raises(UserError, match=r"without images: cat; .* --all_unseen true"):
+        read(source, unseen=unseen)
+    assert parts(read(source, unseen=unseen, all_unseen=True))["cat", "test_unseen"] == 4
+
+
+def test_data_sets_without_training_folders_pack_all_images_of_unseen_classes_anyway(
+    tmp_path: Path,
+) -> None:
+    splits, features = xlsa17_files(awa2_tree(tmp_path / "awa2"), tmp_path / "mat")
+    unseen = {"unseen_fraction": 0.4}
+    given: list[tuple[str, dict[str, Any]]] = [
+        (f"folder:{flat_tree(tmp_path / 'flat')}", unseen),
+        (f"cub:{cub_tree(tmp_path / 'cub')}", unseen),
+        (f"sun:{sun_tree(tmp_path / 'sun')}", unseen),
+        (f"awa2:{tmp_path / 'awa2'}", {}),
+        (f"awa2:{tmp_path / 'awa2'}", {"splits": splits, "features_file": features}),
+    ]
+    for source, options in given:
+        assert read(source, **options, all_unseen=True) == read(source, **options)
 
 
 def test_awa2_takes_its_own_test_classes(tmp_path: Path) -> None:
