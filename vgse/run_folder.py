@@ -361,6 +361,12 @@ def evaluate_run(
     vectors = chosen.vectors
     smo = solve(vectors[unseen], vectors[seen], alpha=relations.alpha, ridge=chosen.ridge)
     summary = selection_summary(knowledge, chosen, relations, chosen_by)
+    if chosen.selection is not None and stored and stored.get("question") != summary["question"]:
+        _log.warning(
+            "%s: the relation was chosen anew, as relations.json is of other settings or of an "
+            "earlier version; python -m vgse relate %s makes the run's embeddings follow",
+            *(path, run),
+        )
     evaluation["relations"] = relation_summary(smo, relations.alpha) | {
         name: summary.get(name) for name in ("sources", "weights", "ridge", "criterion", "warning")
     }

@@ -860,7 +860,7 @@ def test_knowledge_that_the_configuration_names_must_be_there(run):
         relate_run(run, RelationConfig())
 
 
-def test_the_choice_stands_in_the_folder_and_the_evaluation_takes_it(run, monkeypatch):
+def test_the_choice_stands_in_the_folder_and_the_evaluation_takes_it(run, monkeypatch, caplog):
     write_knowledge(run, beside_words(0))
     _, _, line = relate_run(run, RelationConfig())
     content = json.loads((run / "relations.json").read_text())
@@ -873,10 +873,25 @@ def test_the_choice_stands_in_the_folder_and_the_evaluation_takes_it(run, monkey
     )
     evaluation = evaluate_run(run, EvaluationConfig(models=["prototype"]), RelationConfig(), 0)
     assert asked == []  # those of the validation folds stand there too
+    assert not caplog.records
     assert [row["name"] for row in evaluation["rows"]][2:8] == [
         *("knowledge", "paper_wavg", "paper_smo", "paper_smo_negative", "smo", "knowledge_smo")
     ]
     assert evaluation["relations"]["weights"] == content["weights"]
+
+
+def test_an_evaluation_says_that_the_choice_in_the_folder_is_of_an_earlier_version(run, caplog):
+    write_knowledge(run, beside_words(0))
+    relate_run(run, RelationConfig())
+    content = json.loads((run / "relations.json").read_text())
+    del content["question"]["version"]
+    (run / "relations.json").write_text(json.dumps(content))
+    evaluate_run(run, EvaluationConfig(models=["prototype"]), RelationConfig(), 0)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{run / 'evaluation.json'}: the relation was chosen anew, as relations.json is of other "
+        f"settings or of an earlier version; python -m vgse relate {run} makes the run's "
+        "embeddings follow"
+    ]
 
 
 def test_permuted_knowledge_is_warned_of(run):
