@@ -23,6 +23,7 @@ from vgse.files import written_whole
 VERSION = 2
 FILE, SHARDS, LABELS, DAMAGED = "manifest.json", "shards.npy", "labels.npy", "damaged.txt"
 SPLITS = ("train", "test_seen", "test_unseen")
+TRAINING_OF_UNSEEN = "training images of unseen classes"  # a kind of what is left out
 ROLES = ("train", "val", "unseen")
 _SHARD_NAME = re.compile(r"(train|test_seen|test_unseen)-(\d{6,9})\.tar")
 _LISTED = 1000  # of more shards manifest.json has no list

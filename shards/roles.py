@@ -1,6 +1,7 @@
 """Roles of classes that are given at run time: the same shards with other unseen classes."""
 
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.datasets.classes import draw_count, read_names, require_known
-from shards.manifest import SPLITS, Manifest, load_labels
+from shards.manifest import SPLITS, TRAINING_OF_UNSEEN, Manifest, load_labels
 from shards.sampler import hash_values
 from vgse.errors import UserError
 
+_log = logging.getLogger(__name__)
 _TRAIN, _TEST_SEEN, _TEST_UNSEEN = range(3)  # of SPLITS
 
 
@@ -56,6 +58,13 @@ def asked_roles(
         raise UserError(
             f"{where}: {len(chosen)} unseen and {len(seen)} seen classes; "
             "name at least one, and leave at least two"
+        )
+    lacking, joining = manifest.left_out.get(TRAINING_OF_UNSEEN, 0), own.difference(chosen)
+    if lacking and joining:
+        _log.warning(
+            "%s: without %d training images of the classes that were unseen when it was packed, of "
+            "which %d are seen now; shards packed with --all_unseen true have them",
+            *(manifest.url, lacking, len(joining)),
         )
     share = len(manifest.val) / max(1, len(manifest.seen))
     val = draw_count(seen, max(1, round(share * len(seen))), seed or 0, "val")

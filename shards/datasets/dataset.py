@@ -9,7 +9,7 @@ from shards.datasets.classes import draw, hash_key, make_entries, read_names, re
 from shards.datasets.layouts import LAYOUTS, Layout, SourceImage, read_folder
 from shards.datasets.listing import as_utf8
 from shards.datasets.xlsa17 import read_xlsa17
-from shards.manifest import ClassEntry
+from shards.manifest import TRAINING_OF_UNSEEN, ClassEntry
 from vgse.errors import UserError
 
 
@@ -50,7 +50,7 @@ def read_source(config: PackConfig) -> DataSet:
     images = assign_parts(layout.images, set(unseen), config)
     _require_images(classes, images, root, {image.class_name for image in layout.images})
     title = config.title or f"{kind}:{as_utf8(root.resolve().name)}"
-    layout.left_out["training images of unseen classes"] = len(layout.images) - len(images)
+    layout.left_out[TRAINING_OF_UNSEEN] = len(layout.images) - len(images)
     return DataSet(classes, images, title, _summary(layout.left_out))
 
 

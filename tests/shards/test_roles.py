@@ -110,6 +110,19 @@ def test_a_seed_draws_as_many_unseen_classes_and_a_share_for_validation(packed: 
         assert not set(roles.unseen) & set(roles.val)
 
 
+def test_classes_whose_training_images_are_not_packed_are_warned_of_as_they_become_seen(
+    packed: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked_roles(packed, OTHERS, None)
+    (record,) = caplog.records
+    assert "without 24 training images of the classes" in record.getMessage()
+    assert "1 are seen now; shards packed with --all_unseen true" in record.getMessage()
+    caplog.clear()
+    asked_roles(packed, [*UNSEEN, "texturea"], None)  # none becomes seen
+    asked_roles(replace(packed, left_out={}), OTHERS, None)
+    assert not caplog.records
+
+
 def test_a_file_of_the_stored_unseen_classes_changes_nothing(
     packed: Manifest, tmp_path: Path
 ) -> None:
