@@ -125,7 +125,7 @@ Pennington, Richard Socher and Christopher D. Manning, Stanford NLP Group
 
 ## WordNet
 
-`wordnet/` holds the part of the nouns of WordNet 3.0 that the classes need: the first three senses
+`wordnet/` holds the part of the nouns of WordNet 3.0 that the classes need: the first senses
 of each name, with all their ancestors and glosses, and `../configs/cifar100/wordnet/` that of
 CIFAR-100's classes. **What was done to it:** other synsets, lemmas and pointers were left out;
 nothing else was changed. WordNet 3.0, Copyright 2006 by Princeton University, all rights reserved
