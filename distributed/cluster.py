@@ -25,6 +25,7 @@ Say = Callable[[str], None]
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # the longest
 _ANSWER_S = 10.0
 _RELEASE_S = 30.0  # a process that held a GPU has its memory taken down first
+_SILENT_S = 2.0  # of it, before a line says so
 _FIRST_LINE_S = 5.0
 _NEXT_LINE_S = 60.0
 
@@ -57,15 +58,19 @@ def shortfall(config: ClusterConfig, gpu: bool, *, taken: bool = True) -> str | 
     return None
 
 
-def _shortfall_here(config: ClusterConfig, gpu: bool) -> str | None:
+def _shortfall_here(config: ClusterConfig, gpu: bool, say: Say) -> str | None:
     """As `shortfall`, on this machine's own cluster, after a moment for GPUs that are taken: where
     runs follow each other, processes of the last one may still be ending."""
-    deadline = time.monotonic() + _RELEASE_S
+    start, said = time.monotonic(), False
     while True:
         lack = shortfall(config, gpu)
         ends = lack is not None and "GPU" in lack and shortfall(config, gpu, taken=False) is None
-        if not ends or time.monotonic() > deadline:
+        waited = time.monotonic() - start
+        if not ends or waited > _RELEASE_S:
             return lack
+        if waited > _SILENT_S and not said:
+            say(f"waiting up to {_RELEASE_S:g} s for GPUs that are taken: training is {lack}")
+            said = True
         time.sleep(0.2)
 
 
@@ -255,7 +260,7 @@ def wants_gpu(config: ClusterConfig, say: Say = lambda line: None) -> bool:
             f"{plural(int(there), 'GPU')} for {plural(count, 'worker')}: training on CPUs "
             f"({instead})"
         )
-    lack = _shortfall_here(config, gpu) if own else wait_for_room(config, gpu, say)
+    lack = _shortfall_here(config, gpu, say) if own else wait_for_room(config, gpu, say)
     if lack is None or (own and "GPU" not in lack):  # its CPUs count as many as there are workers
         return gpu
     waited = "" if own else f" after {config.wait_for_gpus:g} s"

@@ -108,16 +108,19 @@ def test_a_gpu_of_a_process_that_ends_is_waited_for_but_not_one_that_stays_taken
     def available() -> dict[str, float]:
         return {"CPU": 4.0, "GPU": next(free, 1.0) if ends else 0.0}
 
-    monkeypatch.setattr(cluster, "_RELEASE_S", 30.0 if ends else 0.3)
+    monkeypatch.setattr(cluster, "_RELEASE_S", 30.0 if ends else 0.5)
+    monkeypatch.setattr(cluster, "_SILENT_S", 2.0 if ends else 0.1)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "available_resources", available)
     monkeypatch.setattr(cluster, "fitting", lambda worker: 1)
     config = ClusterConfig(num_workers=1, use_gpu="yes")
+    lines: list[str] = []
     if ends:
-        assert wants_gpu(config, str)
+        assert wants_gpu(config, lines.append) and not lines
     else:
         with pytest.raises(ValueError, match=r"waiting for 1 GPU \(1 there, 0 free\)"):
-            wants_gpu(config, str)
+            wants_gpu(config, lines.append)
+        assert len(lines) == 1 and "GPUs that are taken" in lines[0]
 
 
 WAIT = """

@@ -81,7 +81,8 @@ def load_word_vectors(
     before others. Only the wanted rows are kept in memory.
 
     `path` is a file or any fsspec URL, whose ending tells the format; `class_words` are lower
-    case, in the order wanted; `missing` is what to do with classes that have no vector.
+    case, in the order wanted; `missing` is what to do with classes that have no vector, or
+    where they are dropped one of zeros.
     """
     joined = {sign.join(words) for words in class_words.values() for sign in "_-"}
     single = {s for words in class_words.values() for w in words for s in _spellings(w)}
@@ -96,6 +97,11 @@ def load_word_vectors(
         name: _class_vector(words, _compounds_among(name, words), table)
         for name, words in class_words.items()
     }
+    if missing == "drop":  # zeros say as little as no row
+        found_vectors = {
+            name: vector if vector is not None and vector.any() else None
+            for name, vector in found_vectors.items()
+        }
     lost = [name for name, vector in found_vectors.items() if vector is None]
     if lost and missing == "error":
         raise UserError(

@@ -131,6 +131,18 @@ def test_a_class_that_a_source_lacks_has_zeros_there_if_asked(words: str, taxono
     assert np.linalg.norm(combine_blocks([names, hierarchy], [1, 1], SEEN)[0]) == pytest.approx(1)
 
 
+def test_zeros_of_a_table_count_as_lacking(words: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(len(NAMES), 3))
+    rows[0] = 0
+    np.savez(tmp_path / "table.npz", words=np.array(NAMES), vectors=rows)
+    configs = [SourceConfig("words", words), SourceConfig("table", str(tmp_path / "table.npz"))]
+    with pytest.raises(UserError, match="lacks 1 of 7: cat"):
+        load_knowledge(configs, WORDS)
+    configs[1].missing = "zero"
+    _, table = load_knowledge(configs, WORDS).sources
+    assert not table.rows[0].any() and table.rows[1].any()
+
+
 def test_a_class_that_a_source_lacks_is_left_out_if_asked(words: str, taxonomy: str) -> None:
     Path(taxonomy).write_text(TAXONOMY.replace("cat\tmammal\n", ""), "utf-8")
     configs = [SourceConfig("words", words), SourceConfig("hierarchy", taxonomy, missing="drop")]

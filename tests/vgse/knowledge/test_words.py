@@ -202,7 +202,14 @@ def test_a_zero_or_non_finite_vector_is_refused_by_the_name_of_its_class(
     path.write_text(lines(["cat"]) + "dog" + f" {bad}" * SIZE + "\n", encoding="utf-8")
     assert len(load_word_vectors(str(path), {"cat": ["cat"]}).vectors) == 1
     with pytest.raises(ValueError, match=r"zero or non-finite word vector for dog"):
-        load_word_vectors(str(path), CLASSES, missing="drop")
+        load_word_vectors(str(path), {"cat": ["cat"], "dog": ["dog"]})
+
+
+def test_zeros_are_dropped_where_classes_without_a_vector_are(tmp_path: Path) -> None:
+    path = tmp_path / "w.txt"
+    path.write_text(lines(["cat"]) + "dog" + " 0" * SIZE + "\n", encoding="utf-8")
+    found = load_word_vectors(str(path), {"cat": ["cat"], "dog": ["dog"]}, missing="drop")
+    assert found.class_names == ["cat"]
 
 
 DAMAGED = {
