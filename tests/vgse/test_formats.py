@@ -798,8 +798,12 @@ def test_a_class_name_that_stands_twice_is_refused_in_any_spelling_of_its_letter
         (["report", "nowhere"], "nowhere"),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, capsys):
+def test_a_users_mistake_is_one_line_and_leaves_nothing(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
+    assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")

@@ -19,9 +19,9 @@ from vgse.report.similarity import similarity_section
 
 def write_report(run: Path) -> Path:
     """Write `report.html` into the local run folder `run` and return its path."""
-    path = run / "report.html"
+    path, page = run / "report.html", render_report(load_run(run))
     with written_whole(path) as stream:
-        stream.write(render_report(load_run(run)).encode())
+        stream.write(page.encode())
     return path
 
 
