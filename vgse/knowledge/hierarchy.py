@@ -3,6 +3,9 @@
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vgse.errors import UserError
 from vgse.files import read_text
 from vgse.knowledge.words import words_of
@@ -26,6 +29,12 @@ def ancestor_weights(
             visited.update(above)
             level, weight = list(above), weight * decay
     return found
+
+
+def information_content(common: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
+    """[N] of each node, ln(classes / those that have it), given how many have it [N]; one that none
+    has counts as had by one."""
+    return np.asarray(np.log(num_classes / np.maximum(common, 1)))
 
 
 def node_name(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from vgse.knowledge.hierarchy import ancestor_weights
+from vgse.knowledge.hierarchy import ancestor_weights, information_content
 from vgse.knowledge.sparse_rows import table_of
 from vgse.knowledge.words import normalise_words
 
@@ -85,7 +85,7 @@ def _ancestor_tables(
         for part in (list(map(ancestors, senses)), of_context)
     )
     common = np.bincount(table.indices, minlength=len(columns))
-    content = np.log(len(context) / np.maximum(common, 1))
+    content = information_content(common, len(context))
     lengths = np.sqrt((table * table) @ content)
     table.data *= content[table.indices]
     return rows, diags_array(1 / np.maximum(lengths, 1e-6)) @ table

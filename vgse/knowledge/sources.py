@@ -17,7 +17,12 @@ from scipy.sparse import csr_array
 
 from vgse.config import SourceConfig
 from vgse.errors import UserError
-from vgse.knowledge.hierarchy import ancestor_weights, node_name, read_hierarchy
+from vgse.knowledge.hierarchy import (
+    ancestor_weights,
+    information_content,
+    node_name,
+    read_hierarchy,
+)
 from vgse.knowledge.senses import weigh_senses
 from vgse.knowledge.sparse_rows import (
     Block,
@@ -120,16 +125,16 @@ def load_knowledge(
     }
     word_rows = _word_rows(configs, vectors, known)
     context = set(names if seen is None else seen)
-    found = [
-        (vectors[i].class_names, vectors[i].vectors, [], {})
-        if i in vectors
-        else _read_taxonomy(config, class_words)
-        if config.kind == "hierarchy"
-        else _read_wordnet(
-            *(config, class_words, synsets, databases[config.path], word_rows, context)
-        )
-        for i, config in enumerate(configs)
-    ]
+
+    def read(number: int, config: SourceConfig) -> Found:
+        if number in vectors:
+            return vectors[number].class_names, vectors[number].vectors, [], {}
+        if config.kind == "hierarchy":
+            return _read_taxonomy(config, class_words)
+        wordnet = databases[config.path]
+        return _read_wordnet(config, class_words, synsets, wordnet, word_rows, context)
+
+    found = [read(number, config) for number, config in enumerate(configs)]
     lacking = [_without(names, has) for has, _, _, _ in found]
     refused = [
         f"{config.kind} {config.path} lacks {len(lost)} of {len(names)}: {', '.join(lost)}"
@@ -317,8 +322,7 @@ def source_blocks(knowledge: Knowledge, seen: Indices) -> list[Block]:
             blocks.append(_sparse_block(rows, seen, source.is_hierarchy))
             continue
         if source.is_hierarchy:
-            common = np.maximum((rows[seen] != 0).sum(0), 1)
-            rows *= np.sqrt(np.log(len(seen) / common))
+            rows *= np.sqrt(information_content((rows[seen] != 0).sum(0), len(seen)))
         blocks.append(_centre(rows, seen))  # changed in place
     return blocks
 
@@ -326,8 +330,8 @@ def source_blocks(knowledge: Knowledge, seen: Indices) -> list[Block]:
 def _sparse_block(rows: csr_array, seen: Indices, is_hierarchy: bool) -> SparseRows:
     num_rows, num_columns = rows.shape
     if is_hierarchy:
-        common = np.maximum(np.bincount(rows[seen].indices, minlength=num_columns), 1)
-        rows.data *= np.sqrt(np.log(len(seen) / common))[rows.indices]
+        common = np.bincount(rows[seen].indices, minlength=num_columns)
+        rows.data *= np.sqrt(information_content(common, len(seen)))[rows.indices]
         rows.eliminate_zeros()
     plain = SparseRows(rows, np.zeros((num_rows, 0)), np.zeros((0, num_columns)))
     return unit_rows(plain, seen)
