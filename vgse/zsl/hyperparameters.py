@@ -19,8 +19,8 @@ from vgse.zsl.metrics import (
     stacked_predictions,
     stacking_curve,
 )
-from vgse.zsl.models import Model, Params
-from vgse.zsl.models.bilinear import Embeddings, Score
+from vgse.zsl.models import Model
+from vgse.zsl.models.bilinear import Embeddings, Params, Score
 
 NORMALISATIONS = ("z", "l2", "none")
 _SPREAD_IMAGES = 2000
@@ -118,13 +118,13 @@ def choose(
             alive = np.sort(alive[np.argsort(-totals[alive], kind="stable")[:half]])
         for way in dict.fromkeys(grid[index][0] for index in alive):
             rows = embeddings(number, way)
-            fit = model.prepare(fold.training, rows[: fold.num_seen], seed)
-            for index in alive:
-                if grid[index][0] == way:
-                    score = fit(**grid[index][1])
-                    totals[index] += zsl_top1(score, fold, rows)
-                    if model.stochastic:
-                        learned[index].append(score)
+            together = [index for index in alive if grid[index][0] == way]
+            entries = [grid[index][1] for index in together]
+            fitted = model.fit_grid(fold.training, rows[: fold.num_seen], seed, entries)
+            for index, score in zip(together, fitted, strict=True):
+                totals[index] += zsl_top1(score, fold, rows)
+                if model.stochastic:
+                    learned[index].append(score)
     best = int(alive[totals[alive].argmax()])
     way, params = grid[best]
     rows_of = [embeddings(number, way) for number in range(len(folds))]
@@ -162,10 +162,9 @@ def cross_validate(
         scores.append([])
         for way in dict.fromkeys(way for way, _ in grid):
             rows = embeddings(number, way)
-            fit = model.prepare(fold.training, rows[: fold.num_seen], seed)
-            for params in (params for other, params in grid if other == way):
-                scores[-1].append(fit(**params))
-                accuracy[number, len(scores[-1]) - 1] = zsl_top1(scores[-1][-1], fold, rows)
+            for score in model.fit_grid(fold.training, rows[: fold.num_seen], seed, model.grid):
+                accuracy[number, len(scores[-1])] = zsl_top1(score, fold, rows)
+                scores[-1].append(score)
 
     @cache
     def part(number: int, at: int) -> tuple[GeneralisedScores, float]:

@@ -8,14 +8,13 @@ from torch.distributions import Independent, Normal, kl_divergence
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.hyperparameters import generalised_scores, zsl_top1
 from vgse.zsl.metrics import calibrated_stacking, per_class_top1
+from vgse.zsl.models import MODELS
 from vgse.zsl.models.cada_vae import (
     AlignedAutoencoders,
     divergence,
-    prepare_cada_vae,
     ramp,
     wasserstein,
 )
-from vgse.zsl.models.closed_form import prepare_eszsl
 from vgse.zsl.rows import assembled
 from zsl_toy import make_toy
 
@@ -27,7 +26,7 @@ OWN = OWN - OWN[: FOLD.num_seen].mean(0)
 
 @pytest.fixture(scope="module")
 def score():
-    return prepare_cada_vae(FOLD.training, OWN[: FOLD.num_seen])(noise=1.0)
+    return MODELS["cada_vae"].fit(FOLD.training, OWN[: FOLD.num_seen], noise=1.0)
 
 
 def _gaussians():
@@ -82,7 +81,7 @@ def test_it_names_unseen_classes_among_all_without_calibration(score):
     assert generalised.unseen > 0.7
     assert generalised.harmonic_mean > 0.75
     # The control: with the same embeddings, a bilinear model that was not tuned for it.
-    eszsl = prepare_eszsl(FOLD.training, OWN[: FOLD.num_seen])(gamma=1.0, lam=1.0)
+    eszsl = MODELS["eszsl"].fit(FOLD.training, OWN[: FOLD.num_seen], gamma=1.0, lam=1.0)
     bilinear = calibrated_stacking(generalised_scores(eszsl, FOLD, OWN), 0.0)
     assert generalised.harmonic_mean > bilinear.harmonic_mean + 0.1
 
@@ -92,7 +91,7 @@ def test_few_numbers_an_image_do_not_drown_in_the_alignment():
     fold = prepare(toy.data, final_fold(toy.data))
     classes = np.concatenate([toy.data.seen, toy.data.unseen])
     embeddings = assembled([toy.own[classes]], fold.num_seen, "z")
-    fitted = prepare_cada_vae(fold.training, embeddings[: fold.num_seen])(noise=1.0)
+    fitted = MODELS["cada_vae"].fit(fold.training, embeddings[: fold.num_seen], noise=1.0)
     generalised = calibrated_stacking(generalised_scores(fitted, fold, embeddings), 0.0)
     assert generalised.harmonic_mean > 0.3
 
@@ -118,7 +117,7 @@ def test_candidates_may_be_any_classes_in_any_order(score):
 def test_scores_repeat_whatever_was_asked_before_and_leave_torchs_generator_alone(score):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    again = prepare_cada_vae(FOLD.training, OWN[: FOLD.num_seen])(noise=1.0)
+    again = MODELS["cada_vae"].fit(FOLD.training, OWN[: FOLD.num_seen], noise=1.0)
     again(FOLD.unseen_features, OWN[FOLD.num_seen :])
     found = again(FOLD.unseen_features, OWN)
     assert torch.equal(torch.get_rng_state(), before)
@@ -127,5 +126,5 @@ def test_scores_repeat_whatever_was_asked_before_and_leave_torchs_generator_alon
 
 def test_embeddings_longer_than_there_are_classes_are_taken():
     long = np.concatenate([OWN, np.zeros((len(OWN), 90))], axis=1)
-    fitted = prepare_cada_vae(FOLD.training, long[: FOLD.num_seen])(noise=1.0)
+    fitted = MODELS["cada_vae"].fit(FOLD.training, long[: FOLD.num_seen], noise=1.0)
     assert zsl_top1(fitted, FOLD, long) > 0.75

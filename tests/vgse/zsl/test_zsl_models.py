@@ -1,5 +1,7 @@
 """Models against their formulas written out, and on a world where they can be right."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -9,7 +11,7 @@ from vgse.zsl.features import principal_axes, training_set, unit_rows
 from vgse.zsl.folds import final_fold, prepare
 from vgse.zsl.hyperparameters import zsl_top1
 from vgse.zsl.metrics import per_class_top1
-from vgse.zsl.models import MODELS, cada_vae, find_model
+from vgse.zsl.models import MODELS, bilinear, cada_vae, find_model
 from vgse.zsl.models.bilinear import (
     DEVISE_MARGIN,
     ale_slope,
@@ -212,12 +214,59 @@ def test_models_name_seen_classes(name):
     assert per_class_top1(scores.argmax(1), FOLD.seen_labels) > 0.5
 
 
-@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.stochastic])
-def test_stochastic_models_repeat_with_their_seed(name, monkeypatch):
-    monkeypatch.setattr(cada_vae, "MIN_STEPS", 20)  # as good a test as a full training
-    monkeypatch.setattr(cada_vae, "MAX_STEPS", 20)
+@pytest.fixture
+def few_steps(monkeypatch):
+    """As good a test as a full training."""
+    for module in (bilinear, cada_vae):
+        monkeypatch.setattr(module, "MIN_STEPS", 20)
+        monkeypatch.setattr(module, "MAX_STEPS", 20)
     monkeypatch.setattr(cada_vae, "CLASSIFIER_STEPS", 20)
 
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hyper_parameters_fitted_together_give_what_each_gives_alone(name, few_steps):
+    model, of_seen = MODELS[name], OWN[: FOLD.num_seen]
+    params = model.grid[-2:]
+    together = [
+        score(FOLD.unseen_features, OWN)
+        for score in model.fit_grid(FOLD.training, of_seen, 0, params)
+    ]
+    alone = [
+        model.fit(FOLD.training, of_seen, seed=0, **each)(FOLD.unseen_features, OWN)
+        for each in params
+    ]
+    close = partial(np.allclose, rtol=1e-5, atol=1e-5)
+    assert len(together) == 2 and all(map(close, together, alone))
+    assert not close(*together)  # the control: they differ
+
+
+def test_sgd_makes_the_steps_of_its_formula_with_each_weight_decay(few_steps):
+    training, of_seen = FOLD.training, OWN[: FOLD.num_seen]
+    assert training.features.shape[1] <= bilinear.COMPONENTS
+    x = training.features / np.sqrt(np.square(training.features).sum(1).mean(dtype=np.float64))
+    a, decays = unit_rows(of_seen).astype(np.float64), (0.01, 0.4)
+    assert len(x) % bilinear.BATCH  # batches are of unequal sizes
+    expected = []
+    for decay in decays:
+        rng, weights, mean, batches = np.random.default_rng(3), np.zeros((x.shape[1], 10)), 0.0, []
+        for step in range(20):
+            if not batches:
+                batches = np.array_split(rng.permutation(len(x)), len(x) // bilinear.BATCH)
+            chosen = batches.pop()
+            slope = cross_entropy_slope(x[chosen] @ weights @ a.T, training.labels[chosen])
+            gradient = x[chosen].T @ slope @ a / len(chosen) + decay * weights
+            weights = weights - min(3.0, 0.9 / decay) * (1 - step / 20) * gradient
+            mean = mean + weights * (step >= 10) / 10
+        expected.append(x @ mean @ a.T)
+    grid = [{"weight_decay": decay} for decay in decays]
+    fitted = bilinear.fit_bilinear(training, of_seen, 3, grid, slope=cross_entropy_slope)
+    found = [score(training.features, of_seen) for score in fitted]
+    assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(np.subtract(*expected)).max() > 0.1  # the control: the decays differ
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.stochastic])
+def test_stochastic_models_repeat_with_their_seed(name, few_steps):
     def scores(seed):
         model = MODELS[name]
         fitted = model.fit(FOLD.training, OWN[: FOLD.num_seen], seed=seed, **model.grid[0])

@@ -1,7 +1,7 @@
 """Bilinear compatibility F(x, y) = x W a_y, by SGD on the losses of SJE, ALE, DeViSE and ConSE."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from vgse.zsl.features import Training, unit_rows
 Embeddings = NDArray[np.float64]
 Score = Callable[[Features, Embeddings], NDArray[np.floating]]
 """(features [M, D], embeddings of candidate classes [K, D_e]) -> scores [M, K]."""
+
+Params = dict[str, float]
 
 Slope = Callable[[Features, Indices], Features]
 """(scores of a batch [B, S], labels [B]) -> gradient [B, S] of each image's loss by its scores."""
@@ -32,11 +34,17 @@ def span(embeddings: Embeddings) -> tuple[Embeddings, Embeddings]:
     return left * values, basis
 
 
-def prepare_bilinear(
-    training: Training, embeddings: Embeddings, seed: int = 0, *, slope: Slope
-) -> Callable[..., Score]:
-    """(weight_decay, learning_rate) -> x W̄ aᵀ, learned by mini-batch SGD on a loss with `slope` and
-    on `weight_decay` · ½‖W‖².
+def fit_bilinear(
+    training: Training,
+    embeddings: Embeddings,
+    seed: int,
+    grid: Sequence[Params],
+    *,
+    slope: Slope,
+    learning_rate: float = 3.0,
+) -> list[Score]:
+    """(weight_decay) -> x W̄ aᵀ, learned by mini-batch SGD on a loss with `slope` and on
+    `weight_decay` · ½‖W‖².
 
     Features have unit mean length here and embeddings unit length. The rate falls linearly to 0,
     and W̄ is the mean of W over the second half of the steps, steadier than the last W.
@@ -51,46 +59,50 @@ def prepare_bilinear(
     per_epoch = max(1, len(features) // BATCH)
     total = min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_STEPS)
 
-    def fit(weight_decay: float, learning_rate: float = 3.0) -> Score:
-        weights = np.zeros((features.shape[1], len(transposed)), np.float32)
-        mean = np.zeros_like(weights)
-        # Beyond 1 / weight_decay a step would overshoot W = 0.
-        peak = min(learning_rate, 0.9 / max(weight_decay, 1e-12))
-        rng = np.random.default_rng(seed)
-        batches: list[Indices] = []
-        for step in range(total):
-            if not batches:
-                batches = np.array_split(rng.permutation(len(features)), per_epoch)
-            chosen = batches.pop()
-            batch = features[chosen]
-            gradient = slope(
-                (batch @ weights @ transposed).astype(np.float32, copy=False),
-                training.labels[chosen],
-            )
-            rate = peak * (1 - step / total)
-            weights *= 1 - rate * weight_decay
-            gradient *= np.float32(rate / len(chosen))
-            weights -= batch.T @ (gradient @ coordinates)
-            if step >= total // 2:
-                mean += weights
+    # One loop for all G entries of the grid, since threads wait for each other between products.
+    decay = np.array([params["weight_decay"] for params in grid])[:, None, None]
+    # Beyond 1 / weight_decay a step would overshoot W = 0.
+    peak = np.minimum(learning_rate, 0.9 / np.maximum(decay, 1e-12))
+    rates = peak * (1 - np.arange(total) / total).reshape(-1, 1, 1, 1)  # [total, G, 1, 1]
+    shrink = (1 - rates * decay).astype(np.float32)
+    labels = np.tile(training.labels, (len(grid), 1))
+    weights = np.zeros((len(grid), features.shape[1], len(transposed)), np.float32)
+    mean, update = np.zeros_like(weights), np.empty_like(weights)
+    rng = np.random.default_rng(seed)
+    batches: list[Indices] = []
+    for step in range(total):
+        if not batches:
+            batches = np.array_split(rng.permutation(len(features)), per_epoch)
+        chosen = batches.pop()
+        batch = features[chosen]
+        scores = (batch @ weights @ transposed).astype(np.float32, copy=False)  # [G, B, S]
+        of_images = scores.reshape(-1, scores.shape[-1])
+        gradient = slope(of_images, labels[:, chosen].ravel()).reshape(scores.shape)
+        gradient *= (rates[step] / len(chosen)).astype(np.float32)
+        weights *= shrink[step]
+        weights -= np.matmul(batch.T, gradient @ coordinates, out=update)
+        if step >= total // 2:
+            mean += weights
+
+    def score_of(mean: Features) -> Score:
         matrix = scale * (mean / (total - total // 2)) @ basis  # [COMPONENTS, D_e]
         return lambda features, embeddings: (
             features[:, : len(matrix)] @ (matrix @ unit_rows(embeddings).T)
         )
 
-    return fit
+    return [score_of(each) for each in mean]
 
 
 def sje_slope(scores: Features, labels: Indices) -> Features:
     """max_y [Δ(y_n, y) + F(x_n, y) − F(x_n, y_n)]₊ with 0/1 loss Δ (Akata et al., CVPR 2015)."""
-    images = np.arange(len(labels))
-    augmented = scores + 1
-    augmented[images, labels] -= 1
-    slope = np.zeros_like(scores)
+    starts = np.arange(0, scores.size, scores.shape[1])  # of rows, all in one: faster to index
+    augmented = scores.ravel() + 1
+    augmented[starts + labels] -= 1
+    slope = np.zeros_like(augmented)
     # Where the right class wins, the two cancel.
-    slope[images, augmented.argmax(1)] += 1
-    slope[images, labels] -= 1
-    return slope
+    slope[starts + augmented.reshape(scores.shape).argmax(1)] = 1
+    slope[starts + labels] -= 1
+    return slope.reshape(scores.shape)
 
 
 def ale_slope(scores: Features, labels: Indices) -> Features:
@@ -137,14 +149,14 @@ def cross_entropy_slope(scores: Features, labels: Indices) -> Features:
 @lru_cache(maxsize=8)
 def _classifier(training: Training, seed: int) -> Score:
     """Softmax regression over the seen classes: the same for every row of the table."""
-    seen = np.eye(len(training.counts))
-    fit = prepare_bilinear(training, seen, seed, slope=cross_entropy_slope)
-    return fit(learning_rate=30.0, weight_decay=1e-4)
+    seen, grid = np.eye(len(training.counts)), [{"weight_decay": 1e-4}]
+    fit = partial(fit_bilinear, slope=cross_entropy_slope, learning_rate=30.0)
+    return fit(training, seen, seed, grid)[0]
 
 
-def prepare_conse(
-    training: Training, embeddings: Embeddings, seed: int = 0
-) -> Callable[..., Score]:
+def fit_conse(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(top) -> cosine between a class and the mean embedding of an image's `top` likeliest seen
     classes (Norouzi et al., ICLR 2014)."""
     classifier, seen = _classifier(training, seed), embeddings
@@ -161,4 +173,4 @@ def prepare_conse(
 
         return score
 
-    return fit
+    return (fit(**params) for params in grid)

@@ -6,7 +6,7 @@ second. Errors are squared, since L1 would depend on
 the rotation of the features, and what is encoded gets noise, since seen classes may be few.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from vgse.zsl.data import Features
 from vgse.zsl.features import Training
-from vgse.zsl.models.bilinear import Embeddings, Score, span
+from vgse.zsl.models.bilinear import Embeddings, Params, Score, span
 
 COMPONENTS = 128  # principal axes of the features that learn
 HIDDEN = 128
@@ -161,9 +161,9 @@ def fit_latent_classifier(
     return weight.detach(), bias.detach()
 
 
-def prepare_cada_vae(
-    training: Training, embeddings: Embeddings, seed: int = 0
-) -> Callable[..., Score]:
+def fit_cada_vae(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(noise) -> the logits of one classifier for each set of candidates, which learns from aligned
     autoencoders; `noise` on class embeddings is relative to their root mean square."""
     coordinates, basis = span(embeddings)
@@ -202,4 +202,4 @@ def prepare_cada_vae(
 
         return score
 
-    return fit
+    return (fit(**params) for params in grid)

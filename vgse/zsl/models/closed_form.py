@@ -1,22 +1,22 @@
 """The models that have a closed form: ESZSL, SAE and prototypes.
 
-Each is prepared once for class embeddings, by an eigendecomposition, and fitted for any
-hyper-parameters by a division.
+One eigendecomposition for class embeddings serves all hyper-parameters, each by a division; scores
+come one by one, as their matrices may be large.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgse.zsl.data import Features
 from vgse.zsl.features import Training, unit_rows
-from vgse.zsl.models.bilinear import Embeddings, Score, span
+from vgse.zsl.models.bilinear import Embeddings, Params, Score, span
 
 
-def prepare_eszsl(
-    training: Training, embeddings: Embeddings, seed: int = 0
-) -> Callable[..., Score]:
+def fit_eszsl(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(gamma, lam) -> the compatibility x V aᵀ with V [D, D_e] = (XᵀX + γI)⁻¹ XᵀYS (SᵀS + λI)⁻¹ and
     Y = ±1, in the notation of the paper; `seed` has no effect.
 
@@ -40,7 +40,7 @@ def prepare_eszsl(
 
         return score
 
-    return fit
+    return (fit(**params) for params in grid)
 
 
 def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> Embeddings:
@@ -59,7 +59,9 @@ def sae_matrix(training: Training, embeddings: Embeddings, balance: float) -> Em
     return basis.T @ vectors @ ((1 + lam) * right / (values[:, None] + lam * training.spectrum))
 
 
-def prepare_sae(training: Training, embeddings: Embeddings, seed: int = 0) -> Callable[..., Score]:
+def fit_sae(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(balance) -> cosine between the code W x of an image and a class embedding, the paper's
     direction F→S; `seed` has no effect."""
 
@@ -67,12 +69,12 @@ def prepare_sae(training: Training, embeddings: Embeddings, seed: int = 0) -> Ca
         encoder = sae_matrix(training, embeddings, balance).T.astype(np.float32)
         return lambda features, embeddings: unit_rows(features @ encoder) @ unit_rows(embeddings).T
 
-    return fit
+    return (fit(**params) for params in grid)
 
 
-def prepare_sae_decoder(
-    training: Training, embeddings: Embeddings, seed: int = 0
-) -> Callable[..., Score]:
+def fit_sae_decoder(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(balance) -> cosine between an image and the decoded Wᵀ a of a class embedding, the paper's
     direction S→F; `seed` has no effect."""
 
@@ -80,12 +82,12 @@ def prepare_sae_decoder(
         decoder = sae_matrix(training, embeddings, balance)
         return lambda features, embeddings: unit_rows(features) @ unit_rows(embeddings @ decoder).T
 
-    return fit
+    return (fit(**params) for params in grid)
 
 
-def prepare_prototype(
-    training: Training, embeddings: Embeddings, seed: int = 0
-) -> Callable[..., Score]:
+def fit_prototype(
+    training: Training, embeddings: Embeddings, seed: int, grid: Sequence[Params]
+) -> Iterator[Score]:
     """(ridge, shrinkage) -> ridge regression from embeddings to class means, then the nearest mean
     by cosine; `seed` has no effect.
 
@@ -116,4 +118,4 @@ def prepare_prototype(
 
         return score
 
-    return fit
+    return (fit(**params) for params in grid)
