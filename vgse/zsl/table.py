@@ -113,7 +113,8 @@ def evaluate(
 
             return choose(model, prepared, embeddings, config.normalise, seed)
 
-        pairs = list(product(rows, models))
+        # What SGD learns takes longest: it comes first, so that all threads end together.
+        pairs = sorted(product(rows, models), key=lambda pair: not pair[1].stochastic)
         found = zip(pairs, pool.map(choose_for, pairs), strict=True)
         choices = {(row.name, model.name): choice for (row, model), choice in found}
         guard.note(
@@ -153,7 +154,8 @@ def evaluate(
 
         entries = list(pool.map(entry, rows, of_rows))
     if csv is not None:
-        write_csv(csv, data, fold, {at: kept[at] for at in choices})
+        in_order = product([row.name for row in rows], config.models)
+        write_csv(csv, data, fold, {at: kept[at] for at in in_order})
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
