@@ -92,8 +92,9 @@ class BackboneConfig:
     """Which part of θ learns. "none" computes features once and trains on the cache."""
     patch_size: int = bounded(64, 8, 1024)
     """Side P of a patch in pixels."""
-    image_size: int = bounded(128, 8, 2048)
-    """Side in pixels of the whole image that gives the image features for zero-shot learning."""
+    image_size: int = bounded(224, 8, 2048)
+    """Side in pixels of the whole image that gives the image features for zero-shot learning; most
+    networks learned at 224, and see less in smaller images, also in such as are enlarged for it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of θ; "auto" takes bfloat16 where the hardware multiplies in it."""
     compile: bool = False

@@ -38,7 +38,7 @@ from vgse.config import RunConfig
 from vgse.images.backbones import build_backbone
 from vgse.images.patches import cut_patches_opencv
 
-SPEC = feature_spec(BackboneConfig(), "float32")
+SPEC = feature_spec(BackboneConfig(patch_size=64, image_size=128), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_features_of_an_earlier_version_are_found(manifest: Manifest, tmp_path: 
     cache.mkdir()
     for unit in units_of(manifest, SPLITS):
         (cache / unit.file).write_bytes(b"there")
-    config = RunConfig(backbone=BackboneConfig(precision="float32"))
+    config = RunConfig(backbone=BackboneConfig(image_size=128, precision="float32"))
     prepared = SimpleNamespace(manifest=manifest, cache=str(tmp_path))
     _, folder = run_features(config, prepared, False, Display())  # type: ignore[arg-type]
     assert folder == str(cache)
