@@ -193,7 +193,7 @@ def test_the_choice_is_compared_with_the_best_and_the_mean_of_the_grid() -> None
         sources = {v.name: {"zsl": 0.2 + shift, "harmonic_mean": 0.1} for v in variants}
         sources["sources-0"]["zsl"] -= 0.05
         on_test = {
-            v.name: {"zsl": 0.1 + shift + i / 1000, "criterion": i / 10} for i, v in enumerate(grid)
+            v.name: {"zsl": 0.1 + shift + i / 1000, "score": i / 10} for i, v in enumerate(grid)
         }
         best = {"zsl": 0.1 + shift + (len(grid) - 2) / 1000, "weights": [1.0, 2.0], "ridge": 0.1}
         return RunResult(sources, on_test, best)

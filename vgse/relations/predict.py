@@ -23,7 +23,7 @@ from vgse.relations.select import MAX_CLASSES, Selection, Setting, select_relati
 F64 = NDArray[np.float64]
 
 PAPER_RIDGE = 1e-8
-_VERSION = 2  # of what a choice means: 1 had ancestors weigh their whole information content
+_VERSION = 3  # of what a choice means: 2 took the best cosine, without its margin
 FOLD_CLASSES = 400  # by which a relation is chosen in a validation fold: there are several
 _SUPPORT = 1e-6
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from vgse.knowledge.hierarchy import information_content
 from vgse.knowledge.sparse_rows import table_from
 from vgse.report.pictures import ClassPictures
 from vgse.report.run_files import Arrays, RunFiles, need
@@ -84,10 +85,10 @@ def _known(knowledge: Arrays, seen: list[str]) -> list[_Known]:
         if knowledge["is_hierarchy"][i]:
             rows = csr_array(table_from(knowledge, f"rows_{i}")).astype(np.float64)
             inside = [row[name] for name in seen]
-            common = np.maximum(np.bincount(rows[inside].indices, minlength=rows.shape[1]), 1)
+            common = np.bincount(rows[inside].indices, minlength=rows.shape[1])
             ancestors = [str(name) for name in knowledge[f"columns_{i}"]]
             entries = [str(entry) for entry in knowledge[f"found_{i}"]]
-            rows.data *= np.log(len(seen) / common)[rows.indices]
+            rows.data *= information_content(common, len(seen))[rows.indices]
             found.append(_Known(str(source), row, rows, ancestors, entries))
     return found
 

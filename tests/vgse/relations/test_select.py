@@ -126,7 +126,7 @@ def test_fixed_weights_and_a_fixed_ridge_stay() -> None:
 def test_the_best_of_the_curve_is_chosen() -> None:
     embeddings, sources = made(0.3, 1.0)
     found = chosen(embeddings, sources)
-    best = max(found.curve, key=lambda setting: setting.criterion)
+    best = max(found.curve, key=lambda setting: setting.score)
     assert (found.weights, found.ridge, found.criterion) == (
         best.weights,
         best.ridge,
@@ -136,11 +136,13 @@ def test_the_best_of_the_curve_is_chosen() -> None:
     assert found.num_problems == len(found.curve) * 2 * NUM_SEEN
 
 
-def reference(embeddings: F64, blocks: list[F64], setting: select.Setting, seed: int) -> float:
-    """The criterion from vectors, by the solver of the final relations."""
+def reference(
+    embeddings: F64, blocks: list[F64], setting: select.Setting, seed: int
+) -> tuple[float, float]:
+    """The criterion and the margin from vectors, by the solver of the final relations."""
     rng = np.random.default_rng(seed)
     rng.permutation(len(embeddings))
-    cosines = []
+    cosines, margins = [], []
     for _ in range(2):
         for held in np.array_split(rng.permutation(len(embeddings)), 5):
             train = np.setdiff1d(np.arange(len(embeddings)), held)
@@ -152,9 +154,12 @@ def reference(embeddings: F64, blocks: list[F64], setting: select.Setting, seed:
             weights = solve_relations(rows[held], rows[train], ridge=setting.ridge).weights
             scores = (embeddings - embeddings[train].mean(0)) / embeddings[train].std(0)
             predicted, own = weights @ scores[train], scores[held]
-            lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(own, axis=1)
-            cosines += list((predicted * own).sum(1) / lengths)
-    return float(np.mean(cosines))
+            for number, row in enumerate(own):
+                lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(row)
+                of_all = list(predicted @ row / lengths)
+                cosines.append(of_all.pop(number))
+                margins.append(cosines[-1] - max(of_all))
+    return float(np.mean(cosines)), float(np.mean(margins))
 
 
 def test_the_criterion_is_that_of_the_final_relations() -> None:
@@ -164,9 +169,18 @@ def test_the_criterion_is_that_of_the_final_relations() -> None:
     found = select_relation(embeddings[SEEN], blocks, seed=4)
     for setting in found.curve[:: max(1, len(found.curve) // 3)]:
         again = reference(embeddings[SEEN], blocks, setting, 4)
-        assert setting.criterion == pytest.approx(again, abs=1e-7)
-        other = select.Setting(setting.weights, 2.0, 0, 0)
-        assert abs(setting.criterion - reference(embeddings[SEEN], blocks, other, 4)) > 1e-4
+        assert (setting.criterion, setting.margin) == pytest.approx(again, abs=1e-7)
+        other = select.Setting(setting.weights, 2.0, 0, 0, 0)
+        elsewhere = reference(embeddings[SEEN], blocks, other, 4)
+        assert abs(setting.criterion - elsewhere[0]) > 1e-4 < abs(setting.margin - elsewhere[1])
+
+
+def test_predictions_that_are_all_near_but_alike_have_no_margin() -> None:
+    near_but_alike, apart = np.full((3, 3), 0.9), np.eye(3) - 0.1
+    assert select._margins(near_but_alike).tolist() == [0, 0, 0]
+    assert select._margins(apart) == pytest.approx([1, 1, 1])
+    assert select._margins(np.ones((1, 1))).tolist() == [0]
+    assert select.Setting((1.0,), 0.1, 0.9, 0.0, 1.0).score > 0.9  # the cosine of both
 
 
 def test_rows_that_pivoting_leaves_go_to_the_general_solver(
