@@ -23,6 +23,7 @@ from distributed.train.checkpoint import (
 from distributed.train.metrics import read_metrics
 from tiny import make_tiny
 from vgse.config import (
+    BackboneConfig,
     ClusterConfig,
     DataConfig,
     LossConfig,
@@ -159,6 +160,7 @@ def test_a_run_whose_last_checkpoint_is_cut_short_ends_as_if_it_were_not(
     make_tiny(tmp_path)
     config = RunConfig(
         data=DataConfig(shards=str(tmp_path / "packed"), words=str(tmp_path / "words.txt")),
+        backbone=BackboneConfig(image_size=64),
         model=ModelConfig(num_clusters=20, projection=64),
         training=TrainingConfig(epochs=3, batch_size=60),
         cluster=ClusterConfig(num_workers=1),

@@ -13,7 +13,7 @@ from tiny import make_tiny
 from tune.config import SearchConfig
 from tune.space import Dimension
 from tune.trial.context import TrialContext, make_context, trial_base
-from vgse.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from vgse.config import BackboneConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 
 EPOCHS = 3
 
@@ -22,6 +22,7 @@ def make_search(root: Path, **changes: object) -> SearchConfig:
     """A search of few and short trials over data in root/packed."""
     run = RunConfig(
         data=DataConfig(shards=str(root / "packed"), words=str(root / "words.txt")),
+        backbone=BackboneConfig(image_size=64),
         model=ModelConfig(num_clusters=16, projection=64),
         training=TrainingConfig(epochs=EPOCHS, batch_size=60, learning_rate=1e-2),
         storage=str(root / "searches"),
