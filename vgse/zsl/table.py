@@ -113,8 +113,7 @@ def evaluate(
 
             return choose(model, prepared, embeddings, config.normalise, seed)
 
-        # What SGD learns takes longest: it comes first, so that all threads end together.
-        pairs = sorted(product(rows, models), key=lambda pair: not pair[1].stochastic)
+        pairs = list(product(rows, models))
         found = zip(pairs, pool.map(choose_for, pairs), strict=True)
         choices = {(row.name, model.name): choice for (row, model), choice in found}
         guard.note(
@@ -154,8 +153,7 @@ def evaluate(
 
         entries = list(pool.map(entry, rows, of_rows))
     if csv is not None:
-        in_order = product([row.name for row in rows], config.models)
-        write_csv(csv, data, fold, {at: kept[at] for at in in_order})
+        write_csv(csv, data, fold, {at: kept[at] for at in choices})
     evaluation: dict[str, Any] = {
         "version": 1,
         "chance": 1 / len(fold.unseen),
