@@ -97,18 +97,17 @@ def load_word_vectors(
         name: _class_vector(words, _compounds_among(name, words), table)
         for name, words in class_words.items()
     }
-    if missing == "drop":  # zeros say as little as no row
-        found_vectors = {
-            name: vector if vector is not None and vector.any() else None
-            for name, vector in found_vectors.items()
-        }
     lost = [name for name, vector in found_vectors.items() if vector is None]
     if lost and missing == "error":
         raise UserError(
             f"{path}: no vector for {len(lost)} of {len(class_words)} classes: {', '.join(lost)}; "
             "give their words in the manifest, or set data.missing_words to drop"
         )
-    vectors = {name: vector for name, vector in found_vectors.items() if vector is not None}
+    vectors = {
+        name: vector
+        for name, vector in found_vectors.items()
+        if vector is not None and (missing != "drop" or vector.any())  # zeros say as little as none
+    }
     if not vectors:
         raise UserError(f"{path}: no class has a word vector; is it the right language and case?")
     found = WordVectors(list(vectors), np.stack(list(vectors.values())))

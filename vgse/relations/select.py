@@ -34,7 +34,7 @@ SOURCE_WEIGHTS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 FEWEST_CLASSES = 10
 _NUM_FOLDS, _NUM_REPEATS = 5, 2
 MAX_CLASSES = 1500  # more are sampled: Gram matrices grow with the square
-MARGIN_WEIGHT = 0.5  # zero-shot accuracy asks which prediction is nearest, not how near it is
+_MARGIN_WEIGHT = 0.5  # zero-shot accuracy asks which prediction is nearest, not how near it is
 _NUM_PERMUTATIONS, _CHANCE = 300, 0.01
 _FIRST_RIDGE = 0.1
 _PATIENCE = 2  # ridges that are worse, before a search along them ends
@@ -58,7 +58,7 @@ class Setting:
     @property
     def score(self) -> float:
         """What the choice maximises."""
-        return self.criterion + MARGIN_WEIGHT * self.margin
+        return self.criterion + _MARGIN_WEIGHT * self.margin
 
 
 @dataclass(frozen=True)

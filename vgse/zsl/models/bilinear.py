@@ -1,7 +1,7 @@
 """Bilinear compatibility F(x, y) = x W a_y, by SGD on the losses of SJE, ALE, DeViSE and ConSE."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,9 +149,15 @@ def cross_entropy_slope(scores: Features, labels: Indices) -> Features:
 @lru_cache(maxsize=8)
 def _classifier(training: Training, seed: int) -> Score:
     """Softmax regression over the seen classes: the same for every row of the table."""
-    seen, grid = np.eye(len(training.counts)), [{"weight_decay": 1e-4}]
-    fit = partial(fit_bilinear, slope=cross_entropy_slope, learning_rate=30.0)
-    return fit(training, seen, seed, grid)[0]
+    [score] = fit_bilinear(
+        training,
+        np.eye(len(training.counts)),
+        seed,
+        [{"weight_decay": 1e-4}],
+        slope=cross_entropy_slope,
+        learning_rate=30.0,
+    )
+    return score
 
 
 def fit_conse(
